@@ -1,0 +1,1 @@
+//! Changelist to delta to apply: staged, parallel, bounded memory.

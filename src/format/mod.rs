@@ -1,0 +1,3 @@
+//! Bytes only: every on-disk and on-wire structure, both ways. No I/O, no engine types.
+
+pub mod field;

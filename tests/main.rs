@@ -1,0 +1,1 @@
+//! Test harness entry: one module a subject.
