@@ -2,9 +2,29 @@
 //!
 //! Knows no structure. A reader holds a [`ReadAt`], which has no way to write; only code that may change a
 //! device ever holds a [`WriteAt`].
+//!
+//! | module | what |
+//! |---|---|
+//! | [`file`] | regular files and block devices, opened and locked |
+//! | [`memory`] | a sparse device in memory |
+//! | [`overlay`] | writes kept in memory over something that is only read (`--dry-run`) |
+//! | [`record`] | logs every write and flush, and builds what a crash may leave behind (tests) |
+//! | [`faulty`] | fails, freezes or flips bits on demand (tests) |
+//! | [`mount`] | who holds a device or file already |
+//! | [`signature`] | which known content lies on a device, so that nobody overwrites it unasked |
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use std::path::Path;
+use std::sync::Arc;
+
+pub mod faulty;
+pub mod file;
+pub mod memory;
+pub mod mount;
+pub mod overlay;
+mod pages;
+pub mod record;
+pub mod signature;
 
 /// Something that can be read at any byte offset, by many threads at once.
 pub trait ReadAt: Send + Sync {
@@ -41,4 +61,38 @@ pub trait WriteAt: ReadAt {
     /// # Errors
     /// `Kind::Io`, `Kind::NoSpace`; `Kind::Mismatch` for a block device of another size.
     fn set_size(&self, size_bytes: u64) -> Result<()>;
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+    fn path(&self) -> &Path {
+        (**self).path()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        (**self).read_at(buf, offset)
+    }
+}
+
+impl<T: WriteAt + ?Sized> WriteAt for Arc<T> {
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        (**self).write_at(buf, offset)
+    }
+    fn flush(&self) -> Result<()> {
+        (**self).flush()
+    }
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        (**self).set_size(size_bytes)
+    }
+}
+
+/// Refuses a range of `len` bytes at `offset` that does not lie inside `size` bytes. `op` is "read" or "write".
+fn ensure_inside(op: &str, path: &Path, size: u64, offset: u64, len: usize) -> Result<()> {
+    let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+    if end.is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    let what = format!("{op} of {len} bytes at {offset} ends past the size {size}");
+    Err(Error::new(Kind::Damaged, what).at_path(path).at_offset(offset))
 }

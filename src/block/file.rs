@@ -1,0 +1,502 @@
+//! Regular files and block devices.
+//!
+//! A [`FileReader`] is opened read-only and has no way to write. Locks are `flock(2)`: they belong to the open
+//! file, vanish with the process, and are taken without waiting, so a held store answers at once with
+//! [`Kind::Busy`].
+
+use super::{ReadAt, WriteAt, ensure_inside};
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::{File, FileType};
+use std::io::{ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Tries of a lock on a block device before it counts as held: udev takes such a lock for moments whenever a
+/// device changed, and a command must not fail because of that.
+const DEVICE_LOCK_TRIES: u32 = 20;
+const DEVICE_LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How to open and lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    ReadLocked,
+    Write,
+    WriteLocked,
+}
+
+impl Access {
+    fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::WriteLocked)
+    }
+
+    fn lock(self) -> Option<FlockOperation> {
+        match self {
+            Self::ReadLocked => Some(FlockOperation::NonBlockingLockShared),
+            Self::WriteLocked => Some(FlockOperation::NonBlockingLockExclusive),
+            Self::Read | Self::Write => None,
+        }
+    }
+}
+
+/// An open file or device, its path and what it is.
+#[derive(Debug)]
+struct Handle {
+    file: File,
+    path: PathBuf,
+    is_device: bool,
+    size: u64,
+}
+
+/// A file or block device that can only be read.
+#[derive(Debug)]
+pub struct FileReader {
+    handle: Handle,
+}
+
+/// A file or block device that can be read and written.
+#[derive(Debug)]
+pub struct FileWriter {
+    handle: Handle,
+    size: AtomicU64,
+    flush_failed: AtomicBool,
+}
+
+impl FileReader {
+    /// Opens a store for reading, with a shared lock: other readers may come, a writer may not.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Busy` if a writer holds it; `Kind::Usage` if it is neither a regular file nor a
+    /// block device; `Kind::Io`.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { handle: open(path, Access::ReadLocked)? })
+    }
+
+    /// Opens an origin (or any plain device) for reading, without a lock: it may be in use by anyone.
+    ///
+    /// # Errors
+    /// As [`FileReader::open`], without `Kind::Busy`.
+    pub fn open_origin_read(path: &Path) -> Result<Self> {
+        Ok(Self { handle: open(path, Access::Read)? })
+    }
+
+    /// True for a block device, false for a regular file.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.handle.is_device
+    }
+}
+
+impl FileWriter {
+    /// Opens a store for reading and writing, with an exclusive lock. A block device is opened exclusively, so
+    /// that a mounted or mapped one is refused.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Busy` if another process, a mount or a mapping holds it; `Kind::Usage` if it is
+    /// neither a regular file nor a block device; `Kind::Io` if it is read-only or the system refuses.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self::from_handle(open(path, Access::WriteLocked)?))
+    }
+
+    /// Opens an origin (or any plain device) for reading and writing, without a lock. A block device is opened
+    /// exclusively, so that a mounted or mapped one is refused.
+    ///
+    /// # Errors
+    /// As [`FileWriter::open`].
+    pub fn open_origin_write(path: &Path) -> Result<Self> {
+        Ok(Self::from_handle(open(path, Access::Write)?))
+    }
+
+    /// Makes a new regular file of `size_bytes` zeros (sparse) and locks it exclusively.
+    ///
+    /// # Errors
+    /// `Kind::Exists` if there is something already; `Kind::NoSpace`, `Kind::Io`.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Self> {
+        let made = File::options().read(true).write(true).create_new(true).open(path);
+        let file = made.map_err(|e| Error::io(format!("cannot make it: {e}"), e).at_path(path))?;
+        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0 };
+        lock(&handle, Access::WriteLocked)?;
+        let writer = Self::from_handle(handle);
+        writer.set_size(size_bytes)?;
+        Ok(writer)
+    }
+
+    /// True for a block device, false for a regular file.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.handle.is_device
+    }
+
+    fn from_handle(handle: Handle) -> Self {
+        let size = AtomicU64::new(handle.size);
+        Self { handle, size, flush_failed: AtomicBool::new(false) }
+    }
+
+    /// Runs a sync once; after one failure the kernel may have dropped the dirty pages and would report success
+    /// for the next one, so from then on every flush fails.
+    fn sync_with(&self, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<()> {
+        let path = &self.handle.path;
+        if self.flush_failed.load(Ordering::Acquire) {
+            let what = "an earlier flush failed, so what was written may be lost";
+            return Err(Error::new(Kind::Io, what).at_path(path));
+        }
+        sync(&self.handle.file).map_err(|e| {
+            self.flush_failed.store(true, Ordering::Release);
+            Error::io(format!("flush failed: {e}"), e).at_path(path)
+        })
+    }
+}
+
+/// Refuses what is neither a regular file nor a block device; true for a block device.
+fn ensure_usable(path: &Path, file_type: FileType) -> Result<bool> {
+    let found = if file_type.is_file() || file_type.is_block_device() {
+        return Ok(file_type.is_block_device());
+    } else if file_type.is_dir() {
+        "a directory"
+    } else if file_type.is_fifo() {
+        "a named pipe"
+    } else if file_type.is_char_device() {
+        "a character device"
+    } else if file_type.is_socket() {
+        "a socket"
+    } else {
+        "something else"
+    };
+    let what = format!("is {found}, expected a regular file or a block device");
+    Err(Error::new(Kind::Usage, what).at_path(path))
+}
+
+fn open(path: &Path, access: Access) -> Result<Handle> {
+    // Looked at before it is opened, because opening a named pipe would wait for its other end.
+    let before = std::fs::metadata(path).map_err(|e| open_error(path, access, e))?;
+    let is_device = ensure_usable(path, before.file_type())?;
+
+    let mut flags = OFlags::CLOEXEC | if access.writes() { OFlags::RDWR } else { OFlags::RDONLY };
+    if is_device && access.writes() {
+        // On a block device O_EXCL means: refuse if a mount, a mapping or another exclusive opener holds it.
+        flags |= OFlags::EXCL;
+    }
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| open_error(path, access, e.into()))?;
+    let mut file = File::from(fd);
+    let meta = file.metadata().map_err(|e| open_error(path, access, e))?;
+    let is_device = ensure_usable(path, meta.file_type())?;
+
+    let mut handle = Handle { file, path: path.to_path_buf(), is_device, size: 0 };
+    // The size counts only once the lock is held: a writer may have been changing it.
+    lock(&handle, access)?;
+    file = handle.file;
+    handle.size = file
+        .seek(SeekFrom::End(0))
+        .map_err(|e| Error::io(format!("cannot find its size: {e}"), e).at_path(path))?;
+    Ok(Handle { file, ..handle })
+}
+
+fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
+    match source.kind() {
+        ErrorKind::NotFound => Error::io("does not exist", source).at_path(path),
+        ErrorKind::ReadOnlyFilesystem => {
+            Error::io("is read-only (file system or device)", source).at_path(path)
+        }
+        ErrorKind::PermissionDenied if access.writes() => {
+            Error::io("is read-only for this user (permission denied)", source).at_path(path)
+        }
+        ErrorKind::PermissionDenied => {
+            Error::io("may not be read by this user (permission denied)", source).at_path(path)
+        }
+        ErrorKind::ResourceBusy => Error::io("is in use: mounted, mapped or held by another process", source)
+            .at_path(path)
+            .hint("unmount it or stop what uses it; lsblk and fuser -v name the holder"),
+        _ => Error::io(format!("cannot open: {source}"), source).at_path(path),
+    }
+}
+
+fn lock(handle: &Handle, access: Access) -> Result<()> {
+    let Some(operation) = access.lock() else { return Ok(()) };
+    let path = &handle.path;
+    let tries = if handle.is_device { DEVICE_LOCK_TRIES } else { 1 };
+    for attempt in 1..=tries {
+        match retry_interrupted(|| rustix::fs::flock(&handle.file, operation)) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if attempt < tries => std::thread::sleep(DEVICE_LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => break,
+            Err(e) => {
+                let e = std::io::Error::from(e);
+                return Err(Error::io(format!("cannot lock: {e}"), e).at_path(path));
+            }
+        }
+    }
+    let (what, hint) = if access.writes() {
+        ("another process holds it", "wait for that process to end, or stop it; fuser -v names it")
+    } else {
+        ("another process holds it for writing", "wait for the writer to end; fuser -v names it")
+    };
+    Err(Error::new(Kind::Busy, what).at_path(path).hint(hint))
+}
+
+fn retry_interrupted(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+impl Handle {
+    /// `read_exact_at` loops over short reads and EINTR.
+    fn read_at(&self, size: u64, buf: &mut [u8], offset: u64) -> Result<()> {
+        ensure_inside("read", &self.path, size, offset, buf.len())?;
+        self.file.read_exact_at(buf, offset).map_err(|e| {
+            let error = if e.kind() == ErrorKind::UnexpectedEof {
+                Error::damaged(format!(
+                    "read of {} bytes ends early: the file shrank below {size}",
+                    buf.len()
+                ))
+            } else {
+                Error::io(format!("read of {} bytes failed: {e}", buf.len()), e)
+            };
+            error.at_path(&self.path).at_offset(offset)
+        })
+    }
+}
+
+impl ReadAt for FileReader {
+    fn size(&self) -> u64 {
+        self.handle.size
+    }
+
+    fn path(&self) -> &Path {
+        &self.handle.path
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.handle.read_at(self.handle.size, buf, offset)
+    }
+}
+
+impl ReadAt for FileWriter {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn path(&self) -> &Path {
+        &self.handle.path
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.handle.read_at(self.size(), buf, offset)
+    }
+}
+
+impl WriteAt for FileWriter {
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        ensure_inside("write", &self.handle.path, self.size(), offset, buf.len())?;
+        // `write_all_at` loops over short writes and EINTR.
+        self.handle.file.write_all_at(buf, offset).map_err(|e| {
+            Error::io(format!("write of {} bytes failed: {e}", buf.len()), e)
+                .at_path(&self.handle.path)
+                .at_offset(offset)
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.sync_with(File::sync_data)
+    }
+
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        let path = &self.handle.path;
+        if self.handle.is_device {
+            let size = self.size();
+            if size == size_bytes {
+                return Ok(());
+            }
+            let what = format!("the device has {size} bytes and cannot be made {size_bytes}");
+            return Err(Error::new(Kind::Mismatch, what).at_path(path));
+        }
+        let doing = |e: std::io::Error| {
+            Error::io(format!("cannot set its size to {size_bytes} bytes: {e}"), e).at_path(path)
+        };
+        self.handle.file.set_len(size_bytes).map_err(doing)?;
+        self.size.store(size_bytes, Ordering::Release);
+        self.sync_with(File::sync_all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    fn file_of(bytes: &[u8]) -> (TempDir, PathBuf) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, bytes).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn reads_what_was_written() {
+        let (_dir, path) = file_of(&[0; 5000]);
+        let writer = FileWriter::open(&path).unwrap();
+        writer.write_at(b"hello", 4990).unwrap();
+        writer.flush().unwrap();
+        let mut buf = [1; 7];
+        writer.read_at(&mut buf, 4989).unwrap();
+        assert_eq!(&buf, b"\0hello\0");
+        drop(writer);
+        let reader = FileReader::open(&path).unwrap();
+        assert_eq!((reader.size(), reader.is_device()), (5000, false));
+        reader.read_at(&mut buf, 4989).unwrap();
+        assert_eq!(&buf, b"\0hello\0");
+    }
+
+    #[test]
+    fn ranges_past_the_end_are_damage_and_never_grow_the_file() {
+        let (_dir, path) = file_of(b"0123456789");
+        let writer = FileWriter::open(&path).unwrap();
+        let error = writer.read_at(&mut [0; 4], 7).unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        let text = error.to_string();
+        assert!(text.ends_with("at byte 7: read of 4 bytes at 7 ends past the size 10"), "{text}");
+        assert!(text.starts_with(&path.display().to_string()), "{text}");
+        assert_eq!(writer.write_at(&[0; 4], 7).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(writer.write_at(&[0; 4], u64::MAX - 1).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(std::fs::read(&path).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn a_file_that_shrank_behind_our_back_is_damage() {
+        let (_dir, path) = file_of(b"0123456789");
+        let reader = FileReader::open_origin_read(&path).unwrap();
+        std::fs::write(&path, b"01").unwrap();
+        assert_eq!(reader.read_at(&mut [0; 4], 0).unwrap_err().kind(), Kind::Damaged);
+    }
+
+    #[test]
+    fn readers_share_and_a_writer_is_alone() {
+        let (_dir, path) = file_of(b"x");
+        let first = FileReader::open(&path).unwrap();
+        let second = FileReader::open(&path).unwrap();
+        let error = FileWriter::open(&path).unwrap_err();
+        assert_eq!(error.kind(), Kind::Busy);
+        assert!(error.to_string().contains("another process holds it"), "{error}");
+        assert!(error.hint_text().is_some());
+        drop(first);
+        assert_eq!(FileWriter::open(&path).unwrap_err().kind(), Kind::Busy);
+        drop(second);
+        let writer = FileWriter::open(&path).unwrap();
+        assert_eq!(FileReader::open(&path).unwrap_err().kind(), Kind::Busy);
+        assert_eq!(FileWriter::open(&path).unwrap_err().kind(), Kind::Busy);
+        FileReader::open_origin_read(&path).unwrap();
+        FileWriter::open_origin_write(&path).unwrap();
+        drop(writer);
+        FileReader::open(&path).unwrap();
+    }
+
+    #[test]
+    fn grows_and_shrinks_files() {
+        let (_dir, path) = file_of(b"0123456789");
+        let writer = FileWriter::open(&path).unwrap();
+        writer.set_size(20).unwrap();
+        assert_eq!(writer.size(), 20);
+        writer.write_at(b"!", 19).unwrap();
+        writer.flush().unwrap();
+        writer.set_size(3).unwrap();
+        assert_eq!(writer.size(), 3);
+        assert_eq!(writer.read_at(&mut [0], 3).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(std::fs::read(&path).unwrap(), b"012");
+    }
+
+    #[test]
+    fn creates_only_what_is_not_there() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("new");
+        let writer = FileWriter::create(&path, 1 << 20).unwrap();
+        assert_eq!(writer.size(), 1 << 20);
+        assert_eq!(FileReader::open(&path).unwrap_err().kind(), Kind::Busy);
+        assert_eq!(FileWriter::create(&path, 1).unwrap_err().kind(), Kind::Exists);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_failed_flush_is_never_retried_as_success() {
+        let (_dir, path) = file_of(b"x");
+        let writer = FileWriter::open(&path).unwrap();
+        writer.flush().unwrap();
+        let failure = || std::io::Error::from_raw_os_error(Errno::IO.raw_os_error());
+        assert_eq!(writer.sync_with(|_| Err(failure())).unwrap_err().kind(), Kind::Io);
+        for _ in 0..2 {
+            let error = writer.flush().unwrap_err();
+            assert_eq!(error.kind(), Kind::Io);
+            assert!(error.to_string().contains("an earlier flush failed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_file_or_a_device() {
+        let dir = TempDir::new().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let cases: [(&Path, &str); 4] = [
+            (dir.path(), "is a directory, expected a regular file or a block device"),
+            (&fifo, "is a named pipe"),
+            (&socket, "is a socket"),
+            (Path::new("/dev/null"), "is a character device"),
+        ];
+        for (path, expected) in cases {
+            for error in [FileReader::open(path).unwrap_err(), FileWriter::open(path).unwrap_err()] {
+                assert_eq!(error.kind(), Kind::Usage);
+                assert!(error.to_string().contains(expected), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_not_found_and_named() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("nothing");
+        let error = FileReader::open(&path).unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert_eq!(error.to_string(), format!("{}: does not exist", path.display()));
+    }
+
+    #[test]
+    fn words_for_what_the_system_refuses() {
+        let path = Path::new("disk");
+        let text = |errno: Errno, access| {
+            let error = open_error(path, access, errno.into());
+            (error.kind(), error.to_string())
+        };
+        assert_eq!(
+            text(Errno::ROFS, Access::Write),
+            (Kind::Io, "disk: is read-only (file system or device)".into())
+        );
+        assert_eq!(
+            text(Errno::ACCESS, Access::Write),
+            (Kind::Io, "disk: is read-only for this user (permission denied)".into())
+        );
+        assert_eq!(
+            text(Errno::ACCESS, Access::Read),
+            (Kind::Io, "disk: may not be read by this user (permission denied)".into())
+        );
+        let busy = open_error(path, Access::Write, Errno::BUSY.into());
+        assert_eq!(busy.kind(), Kind::Busy);
+        assert!(busy.hint_text().is_some_and(|hint| hint.contains("unmount")));
+    }
+
+    #[test]
+    fn a_full_disk_is_no_space() {
+        // /dev/full answers every write with ENOSPC; it is a character device, so the handle is made by hand.
+        let file = File::options().read(true).write(true).open("/dev/full").unwrap();
+        let handle = Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096 };
+        let error = FileWriter::from_handle(handle).write_at(&[1; 10], 100).unwrap_err();
+        assert_eq!(error.kind(), Kind::NoSpace);
+        assert!(error.to_string().starts_with("/dev/full: at byte 100: write of 10 bytes failed"), "{error}");
+    }
+}
