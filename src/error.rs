@@ -35,7 +35,11 @@ pub enum Kind {
 
 /// An error: what was being done to which path, what went wrong, and what to do next.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Inner>);
+
+/// Boxed, so that a `Result` stays as small as its value.
+#[derive(Debug)]
+struct Inner {
     kind: Kind,
     what: String,
     doing: Option<String>,
@@ -49,7 +53,7 @@ impl Error {
     /// A new error of `kind`; `what` says what was found beside what was expected.
     #[must_use]
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Inner {
             kind,
             what: what.into(),
             doing: None,
@@ -57,7 +61,7 @@ impl Error {
             offset_bytes: None,
             hint: None,
             source: None,
-        }
+        }))
     }
 
     /// Wraps an operating-system error; "no space" and "interrupted" keep their own kinds.
@@ -72,7 +76,9 @@ impl Error {
             std::io::ErrorKind::ResourceBusy => Kind::Busy,
             _ => Kind::Io,
         };
-        Self { source: Some(Box::new(source)), ..Self::new(kind, what) }
+        let mut error = Self::new(kind, what);
+        error.0.source = Some(Box::new(source));
+        error
     }
 
     /// Shorthand for [`Kind::Damaged`].
@@ -84,15 +90,15 @@ impl Error {
     /// Says what was being done ("cannot list snapshots"). The outermost caller wins.
     #[must_use]
     pub fn doing(mut self, doing: impl Into<String>) -> Self {
-        self.doing = Some(doing.into());
+        self.0.doing = Some(doing.into());
         self
     }
 
     /// Names the path concerned, unless an inner layer named one already.
     #[must_use]
     pub fn at_path(mut self, path: &Path) -> Self {
-        if self.path.is_none() {
-            self.path = Some(path.to_path_buf());
+        if self.0.path.is_none() {
+            self.0.path = Some(path.to_path_buf());
         }
         self
     }
@@ -100,8 +106,8 @@ impl Error {
     /// Names the byte offset concerned, unless an inner layer named one already.
     #[must_use]
     pub fn at_offset(mut self, offset_bytes: u64) -> Self {
-        if self.offset_bytes.is_none() {
-            self.offset_bytes = Some(offset_bytes);
+        if self.0.offset_bytes.is_none() {
+            self.0.offset_bytes = Some(offset_bytes);
         }
         self
     }
@@ -109,40 +115,44 @@ impl Error {
     /// Adds the next command or option to try.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.0.hint = Some(hint.into());
         self
     }
 
     /// The class of failure.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.0.kind
     }
 
     /// What to try next, if anything is known.
     #[must_use]
     pub fn hint_text(&self) -> Option<&str> {
-        self.hint.as_deref()
+        self.0.hint.as_deref()
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(doing) = &self.doing {
+        if let Some(doing) = &self.0.doing {
             write!(f, "{doing}: ")?;
         }
-        if let Some(path) = &self.path {
-            write!(f, "{}: ", path.display())?;
+        if let Some(path) = &self.0.path {
+            // "cannot list snapshots of x.img" has named it already.
+            let path = path.display().to_string();
+            if !self.0.doing.as_ref().is_some_and(|doing| doing.ends_with(&path)) {
+                write!(f, "{path}: ")?;
+            }
         }
-        if let Some(offset) = self.offset_bytes {
+        if let Some(offset) = self.0.offset_bytes {
             write!(f, "at byte {offset}: ")?;
         }
-        f.write_str(&self.what)
+        f.write_str(&self.0.what)
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+        self.0.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
     }
 }

@@ -1,0 +1,90 @@
+//! `delete`: snapshots that are no longer needed.
+
+use super::common::{SnapName, VolArgs, title};
+use super::open;
+use crate::error::{Error, Kind, Result};
+use crate::store::SnapshotInfo;
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap delete data.snap 1
+  ddsnap delete --dry-run data.snap @0 monday";
+
+/// Delete snapshots
+///
+/// Every snapshot is looked up before the first is deleted. One with a use count above zero is held and
+/// stays, unless --force insists.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    vol: VolArgs,
+    /// Which snapshots: tags, @N counted from the newest, or names
+    #[arg(value_name = "SNAP", required = true)]
+    snaps: Vec<SnapName>,
+    /// Delete held snapshots too
+    #[arg(long)]
+    force: bool,
+    /// Only print what would be deleted, and why
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::NotFound`, `Kind::Busy` for a held snapshot; then nothing was deleted.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot delete snapshots of {}", args.vol.vol.display());
+    delete(args, ui).map_err(|error| error.doing(doing()))?;
+    Ok(Exit::Done)
+}
+
+fn delete(args: &Args, ui: &Ui) -> Result<()> {
+    if args.dry_run {
+        let view = open::view(&args.vol.vol)?;
+        for snapshot in choose(args, &view.snapshots())? {
+            let reason = match snapshot.use_count {
+                0 => "named on the command line".to_owned(),
+                count => format!("named on the command line, --force overrides its use count of {count}"),
+            };
+            ui.print(&format!("would delete {}: {reason}", title(&snapshot)))?;
+        }
+        return Ok(());
+    }
+    let mut writer = open::writer(&args.vol.vol)?;
+    let chosen = choose(args, &writer.view().snapshots())?;
+    for snapshot in chosen {
+        if ui.interrupted() {
+            break;
+        }
+        if let Ok(count @ 1..) = i32::try_from(snapshot.use_count) {
+            writer.add_use_count(snapshot.id, -count)?;
+        }
+        writer.delete_snapshot(snapshot.id)?;
+        ui.explain(&format!("deleted {}", title(&snapshot)));
+    }
+    writer.close()?;
+    ui.progress().check()
+}
+
+/// The snapshots meant, each once, all of them deletable.
+fn choose(args: &Args, snapshots: &[SnapshotInfo]) -> Result<Vec<SnapshotInfo>> {
+    let mut chosen: Vec<SnapshotInfo> = Vec::new();
+    for name in &args.snaps {
+        let snapshot = name.snapshot(snapshots)?;
+        if snapshot.use_count > 0 && !args.force {
+            let (tag, count) = (snapshot.tag, snapshot.use_count);
+            return Err(Error::new(
+                Kind::Busy,
+                format!("{} is held: its use count is {count}", title(snapshot)),
+            )
+            .hint(format!("'ddsnap usecount VOL {tag} -{count}' lets go of it; --force insists")));
+        }
+        if !chosen.iter().any(|other| other.id == snapshot.id) {
+            chosen.push(snapshot.clone());
+        }
+    }
+    Ok(chosen)
+}

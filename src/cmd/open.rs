@@ -1,0 +1,249 @@
+//! Opening stores and origins, and refusing what must not be opened.
+
+use super::common::{AcceptArgs, SnapName, VolArgs};
+use crate::block::ReadAt;
+use crate::block::file::{FileReader, FileWriter};
+use crate::block::mount;
+use crate::block::overlay::Overlay;
+use crate::error::{Error, Kind, Result};
+use crate::point::{Point, PointId, PointSource};
+use crate::store::{SnapshotState, StoreInfo, View, Writer};
+use crate::ui::time;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where a store of 2008 has its superblock, and how that begins.
+const LEGACY_SUPERBLOCK: (u64, [u8; 8]) = (4096, [0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]);
+
+/// Opens a store for reading its tables, without its origin.
+///
+/// # Errors
+/// `Kind::Busy` if a writer holds it; `Kind::Unsupported` for a socket or a store of 2008.
+pub fn view(vol: &Path) -> Result<View> {
+    View::open(store_reader(vol)?, None).map_err(|error| error.at_path(vol))
+}
+
+/// Opens a store for reading data, with its origin.
+///
+/// # Errors
+/// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
+pub fn view_with_origin(args: &VolArgs) -> Result<View> {
+    let store = store_reader(&args.vol)?;
+    let info = View::open(Arc::clone(&store), None).map_err(|error| error.at_path(&args.vol))?.info();
+    let path = origin_path(args, &info);
+    let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
+    ensure_origin_size(&origin, &info)?;
+    View::open(store, Some(Arc::new(origin))).map_err(|error| error.at_path(&args.vol))
+}
+
+/// Opens a store for changing its tables, without its origin.
+///
+/// # Errors
+/// As [`view`]; `Kind::Busy` if anyone holds it.
+pub fn writer(vol: &Path) -> Result<Writer> {
+    let store = store_writer(vol)?;
+    Writer::open(Arc::new(store), None, time::now_secs()).map_err(|error| error.at_path(vol))
+}
+
+/// Opens a store and its origin for changing both.
+///
+/// # Errors
+/// As [`writer`]; `Kind::Busy` if the origin is mounted or in use; `Kind::NotFound` if it is not where it is
+/// remembered.
+pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
+    let store = Arc::new(store_writer(&args.vol)?);
+    let reader: Arc<dyn ReadAt> = Arc::<FileWriter>::clone(&store);
+    let info = View::open(reader, None).map_err(|error| error.at_path(&args.vol))?.info();
+    let path = origin_path(args, &info);
+    ensure_not_held(&path).map_err(|error| origin_hint(args, error))?;
+    let origin = FileWriter::open_origin_write(&path).map_err(|error| origin_hint(args, error))?;
+    ensure_origin_size(&origin, &info)?;
+    Writer::open(store, Some(Arc::new(origin)), time::now_secs()).map_err(|error| error.at_path(&args.vol))
+}
+
+/// A writer whose every write ends in memory: for `--dry-run`, so that it runs the same code.
+///
+/// # Errors
+/// As [`view_with_origin`].
+pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
+    refuse_special(&args.vol)?;
+    let store = Arc::new(FileReader::open(&args.vol)?);
+    let reader: Arc<dyn ReadAt> = Arc::<FileReader>::clone(&store);
+    let info = View::open(reader, None).map_err(|error| error.at_path(&args.vol))?.info();
+    let path = origin_path(args, &info);
+    let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
+    ensure_origin_size(&origin, &info)?;
+    let (store, origin) = (Arc::new(Overlay::new(store)), Arc::new(Overlay::new(origin)));
+    Writer::open(store, Some(origin), time::now_secs()).map_err(|error| error.at_path(&args.vol))
+}
+
+fn store_reader(vol: &Path) -> Result<Arc<dyn ReadAt>> {
+    refuse_special(vol)?;
+    let store = FileReader::open(vol)?;
+    refuse_legacy(&store)?;
+    Ok(Arc::new(store))
+}
+
+fn store_writer(vol: &Path) -> Result<FileWriter> {
+    refuse_special(vol)?;
+    let store = FileWriter::open(vol)?;
+    refuse_legacy(&store)?;
+    Ok(store)
+}
+
+/// Sockets belong to servers, which this version does not have.
+fn refuse_special(vol: &Path) -> Result<()> {
+    match std::fs::metadata(vol) {
+        Ok(meta) if meta.file_type().is_socket() => {
+            Err(Error::new(Kind::Unsupported, "this is a socket: server not available in this version")
+                .at_path(vol)
+                .hint("name the snapshot store itself"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
+    if !is_legacy(store)? {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Unsupported,
+        "this is a snapshot store of 2008, which this version of ddsnap does not read yet",
+    )
+    .at_path(store.path())
+    .at_offset(LEGACY_SUPERBLOCK.0))
+}
+
+/// True if a store of 2008 begins here.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn is_legacy(store: &dyn ReadAt) -> Result<bool> {
+    let (offset, magic) = LEGACY_SUPERBLOCK;
+    let mut found = [0; 8];
+    if store.size() < offset + 8 {
+        return Ok(false);
+    }
+    store.read_at(&mut found, offset)?;
+    Ok(found == magic)
+}
+
+/// Where the origin is: as the user says, else as the store remembers.
+#[must_use]
+pub fn origin_path(args: &VolArgs, info: &StoreInfo) -> PathBuf {
+    args.origin.clone().unwrap_or_else(|| info.origin_path.clone())
+}
+
+fn origin_hint(args: &VolArgs, error: Error) -> Error {
+    if error.kind() == Kind::NotFound && args.origin.is_none() {
+        error.hint("the store remembers this origin; --origin PATH names it elsewhere")
+    } else {
+        error
+    }
+}
+
+fn ensure_origin_size(origin: &dyn ReadAt, info: &StoreInfo) -> Result<()> {
+    let found = origin.size();
+    if found >= info.origin_size {
+        return Ok(());
+    }
+    let what = format!("the origin has {found} bytes, the store expects {}", info.origin_size);
+    Err(Error::new(Kind::Mismatch, what).at_path(origin.path()))
+}
+
+/// Refuses a device or file that is mounted or otherwise in use.
+///
+/// # Errors
+/// `Kind::Busy`, and its hint.
+pub fn ensure_not_held(path: &Path) -> Result<()> {
+    match mount::held_by(path)? {
+        None => Ok(()),
+        Some(holder) => Err(Error::new(Kind::Busy, format!("it is {holder}"))
+            .at_path(path)
+            .hint("unmount it first: what is in memory only would be missed or overwritten")),
+    }
+}
+
+/// True if both paths are one file or one device.
+#[must_use]
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    let key = |meta: Metadata| {
+        if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev() + 1, meta.ino()) }
+    };
+    match (std::fs::metadata(a), std::fs::metadata(b)) {
+        (Ok(a), Ok(b)) => key(a) == key(b),
+        _ => false,
+    }
+}
+
+/// Refuses to write a result over the volume it comes from.
+///
+/// # Errors
+/// `Kind::Usage`.
+pub fn ensure_output_elsewhere(output: &Path, inputs: &[&Path]) -> Result<()> {
+    match inputs.iter().find(|input| is_same(output, input)) {
+        None => Ok(()),
+        Some(input) => Err(Error::new(
+            Kind::Usage,
+            format!("the output would overwrite its own input {}", input.display()),
+        )
+        .at_path(output)),
+    }
+}
+
+/// Refuses while an operation on the origin is incomplete, unless the user insists.
+///
+/// # Errors
+/// `Kind::Refused`.
+pub fn ensure_complete(view: &View, vol: &Path, accept: bool) -> Result<()> {
+    match view.info().pending {
+        Some(pending) if !accept => {
+            let what =
+                format!("the origin is between two states: '{}' was begun and not ended", pending.label);
+            Err(Error::new(Kind::Refused, what).hint(format!(
+                "run the same apply-delta again to resume it, or 'ddsnap apply-delta --rollback {}'; \
+                 --accept-incomplete reads the origin as it is",
+                vol.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The point that `name` means, refused if it cannot be trusted and the user does not insist.
+///
+/// # Errors
+/// `Kind::NotFound`, `Kind::Refused`.
+pub fn readable_point(view: &View, vol: &Path, name: &SnapName, accept: &AcceptArgs) -> Result<Point> {
+    let id = if *name == SnapName::Origin {
+        ensure_complete(view, vol, accept.accept_incomplete)?;
+        PointId::Origin
+    } else {
+        let snapshots = view.snapshots();
+        let snapshot = name.snapshot(&snapshots)?;
+        if snapshot.state == SnapshotState::Squashed {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("{name} was given up when the store was full; its data is gone"),
+            ));
+        }
+        if snapshot.tainted && !accept.accept_taint {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("{name} is tainted: the origin was changed behind the store's back"),
+            )
+            .hint(format!(
+                "--accept-taint reads it all the same; 'ddsnap fsck --accept-taint {}' accepts it for good",
+                vol.display()
+            )));
+        }
+        PointId::Snapshot(snapshot.id)
+    };
+    view.points()
+        .into_iter()
+        .find(|point| point.id == id)
+        .ok_or_else(|| Error::new(Kind::NotFound, format!("{name} cannot be read")))
+}

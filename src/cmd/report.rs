@@ -1,0 +1,62 @@
+//! Pieces of JSON documents that several commands share.
+
+use super::common::state_word;
+use crate::point::Identity;
+use crate::store::{PendingOperation, SnapshotInfo};
+use crate::ui::time;
+use serde_json::{Value, json};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A snapshot.
+#[must_use]
+pub fn snapshot(snapshot: &SnapshotInfo) -> Value {
+    json!({
+        "tag": snapshot.tag.0,
+        "name": snapshot.name,
+        "id": snapshot.id.0,
+        "size_bytes": snapshot.size_bytes,
+        "created_secs": snapshot.created_secs,
+        "created": time::rfc3339(snapshot.created_secs),
+        "priority": snapshot.priority,
+        "use_count": snapshot.use_count,
+        "generation": snapshot.generation,
+        "state": state_word(snapshot.state),
+        "tainted": snapshot.tainted,
+    })
+}
+
+/// Automatic deletes and squashes.
+#[must_use]
+pub fn events(events: &[(i64, String)]) -> Value {
+    events
+        .iter()
+        .map(|(secs, text)| json!({ "secs": secs, "time": time::rfc3339(*secs), "text": text }))
+        .collect()
+}
+
+/// What makes a point the same point anywhere.
+#[must_use]
+pub fn identity(identity: &Identity) -> Value {
+    json!({
+        "volume": identity.volume.to_string(),
+        // The origin's id is 2^64-1, which not every JSON reader can hold.
+        "id": (identity.id != u64::MAX).then_some(identity.id),
+        "generation": identity.generation,
+    })
+}
+
+/// An incomplete operation.
+#[must_use]
+pub fn pending(pending: &PendingOperation) -> Value {
+    json!({ "label": pending.label, "token": hex::encode(pending.token) })
+}
+
+/// A path: a string, or an array of bytes if it is not UTF-8.
+#[must_use]
+pub fn path(path: &Path) -> Value {
+    match path.to_str() {
+        Some(text) => json!(text),
+        None => json!(path.as_os_str().as_bytes()),
+    }
+}

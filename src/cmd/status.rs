@@ -1,0 +1,279 @@
+//! `status`: the state of a volume, in the words of 2008.
+
+use super::common::{SnapName, title};
+use super::{open, report};
+use crate::error::{Kind, Result};
+use crate::store::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, View};
+use crate::ui::exit::Exit;
+use crate::ui::{Ui, size, time};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap status data.snap
+  ddsnap status --state data.snap 2
+  ddsnap status --json data.snap";
+
+/// Show how full a store is and what its snapshots share
+///
+/// The columns count chunks: all that a snapshot needs, those no other snapshot needs (Unshared), and those
+/// it shares. With -v, column KX counts the chunks shared with exactly K others.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(group = clap::ArgGroup::new("answer").args(["size", "state", "list", "last", "json"]))]
+pub struct Args {
+    /// The snapshot store: a block device or a file
+    #[arg(value_name = "VOL")]
+    vol: PathBuf,
+    /// Only this snapshot: a tag, @N counted from the newest, a name, or 'origin'
+    #[arg(value_name = "SNAP")]
+    snap: Option<SnapName>,
+    /// Print the size of the origin, or of SNAP, in sectors of 512 bytes; 0 if there is no such snapshot
+    #[arg(short, long)]
+    size: bool,
+    /// Print nothing and exit with 0 if SNAP is usable, 1 if absent, 2 if squashed, else 9
+    #[arg(short = 'S', long)]
+    state: bool,
+    /// Print the tags of all snapshots on one line
+    #[arg(short, long)]
+    list: bool,
+    /// Print the tag of the newest snapshot
+    #[arg(long)]
+    last: bool,
+    /// Print one JSON document (schema ddsnap.status/1)
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// True if the exit status is the answer.
+    pub fn asks_state(&self) -> bool {
+        self.state
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What opening the store says.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot tell the status of {}", args.vol.display());
+    answer(args, ui).map_err(|error| error.doing(doing()))
+}
+
+fn answer(args: &Args, ui: &Ui) -> Result<Exit> {
+    let view = open::view(&args.vol)?;
+    let snapshots = view.snapshots();
+    if args.state {
+        return state(args, &snapshots);
+    }
+    if args.list || args.last {
+        let skip = if args.last { snapshots.len().saturating_sub(1) } else { 0 };
+        let tags: String = snapshots.iter().skip(skip).map(|snapshot| format!("{} ", snapshot.tag)).collect();
+        ui.print(&tags)?;
+    } else if args.size {
+        ui.print(&(size_bytes(args, &view.info(), &snapshots, ui)? / 512).to_string())?;
+    } else {
+        whole(args, &view, snapshots, ui)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn state(args: &Args, snapshots: &[SnapshotInfo]) -> Result<Exit> {
+    let name = args.snap.as_ref().ok_or_else(|| {
+        crate::error::Error::new(Kind::Usage, "--state needs SNAP, the snapshot to ask for")
+    })?;
+    match name.snapshot(snapshots) {
+        Ok(snapshot) if snapshot.state == SnapshotState::Normal => Ok(Exit::Done),
+        Ok(_) => Ok(Exit::StateSquashed),
+        Err(error) if error.kind() == Kind::NotFound => Ok(Exit::StateAbsent),
+        Err(error) => Err(error),
+    }
+}
+
+/// As in 2008, a snapshot that is not there has size 0 and is no failure.
+fn size_bytes(args: &Args, info: &StoreInfo, snapshots: &[SnapshotInfo], ui: &Ui) -> Result<u64> {
+    match &args.snap {
+        None | Some(SnapName::Origin) => Ok(info.origin_size),
+        Some(name) => match name.snapshot(snapshots) {
+            Ok(snapshot) => Ok(snapshot.size_bytes),
+            Err(error) if error.kind() == Kind::NotFound => {
+                ui.warn(&error.to_string());
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// One row: the snapshot, and its counts unless it was squashed.
+struct Row {
+    snapshot: SnapshotInfo,
+    shared_by: Vec<u64>,
+}
+
+impl Row {
+    fn chunks(&self) -> u64 {
+        self.shared_by.iter().sum()
+    }
+
+    fn unshared(&self) -> u64 {
+        self.shared_by.first().copied().unwrap_or(0)
+    }
+}
+
+fn whole(args: &Args, view: &View, snapshots: Vec<SnapshotInfo>, ui: &Ui) -> Result<()> {
+    let info = view.info();
+    let rows = rows(snapshots, &view.sharing()?);
+    let shown: Vec<&Row> = match &args.snap {
+        // As in 2008, one that is not there makes an empty table.
+        Some(name) => {
+            let snapshots: Vec<SnapshotInfo> = rows.iter().map(|row| row.snapshot.clone()).collect();
+            let id = name.snapshot(&snapshots).map(|snapshot| snapshot.id).ok();
+            rows.iter().filter(|row| Some(row.snapshot.id) == id).collect()
+        }
+        None => rows.iter().collect(),
+    };
+    if args.json {
+        return ui.json(&document(&info, &rows, &shown));
+    }
+    for line in lines(&info, &rows, &shown, args.snap.is_none(), ui.verbose()) {
+        ui.print(&line)?;
+    }
+    warnings(&info, &shown, ui);
+    Ok(())
+}
+
+fn rows(snapshots: Vec<SnapshotInfo>, sharing: &[Sharing]) -> Vec<Row> {
+    let counts = |snapshot: &SnapshotInfo| {
+        sharing.iter().find(|sharing| sharing.id == snapshot.id).map(|sharing| sharing.shared_by.clone())
+    };
+    snapshots
+        .into_iter()
+        .map(|snapshot| Row { shared_by: counts(&snapshot).unwrap_or_default(), snapshot })
+        .collect()
+}
+
+/// Chunks that exactly k+1 snapshots share, each counted once.
+fn totals(rows: &[Row]) -> Vec<u64> {
+    let columns = rows.iter().map(|row| row.shared_by.len()).max().unwrap_or(0);
+    let column = |k: usize| rows.iter().filter_map(|row| row.shared_by.get(k)).sum::<u64>();
+    (0..columns).zip(1u64..).map(|(k, degree)| column(k) / degree).collect()
+}
+
+/// The numbers of a row: all, unshared, then shared at once or by degree.
+fn numbers(counts: &[u64], degrees: usize, verbose: bool) -> Vec<u64> {
+    let unshared = counts.first().copied().unwrap_or(0);
+    let total: u64 = counts.iter().sum();
+    let mut numbers = vec![total, unshared];
+    if verbose {
+        numbers.extend((1..degrees).map(|k| counts.get(k).copied().unwrap_or(0)));
+    } else {
+        numbers.push(total.saturating_sub(unshared));
+    }
+    numbers
+}
+
+fn lines(info: &StoreInfo, rows: &[Row], shown: &[&Row], with_totals: bool, verbose: bool) -> Vec<String> {
+    let chunk = u64::from(info.chunk_size).max(1);
+    let degrees = rows.len();
+    let mut heading = format!(
+        "{:>6} {:>24} {:>6} {:>4} {:>8} {:>8}",
+        "Snap", "Creation time", "Usecnt", "Prio", "Chunks", "Unshared"
+    );
+    if verbose {
+        heading.extend((1..degrees).map(|k| format!(" {:>8}", format!("{k}X"))));
+    } else {
+        heading.push_str(&format!(" {:>8}", "Shared"));
+    }
+    let mut lines = vec![
+        format!(
+            "Snapshot store block size = {chunk}; {} of {} chunks free",
+            size::grouped(info.free_bytes / chunk),
+            size::grouped(info.store_size / chunk)
+        ),
+        format!("Origin size: {} bytes", size::grouped(info.origin_size)),
+        "Write density: 0".to_owned(),
+        format!("Creation time: {}", time::ctime(info.created_secs)),
+        heading,
+    ];
+    for row in shown {
+        let snapshot = &row.snapshot;
+        let mut line = format!(
+            "{:>6} {:>24} {:>6} {:>4}",
+            snapshot.tag.0,
+            time::ctime(snapshot.created_secs),
+            snapshot.use_count,
+            snapshot.priority
+        );
+        if snapshot.state == SnapshotState::Squashed {
+            line.extend(std::iter::repeat_n(format!(" {:>8}", "!"), 3));
+        } else {
+            let numbers = numbers(&row.shared_by, degrees, verbose);
+            line.extend(numbers.iter().map(|number| format!(" {number:>8}")));
+        }
+        lines.push(line);
+    }
+    if with_totals {
+        let numbers = numbers(&totals(rows), degrees, verbose);
+        let numbers: String = numbers.iter().map(|number| format!(" {number:>8}")).collect();
+        lines.push(format!("{:<43}{numbers}", "totals"));
+        lines.push(format!("Metadata usage: {} bytes", size::grouped(info.metadata_bytes)));
+    }
+    lines
+}
+
+/// What 2008 had no words for goes to standard error, so that what reads the table still can.
+fn warnings(info: &StoreInfo, shown: &[&Row], ui: &Ui) {
+    if let Some(pending) = &info.pending {
+        ui.warn(&format!("incomplete on the origin: {}", pending.label));
+    }
+    for row in shown.iter().filter(|row| row.snapshot.tainted) {
+        ui.warn(&format!(
+            "{} is tainted: the origin was changed behind the store's back",
+            title(&row.snapshot)
+        ));
+    }
+}
+
+fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
+    let snapshots: Vec<Value> = shown
+        .iter()
+        .map(|row| {
+            let mut value = report::snapshot(&row.snapshot);
+            value["chunks"] = json!(row.chunks());
+            value["unshared"] = json!(row.unshared());
+            value["shared_by"] = json!(row.shared_by);
+            value
+        })
+        .collect();
+    json!({
+        "schema": "ddsnap.status/1",
+        "store": {
+            "uuid": info.uuid.to_string(),
+            "chunk_size": info.chunk_size,
+            "block_size": info.block_size,
+            "segment_size": info.segment_size,
+            "size_bytes": info.store_size,
+            "free_bytes": info.free_bytes,
+            "data_bytes": info.data_bytes,
+            "metadata_bytes": info.metadata_bytes,
+            "created_secs": info.created_secs,
+            "created": time::rfc3339(info.created_secs),
+            "full_policy": match info.full_policy {
+                crate::store::FullPolicy::Fail => "fail",
+                crate::store::FullPolicy::Squash => "squash",
+            },
+        },
+        "volume": info.volume.to_string(),
+        "origin": {
+            "path": report::path(&info.origin_path),
+            "size_bytes": info.origin_size,
+            "equals": info.origin_equals.as_ref().map(report::identity),
+        },
+        "pending": info.pending.as_ref().map(report::pending),
+        "snapshots": snapshots,
+        "totals_by_degree": totals(rows),
+        "events": report::events(&info.events),
+    })
+}

@@ -1,0 +1,56 @@
+//! `usecount`: who still needs a snapshot.
+
+use super::common::{SnapName, VolArgs};
+use super::open;
+use crate::error::Result;
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap usecount data.snap 2
+  ddsnap usecount data.snap 2 1
+  ddsnap usecount data.snap 1 0";
+
+/// Print or change the use count of a snapshot
+///
+/// A snapshot with a use count above zero is held: it cannot be deleted, neither by hand nor when the store
+/// is full. Prints the use count.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+pub struct Args {
+    #[command(flatten)]
+    vol: VolArgs,
+    /// Which snapshot: a tag, @N counted from the newest, or a name
+    #[arg(value_name = "SNAP")]
+    snap: SnapName,
+    /// What to add to the use count; negative to take away
+    #[arg(value_name = "DIFF")]
+    diff: Option<i32>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::NotFound`; `Kind::Usage` if the use count would leave its range.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot tell the use count of {} in {}", args.snap, args.vol.vol.display());
+    let count = match args.diff {
+        None => tell(args),
+        Some(diff) => change(args, diff),
+    };
+    ui.print(&count.map_err(|error| error.doing(doing()))?.to_string())?;
+    Ok(Exit::Done)
+}
+
+fn tell(args: &Args) -> Result<u32> {
+    let snapshots = open::view(&args.vol.vol)?.snapshots();
+    Ok(args.snap.snapshot(&snapshots)?.use_count)
+}
+
+fn change(args: &Args, diff: i32) -> Result<u32> {
+    let mut writer = open::writer(&args.vol.vol)?;
+    let id = args.snap.snapshot(&writer.view().snapshots())?.id;
+    let count = writer.add_use_count(id, diff)?;
+    writer.close()?;
+    Ok(count)
+}

@@ -1,0 +1,179 @@
+//! Where data goes: standard output, a device, or a regular file that appears whole or not at all.
+
+use super::terminal;
+use crate::error::{Error, Kind, Result};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// An open destination. Unless [`Output::commit`] is called, a regular file never appears under its name.
+pub struct Output {
+    inner: Inner,
+    path: PathBuf,
+}
+
+enum Inner {
+    Stdout(File),
+    Direct(File),
+    Temporary { file: NamedTempFile, destination: PathBuf },
+}
+
+impl Output {
+    /// Opens `path` for binary data; `-` is standard output.
+    ///
+    /// # Errors
+    /// `Kind::Usage` if standard output is a terminal; otherwise what the system says.
+    pub fn create(path: &Path) -> Result<Self> {
+        let fail = |what: &str, error| Error::io(what, error).at_path(path);
+        if path.as_os_str() == "-" {
+            if terminal::stdout_is_terminal() {
+                return Err(Error::new(Kind::Usage, "refusing to write binary data to a terminal")
+                    .hint("redirect standard output, or name a file"));
+            }
+            let file = rustix::io::dup(rustix::stdio::stdout())
+                .map_err(|error| Error::io("cannot use standard output", error.into()))?;
+            return Ok(Self { inner: Inner::Stdout(File::from(file)), path: "standard output".into() });
+        }
+        let path_owned = path.to_path_buf();
+        if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+            let file = OpenOptions::new()
+                .write(true)
+                .open(path)
+                .map_err(|error| fail("cannot open for writing", error))?;
+            return Ok(Self { inner: Inner::Direct(file), path: path_owned });
+        }
+        // A link to a file stays a link: its target is what gets replaced.
+        let destination = std::fs::canonicalize(path).unwrap_or_else(|_| path_owned.clone());
+        let folder = match destination.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(destination.file_name().unwrap_or_default());
+        prefix.push(".");
+        let file = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".part")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(|error| fail("cannot create", error))?;
+        Ok(Self { inner: Inner::Temporary { file, destination }, path: path_owned })
+    }
+
+    /// The name for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True if unwritten parts read back as zeros, so that zeros can be skipped.
+    #[must_use]
+    pub fn is_fresh_file(&self) -> bool {
+        matches!(self.inner, Inner::Temporary { .. })
+    }
+
+    fn file(&mut self) -> &mut File {
+        match &mut self.inner {
+            Inner::Stdout(file) | Inner::Direct(file) => file,
+            Inner::Temporary { file, .. } => file.as_file_mut(),
+        }
+    }
+
+    /// Moves on by `bytes` without writing; only where [`Output::is_fresh_file`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn skip(&mut self, bytes: u64) -> Result<()> {
+        let path = self.path.clone();
+        let bytes = i64::try_from(bytes).map_err(|_| Error::new(Kind::Usage, "cannot skip that far"))?;
+        self.file()
+            .seek(SeekFrom::Current(bytes))
+            .map(|_| ())
+            .map_err(|error| Error::io("cannot seek", error).at_path(&path))
+    }
+
+    /// Sets the size of a fresh file, so that a skipped tail exists.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_size(&mut self, bytes: u64) -> Result<()> {
+        let path = self.path.clone();
+        self.file().set_len(bytes).map_err(|error| Error::io("cannot set the size", error).at_path(&path))
+    }
+
+    /// Makes everything written durable and gives a regular file its name.
+    ///
+    /// # Errors
+    /// What the system says; then the name is untouched.
+    pub fn commit(self) -> Result<()> {
+        let path = self.path;
+        let fail = |what: &str, error| Error::io(what, error).at_path(&path);
+        match self.inner {
+            Inner::Stdout(_) => Ok(()),
+            Inner::Direct(file) => {
+                let kind = file.metadata().map_err(|error| fail("cannot stat", error))?.file_type();
+                if kind.is_block_device() {
+                    file.sync_all().map_err(|error| fail("cannot make durable", error))?;
+                }
+                Ok(())
+            }
+            Inner::Temporary { file, destination } => {
+                file.as_file().sync_all().map_err(|error| fail("cannot make durable", error))?;
+                file.persist(&destination).map_err(|error| fail("cannot rename into place", error.error))?;
+                let folder = match destination.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    _ => Path::new("."),
+                };
+                File::open(folder)
+                    .and_then(|folder| folder.sync_all())
+                    .map_err(|error| fail("cannot make the new name durable", error))
+            }
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file().write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_only_when_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"abc").unwrap();
+        assert!(!path.exists());
+        output.commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+        let mut output = Output::create(&path).unwrap();
+        output.write_all(b"half").unwrap();
+        drop(output);
+        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let mut output = Output::create(&link).unwrap();
+        output.write_all(b"new").unwrap();
+        output.commit().unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+    }
+}
