@@ -168,7 +168,12 @@ fn compress_with_base(data: &[u8], base: &[u8], level: i32) -> Result<Vec<u8>> {
     let mut context =
         CCtx::try_create().ok_or_else(|| Error::new(Kind::Io, "cannot prepare zstd: out of memory"))?;
     context.set_parameter(CParameter::CompressionLevel(level)).map_err(failed)?;
-    context.set_parameter(CParameter::WindowLog(span.next_power_of_two().ilog2())).map_err(failed)?;
+    let window_log = span.next_power_of_two().ilog2();
+    context.set_parameter(CParameter::WindowLog(window_log)).map_err(failed)?;
+    if level < 3 {
+        // The small tables of low levels would forget most of the prefix before the data begins.
+        context.set_parameter(CParameter::HashLog(window_log)).map_err(failed)?;
+    }
     context.ref_prefix(base).map_err(failed)?;
     let mut out = Vec::with_capacity(zstd::zstd_safe::compress_bound(data.len()));
     context.compress2(&mut out, data).map_err(failed)?;

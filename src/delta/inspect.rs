@@ -106,7 +106,7 @@ pub enum Verdict {
     /// Yes: the delta is sound, and the base, if one was given, is the right one.
     Sound {
         /// Facts of the delta.
-        info: DeltaInfo,
+        info: Box<DeltaInfo>,
         /// Extents that could not be decoded because they refer to a base and none was given.
         undecoded: u64,
     },
@@ -127,7 +127,7 @@ pub fn verify(
     progress: &dyn Progress,
 ) -> Result<Verdict> {
     match verify_inner(reader, base, threads, progress) {
-        Ok((info, undecoded)) => Ok(Verdict::Sound { info, undecoded }),
+        Ok((info, undecoded)) => Ok(Verdict::Sound { info: Box::new(info), undecoded }),
         Err(error) => match error.kind() {
             Kind::Damaged => Ok(Verdict::Damaged(error)),
             Kind::Mismatch => Ok(Verdict::WrongBase(error)),
@@ -190,7 +190,9 @@ fn verify_extent(decoder: &mut Decoder, extent: &ReadExtent, base: Option<&dyn R
         && extent.head.base_crcs
     {
         bytes.resize(decoder.base_len(extent), 0);
-        base.read_at(&mut bytes, decoder.offset(extent)).map_err(as_io)?;
+        if !bytes.is_empty() {
+            base.read_at(&mut bytes, decoder.offset(extent)).map_err(as_io)?;
+        }
         if let Some(index) = decoder.base_matches(extent, &bytes).iter().position(|matches| !matches) {
             let chunk = extent.head.chunk.saturating_add(index as u64);
             return Err(wrong_chunk(chunk).at_path(base.path()));

@@ -43,9 +43,9 @@ fn volume(len: usize, seed: u64) -> Vec<u8> {
     (0..len)
         .map(|at| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            match (at / 700 + seed as usize) % 3 {
+            match ((at as u64 / 700).wrapping_add(seed)) % 3 {
                 0 => 0,
-                1 => (at / 64) as u8,
+                1 => (at / 64).to_le_bytes()[0],
                 _ => state.to_le_bytes()[7],
             }
         })
