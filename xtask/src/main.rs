@@ -1,2 +1,47 @@
-//! Project chores.
-fn main() {}
+//! The project's chores: `cargo xtask demo` shows the program at work, `cargo xtask test` says whether a change
+//! may land. Everything else here is a part of one of the two or of a release.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the person who runs them")]
+
+mod dist;
+mod docs;
+mod man;
+mod report;
+mod shell;
+mod test;
+mod tidy;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Chores of the ddsnap project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+enum Chore {
+    /// Everything that must hold before a change lands: format, lints, tests, tidy, documents, licences
+    Test(test::Args),
+    /// Rules of the house that no lint knows: who imports whom, lengths, leftovers
+    Tidy,
+    /// Write the generated parts of docs/
+    Docs(docs::Args),
+    /// Write the manual pages and shell completions
+    Man(docs::Args),
+    /// Build a release archive: binary, pages, completions, licences
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let result = match Chore::parse() {
+        Chore::Test(args) => test::run(&args),
+        Chore::Tidy => tidy::run(),
+        Chore::Docs(args) => docs::run(args.check),
+        Chore::Man(args) => man::run(args.check),
+        Chore::Dist => dist::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
