@@ -1,9 +1,43 @@
 //! Bytes only: every on-disk and on-wire structure, both ways. No I/O, no engine types.
 
+pub mod changelist;
+pub mod checkpoint;
+pub mod delta;
 pub mod field;
+pub mod record;
+pub mod run;
+pub mod superblock;
+pub mod table;
 
 /// Every layout table, in the order of `docs/format.md`, which is generated from them.
 #[must_use]
 pub fn tables() -> Vec<field::Table> {
-    Vec::new()
+    vec![
+        superblock::RawSuperblock::TABLE,
+        superblock::RawExtent::TABLE,
+        record::RawHeader::TABLE,
+        record::RawEntry::TABLE,
+        table::RawSnapshot::TABLE,
+        table::RawVolume::TABLE,
+        table::RawOperation::TABLE,
+        table::RawDelete::TABLE,
+        table::RawOpen::TABLE,
+        table::RawTaint::TABLE,
+        table::RawFingerprint::TABLE,
+        checkpoint::RawPart::TABLE,
+        checkpoint::RawCheckpoint::TABLE,
+        checkpoint::RawGrave::TABLE,
+        checkpoint::RawSegment::TABLE,
+        checkpoint::RawRun::TABLE,
+        checkpoint::RawPiece::TABLE,
+        checkpoint::RawEvent::TABLE,
+        run::RawBlockHeader::TABLE,
+        run::RawIndexEntry::TABLE,
+        run::RawDirectoryEntry::TABLE,
+        changelist::RawChangelist::TABLE,
+        delta::RawHeader::TABLE,
+        delta::RawPoint::TABLE,
+        delta::RawExtent::TABLE,
+        delta::RawEnd::TABLE,
+    ]
 }
