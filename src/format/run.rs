@@ -192,6 +192,12 @@ fn seal(run: u64, position: u64, entries: usize, directory: bool, payload: &[u8]
     block
 }
 
+/// The checksum a parent keeps of a block: CRC-32 of all its 4096 bytes.
+#[must_use]
+pub fn block_crc(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
 /// Decodes a data block whose bytes the caller has checked against the directory's checksum.
 ///
 /// # Errors

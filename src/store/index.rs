@@ -1,0 +1,238 @@
+//! Reading the index: runs on the device, newest first, under a memory table of the log since the checkpoint.
+//!
+//! Every block is checked against the checksum its parent keeps before a single key of it is believed, so
+//! "not there" is as carefully proven as "there".
+
+use crate::block::ReadAt;
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{Piece, Run};
+use crate::format::run::{self, BLOCK_SIZE, IndexEntry, Key, Value};
+use std::collections::{BTreeMap, HashMap, btree_map};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The memory table: what the log since the checkpoint adds to the runs.
+pub type MemTable = BTreeMap<Key, Value>;
+
+/// Blocks kept in each of the cache's two generations: at most 2 * 2048 decoded blocks, about 24 MiB.
+const CACHE_BLOCKS: usize = 2048;
+
+type Directory = Vec<(Key, u32)>;
+
+/// Keyed by (run, position): run numbers are never reused, so a cached block can never be stale.
+type CacheKey = (u64, u64);
+
+#[derive(Clone)]
+enum Cached {
+    Block(Arc<Vec<IndexEntry>>),
+    Directory(Arc<Directory>),
+}
+
+#[derive(Default)]
+struct Cache {
+    young: HashMap<CacheKey, Cached>,
+    old: HashMap<CacheKey, Cached>,
+}
+
+impl Cache {
+    fn get(&mut self, key: CacheKey) -> Option<Cached> {
+        if let Some(found) = self.young.get(&key) {
+            return Some(found.clone());
+        }
+        let found = self.old.remove(&key)?;
+        self.put(key, found.clone());
+        Some(found)
+    }
+
+    fn put(&mut self, key: CacheKey, value: Cached) {
+        if self.young.len() >= CACHE_BLOCKS {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, value);
+    }
+}
+
+/// Reads verified index blocks through a small cache.
+pub struct BlockReader {
+    device: Arc<dyn ReadAt>,
+    cache: Mutex<Cache>,
+}
+
+impl BlockReader {
+    /// A reader of `device` with an empty cache.
+    pub fn new(device: Arc<dyn ReadAt>) -> Self {
+        Self { device, cache: Mutex::new(Cache::default()) }
+    }
+
+    fn cached(&self, key: CacheKey) -> Option<Cached> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(key)
+    }
+
+    fn keep(&self, key: CacheKey, value: Cached) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(key, value);
+    }
+
+    fn fetch(&self, address: u64, crc: u32, run: u64) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; BLOCK_SIZE];
+        self.device.read_at(&mut bytes, address)?;
+        let found = crate::format::run::block_crc(&bytes);
+        if found != crc {
+            return Err(Error::damaged(format!(
+                "index block of run {run} has checksum {found:08x}, its parent says {crc:08x}"
+            ))
+            .at_offset(address)
+            .hint("run `ddsnap fsck --rebuild` on the store"));
+        }
+        Ok(bytes)
+    }
+
+    /// The directory of `piece`.
+    pub fn directory(&self, run: u64, piece: &Piece) -> Result<Arc<Directory>> {
+        let key = (run, piece.position);
+        if let Some(Cached::Directory(found)) = self.cached(key) {
+            return Ok(found);
+        }
+        let bytes = self.fetch(piece.address, piece.crc, run)?;
+        let directory = Arc::new(run::decode_directory(&bytes, run, piece.position)?);
+        if directory.len() as u64 != u64::from(piece.blocks) {
+            return Err(Error::damaged(format!(
+                "index directory lists {} blocks, its parent says {}",
+                directory.len(),
+                piece.blocks
+            ))
+            .at_offset(piece.address));
+        }
+        self.keep(key, Cached::Directory(Arc::clone(&directory)));
+        Ok(directory)
+    }
+
+    /// Data block `block` (from 0) of `piece`.
+    fn block(&self, run: u64, piece: &Piece, block: usize, crc: u32) -> Result<Arc<Vec<IndexEntry>>> {
+        let number = block as u64 + 1;
+        let key = (run, piece.position + number);
+        if let Some(Cached::Block(found)) = self.cached(key) {
+            return Ok(found);
+        }
+        let address = piece.address + number * BLOCK_SIZE as u64;
+        let bytes = self.fetch(address, crc, run)?;
+        let entries = Arc::new(run::decode_block(&bytes, run, piece.position + number)?);
+        self.keep(key, Cached::Block(Arc::clone(&entries)));
+        Ok(entries)
+    }
+}
+
+/// Walks one run in key order.
+pub struct RunCursor<'a> {
+    reader: &'a BlockReader,
+    run: &'a Run,
+    piece: usize,
+    directory: Option<Arc<Directory>>,
+    block: usize,
+    entries: Option<Arc<Vec<IndexEntry>>>,
+    at: usize,
+}
+
+impl<'a> RunCursor<'a> {
+    /// A cursor at the first key of `run` that is not below `key`.
+    pub fn seek(reader: &'a BlockReader, run: &'a Run, key: Key) -> Result<Self> {
+        let key = key.max(run.from);
+        let piece = run.pieces.partition_point(|piece| piece.first <= key).saturating_sub(1);
+        let mut cursor = Self { reader, run, piece, directory: None, block: 0, entries: None, at: 0 };
+        if let Some(found) = run.pieces.get(piece) {
+            let directory = reader.directory(run.number, found)?;
+            cursor.block = directory.partition_point(|(first, _)| *first <= key).saturating_sub(1);
+            cursor.directory = Some(directory);
+            cursor.load()?;
+            if let Some(entries) = &cursor.entries {
+                cursor.at = entries.partition_point(|(found, _)| *found < key);
+            }
+            cursor.settle()?;
+        }
+        Ok(cursor)
+    }
+
+    /// The entry under the cursor.
+    pub fn head(&self) -> Option<&IndexEntry> {
+        self.entries.as_ref()?.get(self.at)
+    }
+
+    /// Moves on by one entry.
+    pub fn advance(&mut self) -> Result<()> {
+        self.at += 1;
+        self.settle()
+    }
+
+    /// Moves past the ends of blocks and pieces until there is an entry or the run ends.
+    fn settle(&mut self) -> Result<()> {
+        while self.entries.as_ref().is_some_and(|entries| self.at >= entries.len()) {
+            self.at = 0;
+            self.block += 1;
+            if self.directory.as_ref().is_some_and(|directory| self.block >= directory.len()) {
+                self.piece += 1;
+                self.block = 0;
+                self.directory = match self.run.pieces.get(self.piece) {
+                    Some(piece) => Some(self.reader.directory(self.run.number, piece)?),
+                    None => None,
+                };
+            }
+            self.load()?;
+        }
+        Ok(())
+    }
+
+    fn load(&mut self) -> Result<()> {
+        self.entries = None;
+        let (Some(piece), Some(directory)) = (self.run.pieces.get(self.piece), &self.directory) else {
+            return Ok(());
+        };
+        if let Some((_, crc)) = directory.get(self.block) {
+            self.entries = Some(self.reader.block(self.run.number, piece, self.block, *crc)?);
+        }
+        Ok(())
+    }
+}
+
+/// Walks memory table and runs together in key order. Where several hold a key the newest wins; change
+/// bits are united.
+pub struct Scan<'a> {
+    memory: std::iter::Peekable<btree_map::Range<'a, Key, Value>>,
+    cursors: Vec<RunCursor<'a>>,
+    /// Values the last [`Scan::next_entry`] passed over because a newer one won.
+    pub superseded: Vec<Value>,
+}
+
+impl<'a> Scan<'a> {
+    /// A walk over `memory` and `runs` (newest first) from `key` on.
+    pub fn new(reader: &'a BlockReader, memory: &'a MemTable, runs: &'a [Run], key: Key) -> Result<Self> {
+        let cursors = runs.iter().map(|run| RunCursor::seek(reader, run, key)).collect::<Result<_>>()?;
+        Ok(Self { memory: memory.range(key..).peekable(), cursors, superseded: Vec::new() })
+    }
+
+    /// The next entry.
+    pub fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
+        self.superseded.clear();
+        let heads = self.cursors.iter().filter_map(RunCursor::head).map(|(key, _)| *key);
+        let Some(key) = heads.chain(self.memory.peek().map(|(key, _)| **key)).min() else {
+            return Ok(None);
+        };
+        let mut best: Option<Value> = None;
+        if self.memory.peek().is_some_and(|(found, _)| **found == key) {
+            best = self.memory.next().map(|(_, value)| *value);
+        }
+        for cursor in &mut self.cursors {
+            let Some((found, value)) = cursor.head().copied() else { continue };
+            if found != key {
+                continue;
+            }
+            best = Some(match best {
+                None => value,
+                Some(newer) if key.class == 2 => Value::from_bits(newer.bits() | value.bits()),
+                Some(newer) => {
+                    self.superseded.push(value);
+                    newer
+                }
+            });
+            cursor.advance()?;
+        }
+        Ok(best.map(|value| (key, value)))
+    }
+}
