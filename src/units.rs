@@ -53,3 +53,13 @@ impl fmt::Display for Uuid {
         Ok(())
     }
 }
+
+// Offsets and lengths become indices without loss: the program is for 64-bit machines only.
+const _: () = assert!(usize::BITS == 64);
+
+/// A byte offset or length as an index into memory.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, asserted above")]
+pub const fn index(value: u64) -> usize {
+    value as usize
+}

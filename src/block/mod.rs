@@ -39,6 +39,11 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// `Kind::Io` if the medium fails; `Kind::Damaged` if the range ends past [`ReadAt::size`].
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Device number, inode and modification time (nanoseconds since 1970) if this is a regular file.
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        None
+    }
 }
 
 /// Something that can also be written. Writes are volatile until [`WriteAt::flush`] returns.

@@ -3,9 +3,10 @@
 //! [`State::apply`] is the only place that says what a record means; replay and live writing both use it,
 //! so what a crash leaves is what was there before it.
 
+use super::chain::Chain;
 use super::index::MemTable;
 use crate::error::{Error, Result};
-use crate::format::checkpoint::{Checkpoint, Grave, LogPosition, OpenSegment, Run, Segment};
+use crate::format::checkpoint::{Checkpoint, Grave, OpenSegment, Run, Segment};
 use crate::format::record::{EntryClass, Encoding, Record, RecordKind, pad};
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
@@ -24,8 +25,8 @@ const ENDS_MAX: usize = 64;
 pub struct State {
     /// The newest sound superblock.
     pub sb: Superblock,
-    /// End of the log.
-    pub log: LogPosition,
+    /// End of the log, and the segments it may use.
+    pub chain: Chain,
     /// Highest sequence known durable.
     pub durable: u64,
     /// Current epoch.
@@ -40,8 +41,6 @@ pub struct State {
     pub high: OpenSegment,
     /// Ended incarnations and their last sequences.
     pub ends: Vec<(u64, u64)>,
-    /// Segments the log may use, in order; the first holds the end of the log.
-    pub promised: Vec<u32>,
     /// Snapshots by id, hidden and squashed ones included.
     pub snapshots: BTreeMap<u64, Snapshot>,
     /// Deleted snapshots not swept yet, by id.
@@ -71,7 +70,7 @@ impl State {
     pub fn new(sb: Superblock, checkpoint: Checkpoint) -> Self {
         Self {
             sb,
-            log: checkpoint.log,
+            chain: Chain::new(checkpoint.log, checkpoint.promised),
             durable: checkpoint.log.sequence,
             epoch: checkpoint.epoch,
             next_run: checkpoint.next_run,
@@ -79,7 +78,6 @@ impl State {
             low: checkpoint.low,
             high: checkpoint.high,
             ends: checkpoint.ends,
-            promised: checkpoint.promised,
             snapshots: checkpoint.snapshots.into_iter().map(|snapshot| (snapshot.id, snapshot)).collect(),
             graves: checkpoint.graves.into_iter().map(|grave| (grave.id, grave)).collect(),
             segments: checkpoint.segments.into_iter().collect(),
@@ -97,14 +95,14 @@ impl State {
     /// The tables as a checkpoint; the memory table must have been flushed to a run.
     pub fn to_checkpoint(&self) -> Checkpoint {
         Checkpoint {
-            log: self.log,
+            log: self.chain.position,
             epoch: self.epoch,
             next_run: self.next_run,
             unswept: self.unswept,
             low: self.low,
             high: self.high,
             ends: self.ends.clone(),
-            promised: self.promised.clone(),
+            promised: self.chain.segments_from_here().to_vec(),
             snapshots: self.snapshots.values().cloned().collect(),
             graves: self.graves.values().copied().collect(),
             segments: self.segments.iter().map(|(number, segment)| (*number, *segment)).collect(),
@@ -115,11 +113,12 @@ impl State {
         }
     }
 
-    /// Brings the state up to date with `record`, which the chain has proven.
+    /// Brings the state up to date with `record`, which the chain has proven and which lies in promised
+    /// segment `at`.
     ///
     /// # Errors
     /// `Kind::Damaged` if its body makes no sense.
-    pub fn apply(&mut self, record: &Record) -> Result<()> {
+    pub fn apply(&mut self, at: usize, record: &Record) -> Result<()> {
         let body = &mut record.body.as_slice();
         self.fingerprint = None;
         match record.kind {
@@ -167,12 +166,7 @@ impl State {
             RecordKind::Skip => {}
         }
         self.epoch = self.epoch.max(record.epoch);
-        self.log = LogPosition {
-            address: record.address + record.length(),
-            sequence: record.sequence,
-            crc: record.crc,
-            incarnation: record.incarnation,
-        };
+        self.chain.advance(&self.sb, at, record);
         self.durable = self.durable.max(record.durable);
         self.log_bytes += record.length();
         self.log_records += 1;

@@ -1,0 +1,367 @@
+//! Reading a store: look-ups, changelists, the bytes of a point.
+
+use super::changes::{self, Index};
+use super::index::BlockReader;
+use super::state::{State, keeper};
+use super::types::{FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
+use super::{fingerprint, recover};
+use crate::block::ReadAt;
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::Role;
+use crate::format::record::Encoding;
+use crate::format::run::{Key, Value};
+use crate::format::table::Snapshot;
+use crate::point::{ChunkRange, Changes, Identity, Point, PointId, PointSource};
+use crate::units::{Epoch, Tag, Uuid, index};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Longest single read of the origin while serving a snapshot.
+const READ_MAX: u64 = 4 << 20;
+
+/// A store opened for reading.
+pub struct View {
+    pub(super) device: Arc<dyn ReadAt>,
+    pub(super) origin: Option<Arc<dyn ReadAt>>,
+    pub(super) state: State,
+    pub(super) reader: BlockReader,
+}
+
+impl View {
+    /// Opens a store for reading; replays its log in memory. `origin` is needed to read data only.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` if `store` is not a sound store, `Kind::Unsupported` if it is of a newer version,
+    /// `Kind::Mismatch` if `origin` is smaller than the store says.
+    pub fn open(store: Arc<dyn ReadAt>, origin: Option<Arc<dyn ReadAt>>) -> Result<Self> {
+        let mut state = recover::load(store.as_ref())?;
+        if let Some(origin) = &origin
+            && origin_changed(&state, origin.as_ref())?
+        {
+            for snapshot in state.snapshots.values_mut() {
+                snapshot.tainted = true;
+            }
+        }
+        let reader = BlockReader::new(Arc::clone(&store));
+        Ok(Self { device: store, origin, state, reader })
+    }
+
+    pub(super) fn index(&self) -> Index<'_> {
+        Index { reader: &self.reader, memory: &self.state.memory, runs: &self.state.runs }
+    }
+
+    /// Facts of the store as a whole.
+    #[must_use]
+    pub fn info(&self) -> StoreInfo {
+        let state = &self.state;
+        let sum = |role: Role| -> u64 {
+            state.segments.values().filter(|segment| segment.role == role).map(|segment| segment.live).sum()
+        };
+        let store_size = state.sb.end();
+        let used = state.segments.len() as u64;
+        StoreInfo {
+            uuid: state.sb.uuid,
+            volume: state.volume.volume,
+            chunk_size: state.sb.chunk_size(),
+            block_size: state.sb.block_size(),
+            segment_size: state.sb.segment_size(),
+            store_size,
+            free_bytes: (u64::from(state.sb.segments) - used) << state.sb.segment_bits,
+            data_bytes: sum(Role::Log) + self.memory_bytes(),
+            metadata_bytes: sum(Role::Index),
+            origin_path: PathBuf::from(OsStr::from_bytes(&state.volume.path)),
+            origin_size: state.volume.origin_size,
+            created_secs: state.sb.created_secs,
+            full_policy: match state.volume.squash_when_full {
+                true => FullPolicy::Squash,
+                false => FullPolicy::Fail,
+            },
+            pending: state.operation.as_ref().map(|operation| PendingOperation {
+                before: Epoch(operation.before),
+                label: operation.label.clone(),
+                token: operation.token,
+            }),
+            origin_equals: state
+                .volume
+                .equals
+                .map(|(volume, id, generation)| Identity { volume, id, generation }),
+            events: state.events.clone(),
+        }
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let data = self.state.memory.iter().filter(|(key, _)| key.class != 2);
+        data.map(|(_, value)| self.state.cost(value)).sum()
+    }
+
+    /// All user-visible snapshots, oldest first, squashed ones included.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.state.snapshots.values().filter(|snapshot| !snapshot.hidden).map(describe).collect()
+    }
+
+    /// Counts sharing for every normal snapshot, oldest first. Reads the whole index once.
+    ///
+    /// # Errors
+    /// `Kind::Io`, `Kind::Damaged`.
+    pub fn sharing(&self) -> Result<Vec<Sharing>> {
+        let live = self.state.live_ids();
+        // A range of snapshots that share an entry adds one to each of them: count the ranges' ends.
+        let mut counts = vec![std::collections::BTreeMap::<usize, u64>::new(); live.len()];
+        let mut scan = self.index().scan(Key::MIN)?;
+        let mut previous = (u64::MAX, 0);
+        while let Some((key, _)) = scan.next_entry()? {
+            if key.class == 1 {
+                if let Ok(at) = live.binary_search(&key.a) {
+                    count(&mut counts, at, 1);
+                }
+                continue;
+            }
+            if key.class > 1 {
+                break;
+            }
+            let before = if previous.0 == key.a { previous.1 } else { 0 };
+            previous = (key.a, key.b);
+            if keeper(&live, before, key.b).is_some() {
+                let first = live.partition_point(|id| *id <= before);
+                let end = live.partition_point(|id| *id <= key.b);
+                for at in first..end {
+                    count(&mut counts, at, end - first);
+                }
+            }
+        }
+        let sharing = live.iter().zip(counts).filter(|(id, _)| {
+            self.state.snapshots.get(id).is_some_and(|snapshot| !snapshot.hidden)
+        });
+        Ok(sharing
+            .map(|(id, counts)| {
+                let mut shared_by = vec![0; live.len()];
+                for (sharers, entries) in counts {
+                    if let Some(slot) = shared_by.get_mut(sharers - 1) {
+                        *slot = entries;
+                    }
+                }
+                Sharing { id: Epoch(*id), shared_by }
+            })
+            .collect())
+    }
+
+    /// The snapshot `id`, if it can be an endpoint.
+    pub(super) fn endpoint(&self, id: Epoch) -> Result<&Snapshot> {
+        let snapshot = self
+            .state
+            .snapshots
+            .get(&id.0)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no snapshot with id {id}")))?;
+        if snapshot.squashed {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("snapshot {} was squashed when the store ran full; its data are gone", snapshot.tag),
+            ));
+        }
+        Ok(snapshot)
+    }
+
+    pub(super) fn size_of(&self, point: PointId) -> Result<u64> {
+        match point {
+            PointId::Origin => Ok(self.state.volume.origin_size),
+            PointId::Snapshot(id) => Ok(self.endpoint(id)?.size_bytes),
+        }
+    }
+
+    pub(super) fn need_origin(&self) -> Result<&dyn ReadAt> {
+        self.origin.as_deref().ok_or_else(|| {
+            Error::new(Kind::NotFound, "the origin is needed and was not given").hint("name it with --origin")
+        })
+    }
+
+    /// Where chunk `chunk` of snapshot `id` is preserved; `None` if the origin still has it.
+    pub(super) fn find(&self, id: u64, chunk: u64) -> Result<Option<Value>> {
+        let overlay = Key::overlay(id, chunk);
+        if let Some((key, value)) = self.index().scan(overlay)?.next_entry()?
+            && key == overlay
+        {
+            return Ok(Some(value));
+        }
+        let first = self.index().scan(Key::exception(chunk, id))?.next_entry()?;
+        Ok(first.filter(|(key, _)| key.class == 0 && key.a == chunk).map(|(_, value)| value))
+    }
+
+    /// The bytes of a preserved chunk, verified.
+    pub(super) fn fetch(&self, value: &Value) -> Result<Vec<u8>> {
+        if value.raw_length > self.state.sb.chunk_size() || value.stored_length > value.raw_length {
+            return Err(Error::damaged("preserved chunk is longer than a chunk").at_offset(value.word));
+        }
+        let mut bytes = vec![0; value.raw_length as usize];
+        if value.encoding == Encoding::Raw {
+            self.device.read_at(&mut bytes, value.word)?;
+        }
+        let crc = crc32fast::hash(&bytes);
+        if crc != value.crc {
+            return Err(Error::damaged(format!(
+                "preserved chunk has checksum {crc:08x}, its record says {:08x}",
+                value.crc
+            ))
+            .at_path(self.device.path())
+            .at_offset(value.word));
+        }
+        Ok(bytes)
+    }
+
+    fn read_snapshot(&self, id: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let bits = self.state.sb.chunk_bits;
+        let end = offset + buf.len() as u64;
+        // What the origin still has is read in one go: its range so far, to be read before the next exception.
+        let mut pending = offset..offset;
+        let mut at = offset;
+        while at < end {
+            let chunk = at >> bits;
+            let stop = end.min((chunk + 1) << bits);
+            match self.find(id, chunk)? {
+                Some(value) => {
+                    self.read_origin(&pending, offset, buf)?;
+                    let bytes = self.fetch(&value)?;
+                    let skip = index(at - (chunk << bits));
+                    let target = &mut buf[index(at - offset)..index(stop - offset)];
+                    let have = bytes.get(skip..).unwrap_or(&[]);
+                    let length = have.len().min(target.len());
+                    target[..length].copy_from_slice(&have[..length]);
+                    target[length..].fill(0);
+                    pending = stop..stop;
+                }
+                None => pending.end = stop,
+            }
+            if pending.end - pending.start >= READ_MAX {
+                self.read_origin(&pending, offset, buf)?;
+                pending.start = stop;
+            }
+            at = stop;
+        }
+        self.read_origin(&pending, offset, buf)
+    }
+
+    /// Reads `range` of the origin into `buf`, which begins at byte `base`.
+    fn read_origin(&self, range: &std::ops::Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.need_origin()?.read_at(&mut buf[index(range.start - base)..index(range.end - base)], range.start)
+    }
+}
+
+fn count(counts: &mut [std::collections::BTreeMap<usize, u64>], at: usize, sharers: usize) {
+    if let Some(map) = counts.get_mut(at) {
+        *map.entry(sharers).or_default() += 1;
+    }
+}
+
+/// True if the origin was written since the store was closed. Refuses an origin that is too small.
+pub(super) fn origin_changed(state: &State, origin: &dyn ReadAt) -> Result<bool> {
+    let size = state.volume.origin_size;
+    if origin.size() < size {
+        return Err(Error::new(
+            Kind::Mismatch,
+            format!("origin has {} bytes, the store says {size}", origin.size()),
+        )
+        .at_path(origin.path())
+        .hint("name the right origin with --origin"));
+    }
+    match &state.fingerprint {
+        Some(then) => Ok(fingerprint::differs(then, &fingerprint::take(origin, size)?)),
+        None => Ok(false),
+    }
+}
+
+pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: Epoch(snapshot.id),
+        tag: Tag(snapshot.tag),
+        name: (!snapshot.name.is_empty()).then(|| snapshot.name.clone()),
+        size_bytes: snapshot.size_bytes,
+        created_secs: snapshot.created_secs,
+        priority: snapshot.priority,
+        use_count: snapshot.use_count,
+        generation: snapshot.generation,
+        state: if snapshot.squashed { SnapshotState::Squashed } else { SnapshotState::Normal },
+        tainted: snapshot.tainted,
+    }
+}
+
+impl PointSource for View {
+    fn chunk_bits(&self) -> u32 {
+        self.state.sb.chunk_bits
+    }
+
+    fn points(&self) -> Vec<Point> {
+        let volume = self.state.volume.volume;
+        let visible = self.state.snapshots.values().filter(|snapshot| !snapshot.hidden && !snapshot.squashed);
+        let mut points: Vec<_> = visible.map(|snapshot| snapshot_point(volume, snapshot)).collect();
+        points.push(Point {
+            id: PointId::Origin,
+            tag: Tag::ORIGIN,
+            name: None,
+            size_bytes: self.state.volume.origin_size,
+            created_secs: 0,
+            identity: Identity { volume, id: u64::MAX, generation: self.state.volume.generation },
+        });
+        points
+    }
+
+    fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
+        let size = self.size_of(to)?;
+        let chunks = size.div_ceil(u64::from(self.state.sb.chunk_size()));
+        let Some(from) = from else {
+            let all = ChunkRange { start: 0, end: chunks };
+            return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
+        };
+        self.size_of(from)?;
+        let epoch = |point| match point {
+            PointId::Snapshot(id) => id.0,
+            PointId::Origin => u64::MAX,
+        };
+        let (low, high) = (epoch(from).min(epoch(to)), epoch(from).max(epoch(to)));
+        let mut pages = self.index().changed_pages(low, high);
+        for point in [from, to] {
+            if let PointId::Snapshot(id) = point {
+                pages = changes::combine(pages, self.index().overlay_pages(id.0)?, |a, b| a | b);
+            }
+        }
+        Ok(Box::new(changes::ranges(pages, chunks)))
+    }
+
+    fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let size = self.size_of(point)?;
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > size) {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{} bytes at {offset} end past the point's {size} bytes", buf.len()),
+            ));
+        }
+        match point {
+            PointId::Origin => self.need_origin()?.read_at(buf, offset),
+            PointId::Snapshot(id) => self.read_snapshot(id.0, offset, buf),
+        }
+    }
+
+    fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>> {
+        let PointId::Snapshot(id) = point else { return Ok(None) };
+        let start = chunk << self.state.sb.chunk_bits;
+        let length = self.endpoint(id)?.size_bytes.saturating_sub(start).min(u64::from(self.state.sb.chunk_size()));
+        let found = self.find(id.0, chunk)?;
+        Ok(found.filter(|value| u64::from(value.raw_length) == length).map(|value| value.crc))
+    }
+}
+
+fn snapshot_point(volume: Uuid, snapshot: &Snapshot) -> Point {
+    Point {
+        id: PointId::Snapshot(Epoch(snapshot.id)),
+        tag: Tag(snapshot.tag),
+        name: (!snapshot.name.is_empty()).then(|| snapshot.name.clone()),
+        size_bytes: snapshot.size_bytes,
+        created_secs: snapshot.created_secs,
+        identity: Identity { volume, id: snapshot.id, generation: snapshot.generation },
+    }
+}
