@@ -57,7 +57,8 @@ impl Chain {
         }
         let said = table::take::<RawOpen>(&mut record.body.as_slice());
         record.sequence == last.sequence + OPEN_JUMP
-            && said.is_ok_and(|raw| raw.incarnation.get() == last.incarnation && raw.end.get() == last.sequence)
+            && said
+                .is_ok_and(|raw| raw.incarnation.get() == last.incarnation && raw.end.get() == last.sequence)
     }
 
     /// Moves past `record`, which lies in promised segment `at`.

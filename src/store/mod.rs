@@ -30,8 +30,6 @@ mod types;
 mod view;
 mod writer;
 
-pub use types::{
-    FullPolicy, InitOptions, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
-};
+pub use types::{FullPolicy, InitOptions, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
 pub use view::View;
 pub use writer::Writer;

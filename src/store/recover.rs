@@ -29,7 +29,9 @@ impl Superblocks {
         let copies = superblock::OFFSETS.map(|offset| {
             let mut bytes = vec![0; superblock::SIZE];
             if offset + superblock::SIZE as u64 > device.size() {
-                return Err(Error::damaged(format!("device ends at {} bytes", device.size())).at_offset(offset));
+                return Err(
+                    Error::damaged(format!("device ends at {} bytes", device.size())).at_offset(offset)
+                );
             }
             device.read_at(&mut bytes, offset)?;
             Superblock::decode(&bytes).map_err(|error| error.at_offset(offset))

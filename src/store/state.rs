@@ -7,12 +7,10 @@ use super::chain::Chain;
 use super::index::MemTable;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Grave, OpenSegment, Run, Segment};
-use crate::format::record::{EntryClass, Encoding, Record, RecordKind, pad};
+use crate::format::record::{Encoding, EntryClass, Record, RecordKind, pad};
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
-use crate::format::table::{
-    self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume,
-};
+use crate::format::table::{self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume};
 use std::collections::BTreeMap;
 
 /// Events kept; older ones are dropped.
@@ -195,10 +193,8 @@ impl State {
     }
 
     fn mark_changed(&mut self, epoch: u64, chunk: u64) {
-        let slot = self
-            .memory
-            .entry(Key::changes(epoch, chunk >> PAGE_BITS))
-            .or_insert_with(|| Value::from_bits(0));
+        let slot =
+            self.memory.entry(Key::changes(epoch, chunk >> PAGE_BITS)).or_insert_with(|| Value::from_bits(0));
         *slot = Value::from_bits(slot.bits() | bit(chunk));
     }
 

@@ -11,7 +11,7 @@ use crate::format::checkpoint::Role;
 use crate::format::record::Encoding;
 use crate::format::run::{Key, Value};
 use crate::format::table::Snapshot;
-use crate::point::{ChunkRange, Changes, Identity, Point, PointId, PointSource};
+use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -83,10 +83,11 @@ impl View {
                 label: operation.label.clone(),
                 token: operation.token,
             }),
-            origin_equals: state
-                .volume
-                .equals
-                .map(|(volume, id, generation)| Identity { volume, id, generation }),
+            origin_equals: state.volume.equals.map(|(volume, id, generation)| Identity {
+                volume,
+                id,
+                generation,
+            }),
             events: state.events.clone(),
         }
     }
@@ -132,9 +133,10 @@ impl View {
                 }
             }
         }
-        let sharing = live.iter().zip(counts).filter(|(id, _)| {
-            self.state.snapshots.get(id).is_some_and(|snapshot| !snapshot.hidden)
-        });
+        let sharing = live
+            .iter()
+            .zip(counts)
+            .filter(|(id, _)| self.state.snapshots.get(id).is_some_and(|snapshot| !snapshot.hidden));
         Ok(sharing
             .map(|(id, counts)| {
                 let mut shared_by = vec![0; live.len()];
@@ -349,7 +351,8 @@ impl PointSource for View {
     fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>> {
         let PointId::Snapshot(id) = point else { return Ok(None) };
         let start = chunk << self.state.sb.chunk_bits;
-        let length = self.endpoint(id)?.size_bytes.saturating_sub(start).min(u64::from(self.state.sb.chunk_size()));
+        let length =
+            self.endpoint(id)?.size_bytes.saturating_sub(start).min(u64::from(self.state.sb.chunk_size()));
         let found = self.find(id.0, chunk)?;
         Ok(found.filter(|value| u64::from(value.raw_length) == length).map(|value| value.crc))
     }

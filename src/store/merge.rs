@@ -1,0 +1,201 @@
+//! Index runs are written once, then merged: the only place where dead entries leave and space is freed.
+
+use super::changes::Index;
+use super::index::{BlockReader, MemTable, Scan};
+use super::space::Stream;
+use super::state::{State, keeper};
+use crate::block::WriteAt;
+use crate::error::Result;
+use crate::format::checkpoint::{Piece, Run};
+use crate::format::run::{self, BLOCK_SIZE, ENTRIES_PER_BLOCK, IndexEntry, Key, PIECE_BLOCKS_MAX, Value};
+use std::collections::BTreeMap;
+
+/// A run that is this much larger than the newer ones together is left alone by ordinary merges.
+const TIER_RATIO: u64 = 4;
+
+/// Writes a run piece by piece.
+struct RunBuilder<'a> {
+    device: &'a dyn WriteAt,
+    run: Run,
+    position: u64,
+    blocks_max: usize,
+    blocks: Vec<u8>,
+    directory: Vec<(Key, u32)>,
+    entries: Vec<IndexEntry>,
+    piece_entries: u32,
+}
+
+impl<'a> RunBuilder<'a> {
+    fn new(device: &'a dyn WriteAt, state: &mut State) -> Self {
+        let run = Run { number: state.next_run, entries: 0, from: Key::MIN, pieces: Vec::new() };
+        state.next_run += 1;
+        let half = state.sb.segment_size() as usize / BLOCK_SIZE / 2;
+        Self {
+            device,
+            run,
+            position: 0,
+            blocks_max: PIECE_BLOCKS_MAX.min(half - 1),
+            blocks: Vec::new(),
+            directory: Vec::new(),
+            entries: Vec::with_capacity(ENTRIES_PER_BLOCK),
+            piece_entries: 0,
+        }
+    }
+
+    fn push(&mut self, state: &mut State, entry: IndexEntry) -> Result<()> {
+        self.entries.push(entry);
+        self.run.entries += 1;
+        if self.entries.len() == ENTRIES_PER_BLOCK {
+            self.end_block(state)?;
+        }
+        Ok(())
+    }
+
+    fn end_block(&mut self, state: &mut State) -> Result<()> {
+        let Some((first, _)) = self.entries.first() else { return Ok(()) };
+        let number = self.directory.len() as u64 + 1;
+        let block = run::encode_block(self.run.number, self.position + number, &self.entries);
+        self.directory.push((*first, run::block_crc(&block)));
+        self.blocks.extend_from_slice(&block);
+        self.piece_entries += u32::try_from(self.entries.len()).unwrap_or(0);
+        self.entries.clear();
+        if self.directory.len() == self.blocks_max { self.end_piece(state) } else { Ok(()) }
+    }
+
+    fn end_piece(&mut self, state: &mut State) -> Result<()> {
+        let Some((first, _)) = self.directory.first().copied() else { return Ok(()) };
+        let directory = run::encode_directory(self.run.number, self.position, &self.directory);
+        let blocks = self.directory.len();
+        let mut bytes = directory.clone();
+        bytes.append(&mut self.blocks);
+        bytes.resize(super::publish::padded(state, bytes.len()), 0);
+        let address = state.allocate(Stream::Low, bytes.len() as u64)?;
+        self.device.write_at(&bytes, address)?;
+        self.run.pieces.push(Piece {
+            address,
+            position: self.position,
+            first,
+            blocks: u32::try_from(blocks).unwrap_or(0),
+            entries: self.piece_entries,
+            crc: run::block_crc(&directory),
+        });
+        self.position += blocks as u64 + 1;
+        self.directory.clear();
+        self.piece_entries = 0;
+        Ok(())
+    }
+
+    fn finish(mut self, state: &mut State) -> Result<Run> {
+        self.end_block(state)?;
+        self.end_piece(state)?;
+        Ok(self.run)
+    }
+}
+
+/// Writes the memory table out as the newest run and empties it.
+pub fn flush_memory(device: &dyn WriteAt, state: &mut State) -> Result<()> {
+    if state.memory.is_empty() {
+        return Ok(());
+    }
+    let memory = std::mem::take(&mut state.memory);
+    let mut builder = RunBuilder::new(device, state);
+    for (key, value) in &memory {
+        state.count_entry(*key, value);
+        builder.push(state, (*key, *value))?;
+    }
+    let run = builder.finish(state)?;
+    state.runs.insert(0, run);
+    Ok(())
+}
+
+/// Merges the newest runs while the next older one is not much larger than they are together, so that the
+/// number of runs stays logarithmic.
+pub fn merge_tiers(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {
+    let mut count = 1;
+    let mut entries = state.runs.first().map_or(0, |run| run.entries);
+    while let Some(next) = state.runs.get(count) {
+        if next.entries > entries.saturating_mul(TIER_RATIO) {
+            break;
+        }
+        entries += next.entries;
+        count += 1;
+    }
+    match count {
+        0 | 1 => Ok(()),
+        all if all == state.runs.len() => sweep(device, reader, state),
+        _ => merge_newest(device, reader, state, count),
+    }
+}
+
+/// Merges the newest `count` runs; nothing but superseded entries is dropped.
+fn merge_newest(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, count: usize) -> Result<()> {
+    let runs: Vec<Run> = state.runs.drain(..count).collect();
+    let memory = MemTable::new();
+    let mut scan = Scan::new(reader, &memory, &runs, Key::MIN)?;
+    let mut builder = RunBuilder::new(device, state);
+    while let Some((key, value)) = scan.next_entry()? {
+        for older in &scan.superseded {
+            state.drop_entry(key, older);
+        }
+        builder.push(state, (key, value))?;
+    }
+    let merged = builder.finish(state)?;
+    release_runs(state, &runs);
+    state.runs.insert(0, merged);
+    Ok(())
+}
+
+/// Merges all runs into one: drops dead and superseded entries, folds the change bits of deleted snapshots
+/// into those of their older neighbours, and closes the graves.
+pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {
+    let runs = std::mem::take(&mut state.runs);
+    let live = state.live_ids();
+    let memory = MemTable::new();
+    let index = Index { reader, memory: &memory, runs: &runs };
+    let mut builder = RunBuilder::new(device, state);
+    let mut scan = index.scan(Key::MIN)?;
+    let mut previous = (u64::MAX, 0);
+    while let Some((key, value)) = scan.next_entry()? {
+        if key.class > 1 {
+            break;
+        }
+        for older in &scan.superseded {
+            state.drop_entry(key, older);
+        }
+        let alive = if key.class == 0 {
+            let before = if previous.0 == key.a { previous.1 } else { 0 };
+            previous = (key.a, key.b);
+            keeper(&live, before, key.b).is_some()
+        } else {
+            live.binary_search(&key.a).is_ok()
+        };
+        if alive {
+            builder.push(state, (key, value))?;
+        } else {
+            state.drop_entry(key, &value);
+        }
+    }
+    for (number, id) in live.iter().enumerate() {
+        let end = live.get(number + 1).copied().unwrap_or(u64::MAX);
+        for page in index.changed_pages(*id, end) {
+            let (page, bits) = page?;
+            builder.push(state, (Key::changes(*id, page), Value::from_bits(bits)))?;
+        }
+    }
+    let merged = builder.finish(state)?;
+    release_runs(state, &runs);
+    if merged.entries > 0 {
+        state.runs.push(merged);
+    }
+    state.graves = BTreeMap::new();
+    state.unswept = 0;
+    Ok(())
+}
+
+fn release_runs(state: &mut State, runs: &[Run]) {
+    for piece in runs.iter().flat_map(|run| &run.pieces) {
+        let bytes = (piece.blocks as usize + 1) * BLOCK_SIZE;
+        let length = super::publish::padded(state, bytes);
+        state.release(piece.address, length as u64);
+    }
+}

@@ -1,0 +1,235 @@
+//! Writing the origin and snapshots: copy out first, commit, then change.
+
+use super::publish::padded;
+use super::room::batch_bytes;
+use super::state::bit;
+use super::writer::{Draft, Need, Writer};
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
+use crate::format::run::{Key, PAGE_BITS};
+use crate::units::{Epoch, index};
+
+/// Pages of the copied-out cache kept before it is started afresh: 24 MiB.
+const COPIED_PAGES_MAX: usize = 512 << 10;
+
+/// True if every byte of `bytes` is zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_le_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+impl Writer {
+    fn need_origin(&self) -> Result<&dyn crate::block::WriteAt> {
+        self.origin.as_deref().ok_or_else(|| {
+            Error::new(Kind::NotFound, "the origin is needed and was not given").hint("name it with --origin")
+        })
+    }
+
+    /// Writes `data` at byte `offset` of the origin, copying out first what snapshots need. Any length and
+    /// alignment inside the origin; pass large pieces (1 MiB and more): each call is at least one commit.
+    ///
+    /// # Errors
+    /// `Kind::NoSpace` (the origin is unchanged by the failing commit), `Kind::Io`.
+    pub fn write_origin(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.ensure_sound()?;
+        self.need_origin()?;
+        let size = self.view.state.volume.origin_size;
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= size).ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!("{} bytes at {offset} end past the origin's {size} bytes", data.len()),
+            )
+        })?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let touched = self.touch_origin()?;
+        let copied = self.copy_out(offset, end)?;
+        if touched || copied {
+            self.commit()?;
+        }
+        self.origin_dirty = true;
+        self.need_origin()?.write_at(data, offset)
+    }
+
+    /// Records, before the first write of this session, that the origin is no longer what it was. True if a
+    /// record was appended.
+    fn touch_origin(&mut self) -> Result<bool> {
+        if self.origin_touched {
+            return Ok(false);
+        }
+        let mut volume = self.view.state.volume.clone();
+        volume.generation += 1;
+        volume.equals = None;
+        let mut body = Vec::new();
+        volume.encode(&mut body);
+        let length = Record::header_length(0, body.len(), self.view.state.sb.block_bits);
+        self.ensure_space(length, Need::Ordinary)?;
+        let epoch = self.view.state.epoch;
+        self.append(Draft::plain(RecordKind::Volume, epoch, body))?;
+        self.origin_touched = true;
+        Ok(true)
+    }
+
+    /// Appends records that preserve every chunk of `offset..end` that some snapshot still has from the origin.
+    /// True if there were any.
+    fn copy_out(&mut self, offset: u64, end: u64) -> Result<bool> {
+        let bits = self.view.state.sb.chunk_bits;
+        let mut needed = Vec::new();
+        for chunk in offset >> bits..=(end - 1) >> bits {
+            if self.needs_copy(chunk)? {
+                needed.push(chunk);
+            }
+        }
+        let batch = (batch_bytes(self) >> bits).max(1);
+        for chunks in needed.chunks(batch) {
+            self.copy_out_batch(chunks)?;
+        }
+        Ok(!needed.is_empty())
+    }
+
+    /// True if the newest live snapshot still has `chunk` from the origin.
+    fn needs_copy(&mut self, chunk: u64) -> Result<bool> {
+        let Some(newest) = self.view.state.newest_live() else { return Ok(false) };
+        let page = chunk >> PAGE_BITS;
+        if let Some(bits) = self.copied.get(&page) {
+            return Ok(bits & bit(chunk) == 0);
+        }
+        // Epochs since the newest live snapshot: its own, those of younger deleted ones, and the current one.
+        let now = self.view.state.epoch;
+        let younger = self.view.state.graves.range(newest + 1..).map(|(id, _)| *id).filter(|id| *id < now);
+        let mut epochs: Vec<u64> = std::iter::once(newest).chain(younger).collect();
+        if now > newest {
+            epochs.push(now);
+        }
+        let mut bits = 0;
+        for epoch in epochs {
+            let key = Key::changes(epoch, page);
+            if let Some((found, value)) = self.view.index().scan(key)?.next_entry()?
+                && found == key
+            {
+                bits |= value.bits();
+            }
+        }
+        if self.copied.len() >= COPIED_PAGES_MAX {
+            self.copied.clear();
+        }
+        self.copied.insert(page, bits);
+        Ok(bits & bit(chunk) == 0)
+    }
+
+    fn copy_out_batch(&mut self, chunks: &[u64]) -> Result<()> {
+        let chunk_size = u64::from(self.view.state.sb.chunk_size());
+        let origin_size = self.view.state.volume.origin_size;
+        let epoch = self.view.state.epoch;
+        let mut entries = Vec::with_capacity(chunks.len());
+        let mut data = Vec::new();
+        for run in chunks.chunk_by(|a, b| a + 1 == *b) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let start = first * chunk_size;
+            let mut old = vec![0; index(((last + 1) * chunk_size).min(origin_size) - start)];
+            self.need_origin()?.read_at(&mut old, start)?;
+            for (chunk, bytes) in run.iter().zip(old.chunks(index(chunk_size))) {
+                entries.push(self.encode_chunk(*chunk, epoch, EntryClass::Exception, bytes, &mut data));
+            }
+        }
+        self.append_chunks(RecordKind::CopyOut, entries, data)?;
+        for chunk in chunks {
+            *self.copied.entry(chunk >> PAGE_BITS).or_default() |= bit(*chunk);
+        }
+        Ok(())
+    }
+
+    /// Appends the stored form of `bytes` to `data` and returns its entry.
+    fn encode_chunk(
+        &self,
+        chunk: u64,
+        owner: u64,
+        class: EntryClass,
+        bytes: &[u8],
+        data: &mut Vec<u8>,
+    ) -> Entry {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let zeroes = is_zero(bytes);
+        if !zeroes {
+            data.extend_from_slice(bytes);
+            data.resize(padded(&self.view.state, data.len()), 0);
+        }
+        Entry {
+            chunk,
+            owner,
+            sequence: 0,
+            crc: crc32fast::hash(bytes),
+            raw_length: length,
+            stored_length: if zeroes { 0 } else { length },
+            encoding: if zeroes { Encoding::Zeroes } else { Encoding::Raw },
+            class,
+        }
+    }
+
+    fn append_chunks(&mut self, kind: RecordKind, entries: Vec<Entry>, data: Vec<u8>) -> Result<()> {
+        let bits = self.view.state.sb.block_bits;
+        let length = Record::header_length(entries.len(), 0, bits) + data.len() as u64;
+        self.ensure_space(length, Need::Ordinary)?;
+        let epoch = self.view.state.epoch;
+        self.append(Draft { kind, epoch, entries, body: Vec::new(), data })
+    }
+
+    /// Writes `data` at byte `offset` of a snapshot.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`, `Kind::NoSpace`, `Kind::Io`.
+    pub fn write_snapshot(&mut self, id: Epoch, offset: u64, data: &[u8]) -> Result<()> {
+        self.ensure_sound()?;
+        let size = self.view.endpoint(id)?.size_bytes;
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= size).ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!("{} bytes at {offset} end past the snapshot's {size} bytes", data.len()),
+            )
+        })?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.touch_snapshot(id)?;
+        let chunk_size = u64::from(self.view.state.sb.chunk_size());
+        let chunks: Vec<u64> = (offset / chunk_size..=(end - 1) / chunk_size).collect();
+        let batch = (batch_bytes(self) >> self.view.state.sb.chunk_bits).max(1);
+        for chunks in chunks.chunks(batch) {
+            let mut entries = Vec::with_capacity(chunks.len());
+            let mut stored = Vec::new();
+            for chunk in chunks {
+                let start = chunk * chunk_size;
+                let mut bytes = vec![0; index((start + chunk_size).min(size) - start)];
+                let (from, to) = (offset.max(start), end.min(start + bytes.len() as u64));
+                if from > start || to < start + bytes.len() as u64 {
+                    crate::point::PointSource::read(
+                        &self.view,
+                        crate::point::PointId::Snapshot(id),
+                        start,
+                        &mut bytes,
+                    )?;
+                }
+                bytes[index(from - start)..index(to - start)]
+                    .copy_from_slice(&data[index(from - offset)..index(to - offset)]);
+                entries.push(self.encode_chunk(*chunk, id.0, EntryClass::Overlay, &bytes, &mut stored));
+            }
+            self.append_chunks(RecordKind::SnapshotWrite, entries, stored)?;
+            // The space made for these records may have cost the very snapshot they are for.
+            self.view.endpoint(id)?;
+        }
+        self.commit()
+    }
+
+    /// Gives a snapshot a new content generation at its first write in this session.
+    fn touch_snapshot(&mut self, id: Epoch) -> Result<()> {
+        if self.touched_snapshots.contains(&id.0) {
+            return Ok(());
+        }
+        let mut snapshot = self.view.endpoint(id)?.clone();
+        snapshot.generation += 1;
+        self.log_attributes(&snapshot)?;
+        self.touched_snapshots.insert(id.0);
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! The snapshot table: create, delete, attributes.
+
+use super::changes;
+use super::state::encode_deletion;
+use super::types::SnapshotInfo;
+use super::view::describe;
+use super::writer::{Draft, Need, Writer};
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{Record, RecordKind};
+use crate::format::table::{Deletion, NAME_MAX, Snapshot};
+use crate::units::{Epoch, Tag};
+
+impl Writer {
+    /// Makes a snapshot of the origin as it is now; durable when this returns.
+    ///
+    /// # Errors
+    /// `Kind::Exists` if the tag or name is taken, `Kind::Busy` while a long operation is pending,
+    /// `Kind::NoSpace`.
+    pub fn create_snapshot(&mut self, tag: Tag, name: Option<&str>) -> Result<SnapshotInfo> {
+        if tag == Tag::ORIGIN {
+            return Err(Error::new(Kind::Usage, format!("tag {tag} stands for the origin")));
+        }
+        let name = name.unwrap_or("");
+        if name.len() > NAME_MAX {
+            return Err(Error::new(Kind::Usage, format!("name has {} bytes, at most 255 fit", name.len())));
+        }
+        if let Some(operation) = &self.view.state.operation {
+            return Err(Error::new(Kind::Busy, format!("{} is incomplete", operation.label))
+                .hint("finish it with the same command, or `ddsnap apply-delta --rollback`"));
+        }
+        for snapshot in self.view.state.snapshots.values().filter(|snapshot| !snapshot.hidden) {
+            if snapshot.tag == tag.0 {
+                return Err(Error::new(Kind::Exists, format!("snapshot {tag} exists already")));
+            }
+            if !name.is_empty() && snapshot.name == name {
+                return Err(Error::new(Kind::Exists, format!("a snapshot named {name} exists already")));
+            }
+        }
+        let snapshot = self.new_snapshot(tag.0, name, false);
+        let mut body = Vec::new();
+        snapshot.encode(&mut body);
+        let length = Record::header_length(0, body.len(), self.view.state.sb.block_bits);
+        self.ensure_space(length, Need::Ordinary)?;
+        self.begin_epoch(RecordKind::Create, snapshot.id, body)?;
+        let made = self.view.state.snapshots.get(&snapshot.id).unwrap_or(&snapshot);
+        Ok(describe(made))
+    }
+
+    pub(super) fn new_snapshot(&self, tag: u32, name: &str, hidden: bool) -> Snapshot {
+        Snapshot {
+            id: self.view.state.epoch + 1,
+            tag,
+            name: name.to_string(),
+            use_count: 0,
+            size_bytes: self.view.state.volume.origin_size,
+            created_secs: self.now_secs,
+            generation: 0,
+            created_at: 0,
+            created_sequence: 0,
+            priority: 0,
+            squashed: false,
+            tainted: false,
+            hidden,
+        }
+    }
+
+    /// Appends and commits a record that begins epoch `epoch`: what was written before is durable first.
+    pub(super) fn begin_epoch(&mut self, kind: RecordKind, epoch: u64, body: Vec<u8>) -> Result<()> {
+        if let Some(origin) = &self.origin {
+            origin.flush()?;
+            self.origin_dirty = false;
+        }
+        self.append(Draft::plain(kind, epoch, body))?;
+        self.commit()?;
+        self.copied.clear();
+        Ok(())
+    }
+
+    /// Deletes a snapshot; durable when this returns.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Busy` if its use count is not zero or it is pinned.
+    pub fn delete_snapshot(&mut self, id: Epoch) -> Result<()> {
+        let snapshot = self.table_entry(id)?;
+        let tag = snapshot.tag;
+        if snapshot.use_count > 0 {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("snapshot {tag} has use count {}", snapshot.use_count),
+            )
+            .hint("lower it with `ddsnap usecount` first"));
+        }
+        if self.view.state.operation.as_ref().is_some_and(|operation| operation.pinned == id.0) {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("snapshot {tag} is needed by an incomplete operation"),
+            ));
+        }
+        self.log_deletion(id, false, false, String::new())?;
+        self.sweep_if_due()
+    }
+
+    /// Appends and commits the deletion (or squash) of `id`.
+    pub(super) fn log_deletion(
+        &mut self,
+        id: Epoch,
+        automatic: bool,
+        squashed: bool,
+        reason: String,
+    ) -> Result<()> {
+        let dead = self.count_dead(id.0)?;
+        let mut body = Vec::new();
+        encode_deletion(&Deletion { id: id.0, automatic, squashed, reason }, dead, &mut body);
+        self.log(RecordKind::Delete, body)?;
+        self.copied.clear();
+        Ok(())
+    }
+
+    /// How many index entries the deletion of snapshot `id` makes dead: what changed after it and also between
+    /// its older neighbour and it (everything if it is the oldest), and its overlay.
+    pub(super) fn count_dead(&self, id: u64) -> Result<u64> {
+        let live = self.view.state.live_ids();
+        let Ok(at) = live.binary_search(&id) else { return Ok(0) };
+        let next = live.get(at + 1).copied().unwrap_or(u64::MAX);
+        let index = self.view.index();
+        let mut pages = index.changed_pages(id, next);
+        if let Some(older) = at.checked_sub(1).and_then(|at| live.get(at)) {
+            pages = changes::combine(pages, index.changed_pages(*older, id), |a, b| a & b);
+        }
+        let mut dead = 0;
+        for page in pages.chain(index.overlay_pages(id)?) {
+            dead += u64::from(page?.1.count_ones());
+        }
+        Ok(dead)
+    }
+
+    fn table_entry(&self, id: Epoch) -> Result<&Snapshot> {
+        let found = self.view.state.snapshots.get(&id.0).filter(|snapshot| !snapshot.hidden);
+        found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no snapshot with id {id}")))
+    }
+
+    pub(super) fn log_attributes(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let mut body = Vec::new();
+        snapshot.encode(&mut body);
+        self.log(RecordKind::Attributes, body)
+    }
+
+    /// Sets a priority. Durable when this returns.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub fn set_priority(&mut self, id: Epoch, priority: i8) -> Result<()> {
+        let snapshot = Snapshot { priority, ..self.table_entry(id)?.clone() };
+        self.log_attributes(&snapshot)
+    }
+
+    /// Adds `diff` to a use count and returns the new one. Durable when this returns.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Usage` if it would leave 0..=65535.
+    pub fn add_use_count(&mut self, id: Epoch, diff: i32) -> Result<u32> {
+        let snapshot = self.table_entry(id)?.clone();
+        let count = i64::from(snapshot.use_count) + i64::from(diff);
+        let use_count = u16::try_from(count).map(u32::from).map_err(|_| {
+            Error::new(Kind::Usage, format!("use count would be {count}, expected 0 to 65535"))
+        })?;
+        if diff != 0 {
+            self.log_attributes(&Snapshot { use_count, ..snapshot })?;
+        }
+        Ok(use_count)
+    }
+}

@@ -1,0 +1,418 @@
+//! Owning a store: opening, appending records, committing, closing.
+
+use super::fingerprint;
+use super::index::BlockReader;
+use super::publish::{self, Plan};
+use super::recover::{self, OPEN_JUMP, Superblocks};
+use super::state::State;
+use super::types::{FullPolicy, InitOptions};
+use super::view::{View, origin_changed};
+use crate::block::{ReadAt, WriteAt};
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::{Checkpoint, LogPosition, Role};
+use crate::format::record::{Entry, Record, RecordKind};
+use crate::format::superblock::{CHUNK_BITS, FIRST_SEGMENT, SEGMENT_BITS, Superblock};
+use crate::format::table::{Fingerprint, RawOpen, RawTaint, Volume, encode_fingerprint, put};
+use crate::units::{Uuid, index};
+use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use zerocopy::little_endian::U64;
+
+/// Blocks of promised log that ordinary commits leave for deletes, attributes and marks.
+const LOG_RESERVE_BLOCKS: u64 = 16;
+/// Fewest segments a store can have.
+const SEGMENTS_MIN: u64 = 24;
+
+/// A store opened for writing, exclusively. Dropping it without [`Writer::close`] is a crash: safe, but
+/// the next open replays the log.
+pub struct Writer {
+    pub(super) view: View,
+    pub(super) device: Arc<dyn WriteAt>,
+    pub(super) origin: Option<Arc<dyn WriteAt>>,
+    pub(super) now_secs: i64,
+    incarnation: u64,
+    /// The open record of this incarnation is in the log.
+    started: bool,
+    /// The origin was written since its last flush.
+    pub(super) origin_dirty: bool,
+    /// The volume record that names the origin's new generation is in the log.
+    pub(super) origin_touched: bool,
+    /// A failed write left the tables in doubt: nothing more is written.
+    failed: bool,
+    /// The last fingerprint, kept for a session that never sees the origin.
+    last_fingerprint: Option<Fingerprint>,
+    /// Pages of chunks that need no copy-out, as far as they were asked for.
+    pub(super) copied: HashMap<u64, u128>,
+    /// Snapshots that got a new content generation in this session.
+    pub(super) touched_snapshots: HashSet<u64>,
+}
+
+/// Whether a record may use the space kept for deletes and repairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Leaves the reserve alone.
+    Ordinary,
+    /// May use it.
+    Reserve,
+}
+
+/// A record to be appended.
+pub(super) struct Draft {
+    pub kind: RecordKind,
+    pub epoch: u64,
+    pub entries: Vec<Entry>,
+    pub body: Vec<u8>,
+    /// The entries' data, each padded to the block size.
+    pub data: Vec<u8>,
+}
+
+impl Draft {
+    /// A record without chunks.
+    pub fn plain(kind: RecordKind, epoch: u64, body: Vec<u8>) -> Self {
+        Self { kind, epoch, entries: Vec::new(), body, data: Vec::new() }
+    }
+}
+
+fn random_u64() -> Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::io("cannot get random bytes", error.into()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn random_uuid() -> Result<Uuid> {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&random_u64()?.to_le_bytes());
+    bytes[8..].copy_from_slice(&random_u64()?.to_le_bytes());
+    // Version 4, variant 1: a random UUID by RFC 9562.
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(Uuid(bytes))
+}
+
+/// The geometry for a store of `size` bytes.
+fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
+    let (chunk, block) = (options.chunk_size, options.block_size);
+    if !chunk.is_power_of_two() || !CHUNK_BITS.contains(&chunk.trailing_zeros()) {
+        return Err(Error::new(
+            Kind::Usage,
+            format!("chunk size is {chunk} bytes, expected a power of two from 4096 to 1048576"),
+        ));
+    }
+    if !block.is_power_of_two() || !(4096..=65536).contains(&block) || block > chunk {
+        return Err(Error::new(
+            Kind::Usage,
+            format!(
+                "block size is {block} bytes, expected a power of two from 4096 to 65536, at most a chunk"
+            ),
+        ));
+    }
+    // Few enough segments to keep their table small, many enough to give space back in small steps.
+    let floor = (chunk.trailing_zeros() + 2).max(block.trailing_zeros() + 4).max(*SEGMENT_BITS.start());
+    let wanted = if size < 512 << 20 { size / 128 } else { (size >> 16).max(4 << 20) };
+    let segment_bits = wanted.max(1).ilog2().clamp(floor, (*SEGMENT_BITS.end()).max(floor));
+    let segments = size.saturating_sub(FIRST_SEGMENT) >> segment_bits;
+    if segments < SEGMENTS_MIN {
+        let least = FIRST_SEGMENT + (SEGMENTS_MIN << floor);
+        return Err(Error::new(
+            Kind::Usage,
+            format!("a store of {size} bytes is too small for {chunk} byte chunks, it needs {least}"),
+        ));
+    }
+    Ok(Superblock {
+        uuid: random_uuid()?,
+        generation: 0,
+        salt: random_u64()?,
+        chunk_bits: chunk.trailing_zeros(),
+        block_bits: block.trailing_zeros(),
+        segment_bits,
+        segments: u32::try_from(segments).unwrap_or(u32::MAX),
+        created_secs: options.now_secs,
+        checkpoint: 0,
+        copies: [Vec::new(), Vec::new()],
+    })
+}
+
+impl Writer {
+    /// Writes an empty store over the whole of `store`.
+    ///
+    /// # Errors
+    /// `Kind::Usage` if the options make no sense or the store is too small.
+    pub fn initialize(store: &Arc<dyn WriteAt>, options: &InitOptions) -> Result<()> {
+        let sb = geometry(store.size(), options).map_err(|error| error.at_path(store.path()))?;
+        let start = sb.segment_address(0);
+        let volume = Volume {
+            volume: random_uuid()?,
+            origin_size: options.origin_size,
+            squash_when_full: false,
+            generation: 0,
+            equals: None,
+            path: options.origin_path.as_os_str().as_bytes().to_vec(),
+        };
+        let checkpoint = Checkpoint {
+            log: LogPosition { address: start, sequence: 0, crc: 0, incarnation: random_u64()? },
+            epoch: 0,
+            next_run: 1,
+            unswept: 0,
+            low: None,
+            high: None,
+            ends: Vec::new(),
+            promised: vec![0],
+            snapshots: Vec::new(),
+            graves: Vec::new(),
+            segments: Vec::new(),
+            runs: Vec::new(),
+            events: Vec::new(),
+            volume,
+            operation: None,
+        };
+        let mut state = State::new(sb, checkpoint);
+        state
+            .segments
+            .insert(0, crate::format::checkpoint::Segment { role: Role::Log, count: 0, live: 0, digest: 0 });
+        // Whatever was recognisable here is gone before the store appears.
+        store.write_at(&vec![0; index(FIRST_SEGMENT)], 0)?;
+        store.flush()?;
+        let reader = BlockReader::new(as_reader(store));
+        publish::publish(store.as_ref(), &reader, &mut state, Plan { sweep: false, extra: 0 })
+            .map_err(|error| error.at_path(store.path()))
+    }
+
+    /// Opens a store for writing: recovers, and starts a new incarnation with its first record. `origin` is
+    /// needed by operations that touch it. `now_secs` stamps records and events.
+    ///
+    /// # Errors
+    /// As [`View::open`].
+    pub fn open(store: Arc<dyn WriteAt>, origin: Option<Arc<dyn WriteAt>>, now_secs: i64) -> Result<Self> {
+        let superblocks = Superblocks::read(store.as_ref());
+        let agree = superblocks.agree();
+        let state = recover::load(store.as_ref())?;
+        if !agree {
+            // Until both copies say the same, space freed by the newer one must not be used.
+            store.flush()?;
+            publish::write_superblocks(store.as_ref(), &state.sb)?;
+        }
+        let tainted = match &origin {
+            Some(origin) => origin_changed(&state, origin.as_ref())?,
+            None => false,
+        };
+        let last_fingerprint = state.fingerprint.clone();
+        let reader = BlockReader::new(as_reader(&store));
+        let reading = origin.as_ref().map(as_reader);
+        let mut writer = Self {
+            view: View { device: as_reader(&store), origin: reading, state, reader },
+            device: store,
+            origin,
+            now_secs,
+            incarnation: random_u64()?,
+            started: false,
+            origin_dirty: false,
+            origin_touched: false,
+            failed: false,
+            last_fingerprint,
+            copied: HashMap::new(),
+            touched_snapshots: HashSet::new(),
+        };
+        if tainted && !writer.view.state.snapshots.is_empty() {
+            writer.taint(true)?;
+        }
+        Ok(writer)
+    }
+
+    /// What can be read of it now.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+
+    pub(super) fn block(&self) -> u64 {
+        u64::from(self.view.state.sb.block_size())
+    }
+
+    pub(super) fn ensure_sound(&self) -> Result<()> {
+        match self.failed {
+            true => Err(Error::new(Kind::Io, "an earlier write failed; open the store again to recover it")
+                .at_path(self.device.path())),
+            false => Ok(()),
+        }
+    }
+
+    /// True if a record of `length` bytes fits into the promised log, with the reserve kept if `need` says so.
+    pub(super) fn fits(&self, length: u64, need: Need) -> bool {
+        let state = &self.view.state;
+        let keep = match need {
+            Need::Ordinary => LOG_RESERVE_BLOCKS * self.block(),
+            Need::Reserve => 0,
+        };
+        let open = if self.started { 0 } else { self.block() };
+        let here = state.chain.left_here(&state.sb).saturating_sub(open);
+        let ahead = state.chain.segments_ahead().len() as u64 * u64::from(state.sb.segment_size());
+        let left = if here >= length { here + ahead } else { ahead };
+        left >= length + keep
+    }
+
+    /// Appends a record without making it durable. The caller has made sure that it fits.
+    pub(super) fn append(&mut self, draft: Draft) -> Result<()> {
+        self.ensure_sound()?;
+        let outcome = self.start().and_then(|()| self.append_started(draft));
+        self.failed |= outcome.is_err();
+        outcome
+    }
+
+    /// Writes this incarnation's open record if it is not there yet.
+    fn start(&mut self) -> Result<()> {
+        if self.started {
+            return Ok(());
+        }
+        // What recovery found may still be in the device's cache: the open record builds on it.
+        self.device.flush()?;
+        self.started = true;
+        let last = self.view.state.chain.position;
+        self.view.state.durable = last.sequence;
+        let mut body = Vec::new();
+        put(&mut body, &RawOpen { incarnation: U64::new(last.incarnation), end: U64::new(last.sequence) });
+        let epoch = self.view.state.epoch;
+        self.append_started(Draft::plain(RecordKind::Open, epoch, body))
+    }
+
+    fn append_started(&mut self, draft: Draft) -> Result<()> {
+        let bits = self.view.state.sb.block_bits;
+        let length =
+            Record::header_length(draft.entries.len(), draft.body.len(), bits) + draft.data.len() as u64;
+        let sb = &self.view.state.sb;
+        let left = self.view.state.chain.left_here(sb);
+        if length > left && left >= self.block() {
+            let skip = Draft::plain(RecordKind::Skip, draft.epoch, Vec::new());
+            self.write_record(skip)?;
+        }
+        self.write_record(draft)
+    }
+
+    fn write_record(&mut self, draft: Draft) -> Result<()> {
+        let state = &mut self.view.state;
+        let (at, address) = state
+            .chain
+            .next_place(&state.sb)
+            .ok_or_else(|| Error::new(Kind::NoSpace, "the log has no segment left"))?;
+        let jump = if draft.kind == RecordKind::Open { OPEN_JUMP } else { 1 };
+        let mut record = Record {
+            address,
+            sequence: state.chain.position.sequence + jump,
+            incarnation: self.incarnation,
+            durable: state.durable,
+            epoch: draft.epoch,
+            time_secs: self.now_secs,
+            previous_crc: state.chain.position.crc,
+            kind: draft.kind,
+            entries: draft.entries,
+            body: draft.body,
+            header_length: 0,
+            data_length: 0,
+            crc: 0,
+        };
+        for entry in record.entries.iter_mut().filter(|entry| entry.sequence == 0) {
+            entry.sequence = record.sequence;
+        }
+        let mut bytes = record.encode(state.sb.salt, state.sb.uuid, state.sb.block_bits);
+        let end = super::chain::segment_end(&state.sb, state.chain.promised.get(at).copied().unwrap_or(0));
+        if draft.data.len() as u64 != u64::from(record.data_length) || address + record.length() > end {
+            return Err(Error::new(Kind::NoSpace, "the record does not fit its segment"));
+        }
+        bytes.extend_from_slice(&draft.data);
+        self.device.write_at(&bytes, address)?;
+        state.apply(at, &record)
+    }
+
+    /// Makes every appended record durable.
+    pub(super) fn commit(&mut self) -> Result<()> {
+        self.ensure_sound()?;
+        let outcome = self.device.flush();
+        self.failed |= outcome.is_err();
+        outcome?;
+        self.view.state.durable = self.view.state.chain.position.sequence;
+        Ok(())
+    }
+
+    /// Makes a checkpoint.
+    pub(super) fn checkpoint(&mut self, plan: Plan) -> Result<()> {
+        self.ensure_sound()?;
+        let View { state, reader, .. } = &mut self.view;
+        let outcome = publish::publish(self.device.as_ref(), reader, state, plan);
+        self.failed |= outcome.is_err();
+        outcome
+    }
+
+    /// Appends a record without chunks that may use the reserve, and makes it durable.
+    pub(super) fn log(&mut self, kind: RecordKind, body: Vec<u8>) -> Result<()> {
+        let length = Record::header_length(0, body.len(), self.view.state.sb.block_bits);
+        self.ensure_space(length, Need::Reserve)?;
+        let epoch = self.view.state.epoch;
+        self.append(Draft::plain(kind, epoch, body))?;
+        self.commit()
+    }
+
+    /// Sets what happens when the store is full.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn set_full_policy(&mut self, policy: FullPolicy) -> Result<()> {
+        let mut volume = self.view.state.volume.clone();
+        volume.squash_when_full = policy == FullPolicy::Squash;
+        let mut body = Vec::new();
+        volume.encode(&mut body);
+        self.log(RecordKind::Volume, body)
+    }
+
+    /// Accepts that the origin was changed behind the store's back: clears every taint.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn accept_taint(&mut self) -> Result<()> {
+        self.taint(false)
+    }
+
+    fn taint(&mut self, set: bool) -> Result<()> {
+        let mut body = Vec::new();
+        put(&mut body, &RawTaint { up_to: U64::new(self.view.state.epoch), set: U64::new(u64::from(set)) });
+        self.log(RecordKind::Taint, body)
+    }
+
+    /// Flushes the origin if it was written.
+    pub(super) fn flush_origin(&mut self) -> Result<()> {
+        if let Some(origin) = self.origin.as_ref().filter(|_| self.origin_dirty) {
+            origin.flush()?;
+            self.origin_dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Flushes everything, marks the store cleanly closed.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn close(mut self) -> Result<()> {
+        self.flush_origin()?;
+        if !self.started {
+            return self.ensure_sound();
+        }
+        let fingerprint = match &self.origin {
+            Some(origin) => Some(fingerprint::take(origin.as_ref(), self.view.state.volume.origin_size)?),
+            None => self.last_fingerprint.clone(),
+        };
+        let mut body = Vec::new();
+        encode_fingerprint(fingerprint.as_ref(), &mut body);
+        // A mark that does not fit or does not reach the disk costs only the comparison at the next open.
+        if !self.fits(self.block(), Need::Reserve) {
+            return Ok(());
+        }
+        let epoch = self.view.state.epoch;
+        self.append(Draft::plain(RecordKind::Idle, epoch, body))
+    }
+}
+
+/// The same device, for reading.
+fn as_reader(device: &Arc<dyn WriteAt>) -> Arc<dyn ReadAt> {
+    Arc::<dyn WriteAt>::clone(device)
+}
