@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -264,6 +265,14 @@ impl Handle {
     }
 }
 
+impl Handle {
+    fn stamp(&self) -> Option<(u64, u64, i64)> {
+        let meta = self.file.metadata().ok().filter(|_| !self.is_device)?;
+        let modified = meta.mtime().checked_mul(1_000_000_000)?.checked_add(meta.mtime_nsec())?;
+        Some((meta.dev(), meta.ino(), modified))
+    }
+}
+
 impl ReadAt for FileReader {
     fn size(&self) -> u64 {
         self.handle.size
@@ -275,6 +284,10 @@ impl ReadAt for FileReader {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.handle.read_at(self.handle.size, buf, offset)
+    }
+
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        self.handle.stamp()
     }
 }
 
@@ -289,6 +302,10 @@ impl ReadAt for FileWriter {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.handle.read_at(self.size(), buf, offset)
+    }
+
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        self.handle.stamp()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::store::{InitOptions, Writer};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const CHUNK_DEFAULT: u32 = 16 << 10;
 const BLOCK_DEFAULT: u32 = 4 << 10;
@@ -97,6 +98,7 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
         })?,
         None => FileWriter::open(&args.store).map_err(|error| missing_hint(error, &args.store))?,
     };
+    let store: Arc<dyn WriteAt> = Arc::new(store);
     let result = write_store(args, &store, &options, ui);
     if result.is_err() && made {
         // It was not there before, so nothing of the user's is lost.
@@ -105,8 +107,8 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
     result
 }
 
-fn write_store(args: &Args, store: &FileWriter, options: &InitOptions, ui: &Ui) -> Result<()> {
-    if let Some(content) = content(store)?
+fn write_store(args: &Args, store: &Arc<dyn WriteAt>, options: &InitOptions, ui: &Ui) -> Result<()> {
+    if let Some(content) = content(store.as_ref())?
         && !args.yes
     {
         ui.confirm(&format!("{} holds {content}, which would be lost", args.store.display()), "-y")?;

@@ -1,1 +1,42 @@
-//! Changelist to delta to apply: staged, parallel, bounded memory.
+//! Deltas: changelist to delta to apply. Staged, parallel, in bounded memory.
+//!
+//! | file | stage |
+//! |---|---|
+//! | `changelist` | changelist files of 2008, streamed |
+//! | `plan`, `load`, `encode`, `write`, `create` | which chunks; their bytes; their encoding; the stream |
+//! | `read`, `decode`, `inspect` | the stream back; its data; `info` and `verify` |
+//! | `input`, `target`, `check`, `apply`, `undo`, `to_store` | a delta onto a device, a file or a store's origin |
+//! | `pipeline` | the threads under all of them: many workers, results in order |
+//!
+//! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
+//! is a pure function of its inputs: the same points and options give the same bytes with any number of threads.
+
+mod apply;
+mod changelist;
+mod check;
+mod create;
+mod decode;
+mod encode;
+mod input;
+mod inspect;
+mod load;
+mod pipeline;
+mod plan;
+mod read;
+mod target;
+mod to_store;
+mod undo;
+mod write;
+
+pub use apply::{ApplyOptions, ApplySummary, apply};
+pub use changelist::{ChangelistReader, ChangelistSummary, write_changelist};
+pub use create::{CreateOptions, create};
+pub use input::Input;
+pub use inspect::{DeltaInfo, Verdict, info, verify};
+pub use read::{ReadExtent, Reader};
+pub use target::{FileTarget, Target};
+pub use to_store::apply_to_store;
+pub use write::CreateSummary;
+
+#[cfg(test)]
+mod tests;

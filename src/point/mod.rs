@@ -3,6 +3,8 @@
 //! Everything that makes changelists, deltas or exports stands on [`PointSource`] alone, so a store, a pair
 //! of plain devices or a store of 2008 are the same to it.
 
+pub mod files;
+
 use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
 

@@ -226,7 +226,6 @@ impl Writer {
         &self.view
     }
 
-
     pub(super) fn block(&self) -> u64 {
         u64::from(self.view.state.sb.block_size())
     }

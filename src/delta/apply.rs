@@ -1,0 +1,248 @@
+//! A delta onto a target: everything is verified before the first byte is written.
+//!
+//! Pass one reads the whole delta (spooling it, if it is a stream) and proves structure, digest, every sum and
+//! the base. Pass two writes. Between the two, if asked, an undo delta is written and made durable.
+//!
+//! An interrupted apply is resumed by repeating it: a chunk may hold the base or the result. Only data that
+//! refers to the old data of its own chunk cannot be decoded again once that chunk was torn; so on a plain
+//! target such deltas demand an undo delta, which can put the chunk back.
+
+use super::check::{Checked, Checker};
+use super::input::Input;
+use super::inspect::DeltaInfo;
+use super::pipeline::{ordered, workers};
+use super::read::Pieces;
+use super::target::Target;
+use super::undo;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{ExtentKind, Header};
+use crate::progress::Progress;
+use std::io::Read;
+use std::path::PathBuf;
+
+/// How to apply a delta.
+#[derive(Debug, Clone)]
+pub struct ApplyOptions {
+    /// Apply even if the target is not the base that the delta was made from.
+    pub force: bool,
+    /// Write the delta that takes the target back to this path first. It appears whole or not at all.
+    pub undo: Option<PathBuf>,
+    /// Verify only.
+    pub dry_run: bool,
+    /// Threads; 0: as many as the machine has processors.
+    pub threads: usize,
+}
+
+/// What an apply did.
+#[derive(Debug, Clone)]
+pub struct ApplySummary {
+    /// Facts of the delta.
+    pub info: DeltaInfo,
+    /// Bytes written to the target.
+    pub written_bytes: u64,
+    /// Bytes of the delta's result that the target held already.
+    pub unchanged_bytes: u64,
+    /// True if an earlier, interrupted apply was continued.
+    pub resumed: bool,
+    /// Size of the target before.
+    pub size_before: u64,
+    /// Size of the target now.
+    pub size_after: u64,
+}
+
+/// What pass one found.
+pub(crate) struct Verified {
+    pub(crate) info: DeltaInfo,
+    pub(crate) resumed: bool,
+    /// Bytes that pass two will write.
+    pub(crate) pending_bytes: u64,
+}
+
+/// How far a target must prove to be the base.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trust {
+    /// The user insists.
+    pub(crate) force: bool,
+    /// The base is proven by other means.
+    pub(crate) proven: bool,
+}
+
+/// Applies the delta to a plain device or file (see [`super::FileTarget`]).
+///
+/// Without `force` the target must have the size of the delta's source and, chunk by chunk, its data (or the
+/// result already). A file gets the size of the delta's target; a block device must have it.
+///
+/// # Errors
+/// `Kind::Damaged`, `Kind::Unsupported` for a bad delta; `Kind::Mismatch` for a wrong base; `Kind::Refused` if
+/// the base cannot be proven or an undo delta is required; `Kind::Exists` if the undo path holds something else.
+/// After any of these the target is as it was. `Kind::Io`, `Kind::NoSpace` or `Kind::Interrupted` may come
+/// later; then the same command resumes.
+pub fn apply(
+    input: &mut Input,
+    target: &dyn Target,
+    options: &ApplyOptions,
+    progress: &dyn Progress,
+) -> Result<ApplySummary> {
+    let size_before = target.size();
+    let trust = Trust { force: options.force, proven: false };
+    let verified = verify_for(input, target, trust, options, progress)?;
+    let wanted = verified.info.header.target.size_bytes;
+    let mut summary = ApplySummary {
+        written_bytes: verified.pending_bytes,
+        unchanged_bytes: verified.info.data_bytes.saturating_sub(verified.pending_bytes),
+        resumed: verified.resumed,
+        size_before,
+        size_after: if target.can_resize() { wanted } else { size_before },
+        info: verified.info.clone(),
+    };
+    if options.dry_run {
+        return Ok(summary);
+    }
+    if let Some(path) = &options.undo {
+        undo::prepare(path, input, target, &verified, options, progress)?;
+    }
+    let resume = |error: Error| match error.hint_text() {
+        None => error.hint("the target is partly changed; repeat the same command to go on"),
+        Some(_) => error,
+    };
+    if target.can_resize() && size_before < wanted {
+        target.set_size(wanted).and_then(|()| target.flush()).map_err(resume)?;
+    }
+    summary.written_bytes = write_all(input, target, trust, options.threads, progress).map_err(resume)?;
+    summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
+    target.flush().map_err(resume)?;
+    // Last, and after everything else is durable: what lies beyond is part of the proof that a resume needs.
+    if target.can_resize() && target.size() > wanted {
+        target.set_size(wanted).and_then(|()| target.flush()).map_err(resume)?;
+    }
+    summary.size_after = target.size();
+    Ok(summary)
+}
+
+/// Pass one.
+pub(crate) fn verify_for(
+    input: &mut Input,
+    target: &dyn Target,
+    trust: Trust,
+    options: &ApplyOptions,
+    progress: &dyn Progress,
+) -> Result<Verified> {
+    input.first(|reader| {
+        let header = reader.header().clone();
+        check_size(&header, target, trust.force)?;
+        let (mut resumed, mut pending_bytes) = (false, 0u64);
+        let needs_undo = options.undo.is_none() && !target.keeps_base();
+        let mut pieces = Pieces::new(reader);
+        progress.stage("verify delta", None);
+        each_piece(&mut pieces, target, trust, options.threads, |kind, checked| {
+            progress.check()?;
+            if needs_undo && kind == ExtentKind::ZstdBase {
+                return Err(Error::new(Kind::Refused, "the delta refers to old data of the target in place")
+                    .at_path(target.path())
+                    .hint("add --undo FILE, so that an interrupted apply cannot strand the target"));
+            }
+            resumed |= checked.resumed;
+            if checked.differs {
+                pending_bytes = pending_bytes.saturating_add(checked.data.len() as u64);
+            }
+            progress.advance(checked.data.len() as u64);
+            Ok(())
+        })?;
+        Ok(Verified { info: pieces.info()?, resumed, pending_bytes })
+    })
+}
+
+/// Pass two: returns the bytes written. The delta is checked again on the way, for its file may have changed.
+pub(crate) fn write_all(
+    input: &mut Input,
+    target: &dyn Target,
+    trust: Trust,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    input.again(|reader| {
+        let mut out = Coalesce { target, start: 0, data: Vec::new(), written: 0 };
+        let mut pieces = Pieces::new(reader);
+        progress.stage("apply delta", None);
+        each_piece(&mut pieces, target, trust, threads, |_, checked| {
+            progress.check()?;
+            progress.advance(checked.data.len() as u64);
+            if checked.differs { out.put(checked.offset, checked.data) } else { Ok(()) }
+        })?;
+        out.flush()?;
+        Ok(out.written)
+    })
+}
+
+fn each_piece<R: Read + Send>(
+    pieces: &mut Pieces<R>,
+    target: &dyn Target,
+    trust: Trust,
+    threads: usize,
+    mut each: impl FnMut(ExtentKind, Checked) -> Result<()>,
+) -> Result<()> {
+    let geometry = pieces.reader.header().geometry();
+    ordered(
+        workers(threads),
+        || pieces.next_piece(),
+        || Checker::new(target, geometry, trust.force || trust.proven),
+        |checker, extent| Ok((extent.head.kind, checker.check(&extent)?)),
+        |(kind, checked)| each(kind, checked),
+    )
+}
+
+fn check_size(header: &Header, target: &dyn Target, force: bool) -> Result<()> {
+    let (size, wanted) = (target.size(), header.target.size_bytes);
+    let fits = size == wanted
+        || if target.can_resize() {
+            force || header.source.as_ref().is_none_or(|source| source.size_bytes == size)
+        } else {
+            force && size > wanted
+        };
+    if fits {
+        return Ok(());
+    }
+    let what = match &header.source {
+        Some(source) if target.can_resize() => {
+            format!("the target has {size} bytes, the delta turns {} bytes into {wanted}", source.size_bytes)
+        }
+        _ => format!("the target has {size} bytes, the delta makes {wanted}"),
+    };
+    Err(Error::new(Kind::Mismatch, what).at_path(target.path()))
+}
+
+/// Joins adjacent pieces, for each write to a store is a commit.
+struct Coalesce<'a> {
+    target: &'a dyn Target,
+    start: u64,
+    data: Vec<u8>,
+    written: u64,
+}
+
+const COALESCE_BYTES: usize = 4 << 20;
+
+impl Coalesce<'_> {
+    fn put(&mut self, offset: u64, mut data: Vec<u8>) -> Result<()> {
+        let end = self.start.saturating_add(self.data.len() as u64);
+        if self.data.is_empty()
+            || offset != end
+            || self.data.len().saturating_add(data.len()) > COALESCE_BYTES
+        {
+            self.flush()?;
+            self.start = offset;
+            self.data = data;
+        } else {
+            self.data.append(&mut data);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if !self.data.is_empty() {
+            self.target.write(self.start, &self.data)?;
+            self.written = self.written.saturating_add(self.data.len() as u64);
+            self.data.clear();
+        }
+        Ok(())
+    }
+}

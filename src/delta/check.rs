@@ -1,0 +1,144 @@
+//! One extent against the target: is the base right, what is the result, is it there already.
+
+use super::decode::Decoder;
+use super::encode::is_zero;
+use super::inspect::wrong_chunk;
+use super::load::{chunk_crcs, to_usize};
+use super::read::{ReadExtent, span};
+use super::target::Target;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{ExtentKind, Geometry};
+
+/// What an extent means for the target.
+pub(crate) struct Checked {
+    /// Byte offset on the volume.
+    pub(crate) offset: u64,
+    /// The result.
+    pub(crate) data: Vec<u8>,
+    /// False if the target holds the result already.
+    pub(crate) differs: bool,
+    /// True if some chunk holds the result and not the base, as an interrupted apply leaves it.
+    pub(crate) resumed: bool,
+}
+
+/// Checks extents; each worker has its own.
+pub(crate) struct Checker<'a> {
+    target: &'a dyn Target,
+    geometry: Geometry,
+    /// The base needs no proof.
+    trusted: bool,
+    decoder: Decoder,
+}
+
+/// What is known of the chunks of one extent before it is decoded.
+struct Seen {
+    current: Vec<u8>,
+    base: Vec<u8>,
+    /// A chunk each: holds what the delta was made from; empty without base CRCs.
+    is_base: Vec<bool>,
+    /// A chunk each: holds the result, as far as its CRC can tell.
+    is_result: Vec<bool>,
+}
+
+impl<'a> Checker<'a> {
+    pub(crate) fn new(target: &'a dyn Target, geometry: Geometry, trusted: bool) -> Result<Self> {
+        Ok(Self { target, geometry, trusted, decoder: Decoder::new(geometry)? })
+    }
+
+    /// Checks one extent, no longer than the limit for extents with data.
+    ///
+    /// That a chunk holds the result is taken from the decoded data, byte by byte, wherever it can be decoded:
+    /// a chance collision of two CRCs must not make an apply skip a chunk.
+    pub(crate) fn check(&mut self, extent: &ReadExtent) -> Result<Checked> {
+        let seen = self.look(extent)?;
+        if !self.trusted && self.geometry.source_size.is_some() {
+            self.ensure_base(extent, &seen)?;
+        }
+        let data = self.result(extent, &seen)?;
+        let resumed = seen.is_base.iter().zip(&seen.is_result).any(|(base, result)| *result && !*base);
+        let offset = self.decoder.offset(extent);
+        Ok(Checked { offset, differs: data != seen.current, resumed, data })
+    }
+
+    fn look(&self, extent: &ReadExtent) -> Result<Seen> {
+        let (offset, len) = span(&self.geometry, &extent.head);
+        let present = |len: usize| len.min(to_usize(self.target.size().saturating_sub(offset)));
+        let mut current = vec![0; present(len)];
+        if !current.is_empty() {
+            self.target.read(offset, &mut current)?;
+        }
+        let base_len = present(self.decoder.base_len(extent));
+        let mut base = vec![0; base_len];
+        if self.target.keeps_base() && !base.is_empty() {
+            self.target.read_base(offset, &mut base)?;
+        } else {
+            base.copy_from_slice(current.get(..base_len).unwrap_or(&[]));
+        }
+        let is_base =
+            if extent.head.base_crcs { self.decoder.base_matches(extent, &base) } else { Vec::new() };
+        let is_result = self.is_result(extent, &current);
+        Ok(Seen { current, base, is_base, is_result })
+    }
+
+    fn is_result(&self, extent: &ReadExtent, current: &[u8]) -> Vec<bool> {
+        let geometry = &self.geometry;
+        let crcs = chunk_crcs(geometry, extent.head.chunks, current);
+        let mut pieces = current.chunks(to_usize(geometry.chunk_bytes()));
+        (0u64..u64::from(extent.head.chunks))
+            .zip(crcs)
+            .map(|(index, found)| {
+                let piece = pieces.next().unwrap_or(&[]);
+                let whole = geometry.result_bytes(extent.head.chunk.saturating_add(index), 1);
+                piece.len() as u64 == whole
+                    && match extent.head.kind {
+                        ExtentKind::Zero => is_zero(piece),
+                        _ => extent.result_crcs.get(to_usize(index)) == Some(&found),
+                    }
+            })
+            .collect()
+    }
+
+    fn ensure_base(&self, extent: &ReadExtent, seen: &Seen) -> Result<()> {
+        for (index, is_result) in seen.is_result.iter().enumerate() {
+            let chunk = extent.head.chunk.saturating_add(index as u64);
+            match seen.is_base.get(index) {
+                Some(true) => {}
+                _ if *is_result => {}
+                Some(false) => {
+                    return Err(wrong_chunk(chunk).at_path(self.target.path()).hint(
+                        "check that the target is the right base; --force applies the delta regardless",
+                    ));
+                }
+                None => {
+                    return Err(Error::new(
+                        Kind::Refused,
+                        format!("the delta has no checksums of its base, so chunk {chunk} cannot be proven"),
+                    )
+                    .at_path(self.target.path())
+                    .hint("--force applies the delta regardless"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn result(&mut self, extent: &ReadExtent, seen: &Seen) -> Result<Vec<u8>> {
+        if extent.head.kind != ExtentKind::ZstdBase {
+            return self.decoder.decode(extent, &[]);
+        }
+        let all_base = seen.is_base.iter().all(|is_base| *is_base);
+        let all_result = seen.is_result.iter().all(|is_result| *is_result);
+        if all_base {
+            return self.decoder.decode(extent, &seen.base);
+        }
+        if all_result {
+            return Ok(seen.current.clone());
+        }
+        Err(Error::new(
+            Kind::Mismatch,
+            format!("the data for chunk {} refers to old data that is not there any more", extent.head.chunk),
+        )
+        .at_path(self.target.path())
+        .hint("apply the undo delta of the interrupted apply first, then this delta again"))
+    }
+}

@@ -1,0 +1,137 @@
+//! A delta from a source of points.
+
+use super::encode::{Encoded, Encoder};
+use super::load::{Loaded, Loader};
+use super::pipeline::{ordered, workers};
+use super::plan::{Plan, Run};
+use super::write::{CreateSummary, Output};
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{Encoding, Geometry, Header, PointLabel};
+use crate::point::{Changes, Point, PointId, PointSource};
+use crate::progress::Progress;
+use std::io::Write;
+
+/// How to make a delta.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// What to do with changed data. Zeros are never stored, and nothing is stored larger than it is.
+    pub encoding: Encoding,
+    /// zstd level.
+    pub level: i32,
+    /// Carry a CRC of the old data of each chunk, by which a target proves to be the right base. Encodings that
+    /// refer to the old data carry it always.
+    pub base_crc: bool,
+    /// Threads; 0: as many as the machine has processors. Does not change the result.
+    pub threads: usize,
+    /// Bytes a second on the output, at most.
+    pub rate_limit: Option<u64>,
+}
+
+/// Writes the delta that turns `from` (`None`: nothing at all) into `to`.
+///
+/// `changes` are the chunks that may differ; `None` asks the source. Chunks found equal are left out where the
+/// old data is read anyway. The same inputs give the same bytes.
+///
+/// # Errors
+/// `Kind::NotFound` if the source has no such point, `Kind::Usage` if it does not fit the format; errors of the
+/// source, of `changes` and of `out` as they are; `Kind::Interrupted`. After an error what `out` holds has no
+/// end marker and is refused by every reader.
+pub fn create(
+    source: &dyn PointSource,
+    from: Option<PointId>,
+    to: PointId,
+    changes: Option<Changes<'_>>,
+    options: &CreateOptions,
+    out: &mut dyn Write,
+    progress: &dyn Progress,
+) -> Result<CreateSummary> {
+    let points = source.points();
+    let find = |id: PointId| {
+        points
+            .iter()
+            .find(|point| point.id == id)
+            .map(label)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("the source has no point {id:?}")))
+    };
+    let header = Header {
+        chunk_bits: source.chunk_bits(),
+        encoding: options.encoding,
+        level: if options.encoding == Encoding::Raw { 0 } else { options.level },
+        undoes: None,
+        source: from.map(find).transpose()?,
+        target: find(to)?,
+    };
+    let geometry = header.geometry();
+    let base_data = matches!(options.encoding, Encoding::ZstdBase | Encoding::Best) && from.is_some();
+    let loader = Loader { source, from, to, geometry, base_crc: options.base_crc, base_data };
+    let changes = match changes {
+        Some(changes) if from.is_some() => changes,
+        _ => source.changed(from, to)?,
+    };
+    let mut plan = Plan::new(changes, geometry);
+    progress.stage("create delta", from.is_none().then_some(geometry.target_size));
+    write_delta(
+        &header,
+        || Ok(plan.next_run()?.map(|run| (run, ()))),
+        |start, chunks, ()| loader.load(start, chunks),
+        options,
+        out,
+        progress,
+    )
+}
+
+/// Header, extents, end marker, from any producer of runs and any way to load one.
+pub(crate) fn write_delta<X: Send>(
+    header: &Header,
+    produce: impl FnMut() -> Result<Option<(Run, X)>> + Send,
+    load: impl Fn(u64, u32, X) -> Result<Loaded> + Sync,
+    options: &CreateOptions,
+    out: &mut dyn Write,
+    progress: &dyn Progress,
+) -> Result<CreateSummary> {
+    let geometry = header.geometry();
+    let mut output = Output::begin(out, header, options.rate_limit, progress)?;
+    ordered(
+        workers(options.threads),
+        produce,
+        || Encoder::new(geometry, options.encoding, options.level),
+        |encoder, (run, extra)| {
+            encode_run(encoder, &geometry, run, |start, chunks| load(start, chunks, extra))
+        },
+        |(bytes, extents)| {
+            progress.check()?;
+            extents.iter().try_for_each(|extent| output.extent(extent))?;
+            progress.advance(bytes);
+            Ok(())
+        },
+    )?;
+    output.finish()
+}
+
+fn encode_run(
+    encoder: &mut Encoder,
+    geometry: &Geometry,
+    run: Run,
+    load: impl FnOnce(u64, u32) -> Result<Loaded>,
+) -> Result<(u64, Vec<Encoded>)> {
+    match run {
+        Run::Hole { start, chunks } => {
+            Ok((geometry.result_bytes(start, u64::from(chunks)), vec![encoder.hole(start, chunks)]))
+        }
+        Run::Read { start, chunks } => {
+            let loaded = load(start, chunks)?;
+            Ok((loaded.new.len() as u64, encoder.run(start, chunks, &loaded)?))
+        }
+    }
+}
+
+fn label(point: &Point) -> PointLabel {
+    PointLabel {
+        volume: point.identity.volume,
+        id: point.identity.id,
+        generation: point.identity.generation,
+        size_bytes: point.size_bytes,
+        tag: point.tag,
+        name: point.name.clone(),
+    }
+}

@@ -1,0 +1,134 @@
+//! A delta that can be read twice: a file as it is, a stream after it was spooled.
+
+use super::read::Reader;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::Header;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use tempfile::SpooledTempFile;
+
+/// Up to this much of a stream is kept in memory, the rest in an unlinked temporary file.
+const SPOOL_MEMORY_BYTES: usize = 64 << 20;
+
+/// Where a delta to be applied comes from.
+pub struct Input {
+    path: Option<PathBuf>,
+    source: Source,
+}
+
+enum Source {
+    File(File),
+    Stream(Box<dyn Read + Send>),
+    Spool(SpooledTempFile),
+    /// While the stream is being read, and for ever if that failed.
+    Gone,
+}
+
+impl Input {
+    /// Opens the delta at `path`; `-` is standard input.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`, `Kind::Io`.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self::from_reader(Box::new(std::io::stdin())));
+        }
+        let failed = |e| Error::io("cannot open the delta", e).at_path(path);
+        let file = File::open(path).map_err(failed)?;
+        let is_regular = file.metadata().map_err(failed)?.is_file();
+        let source = if is_regular { Source::File(file) } else { Source::Stream(Box::new(file)) };
+        Ok(Self { path: Some(path.to_path_buf()), source })
+    }
+
+    /// A delta from a stream that can be read once.
+    #[must_use]
+    pub fn from_reader(reader: Box<dyn Read + Send>) -> Self {
+        Self { path: None, source: Source::Stream(reader) }
+    }
+
+    /// The header. What of a stream was read for it is read again afterwards.
+    pub(crate) fn peek(&mut self) -> Result<Header> {
+        if let Source::Stream(_) = &self.source
+            && let Source::Stream(inner) = std::mem::replace(&mut self.source, Source::Gone)
+        {
+            let mut tee = Tee { inner, spool: SpooledTempFile::new(SPOOL_MEMORY_BYTES) };
+            let header = Reader::open(&mut tee).map(|reader| reader.header().clone())?;
+            let Tee { inner, mut spool } = tee;
+            spool.seek(SeekFrom::Start(0)).map_err(|e| Error::io("cannot rewind the delta", e))?;
+            self.source = Source::Stream(Box::new(spool.chain(inner)));
+            return Ok(header);
+        }
+        self.again(|reader| Ok(reader.header().clone()))
+    }
+
+    /// Reads the delta from its beginning with `first`; a stream is spooled on the way, so that
+    /// [`Input::again`] works afterwards.
+    pub(crate) fn first<T>(
+        &mut self,
+        first: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
+    ) -> Result<T> {
+        let path = self.path.clone();
+        let named = |error: Error| match &path {
+            Some(path) => error.at_path(path),
+            None => error,
+        };
+        match std::mem::replace(&mut self.source, Source::Gone) {
+            Source::Stream(inner) => {
+                let mut tee = Tee { inner, spool: SpooledTempFile::new(SPOOL_MEMORY_BYTES) };
+                let result = Reader::open(&mut tee as &mut (dyn Read + Send)).and_then(first);
+                self.source = Source::Spool(tee.spool);
+                result
+            }
+            source => {
+                self.source = source;
+                self.again(first)
+            }
+        }
+        .map_err(|error| if error.kind() == Kind::Damaged { named(error) } else { error })
+    }
+
+    /// Reads the delta from its beginning once more.
+    pub(crate) fn again<T>(
+        &mut self,
+        then: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
+    ) -> Result<T> {
+        let rewound =
+            |result: std::io::Result<u64>| result.map_err(|e| Error::io("cannot rewind the delta", e));
+        match &mut self.source {
+            Source::File(file) => {
+                rewound(file.seek(SeekFrom::Start(0)))?;
+                let mut buffered = BufReader::with_capacity(256 << 10, file);
+                Reader::open(&mut buffered as &mut (dyn Read + Send)).and_then(then)
+            }
+            Source::Spool(spool) => {
+                rewound(spool.seek(SeekFrom::Start(0)))?;
+                Reader::open(spool as &mut (dyn Read + Send)).and_then(then)
+            }
+            Source::Stream(_) | Source::Gone => {
+                Err(Error::new(Kind::Io, "the delta stream cannot be read twice"))
+            }
+        }
+    }
+}
+
+/// Keeps a copy of everything read.
+struct Tee {
+    inner: Box<dyn Read + Send>,
+    spool: SpooledTempFile,
+}
+
+impl Read for Tee {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        if let Some(bytes) = buf.get(..count) {
+            self.spool.write_all(bytes).map_err(|e| {
+                std::io::Error::other(Error::io(
+                    format!("cannot spool the delta to a temporary file: {e}"),
+                    e,
+                ))
+            })?;
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,264 @@
+//! The stream back: structure, sums and digest checked, no length believed before it is bounded.
+
+use super::inspect::{DeltaInfo, Tally};
+use super::load::to_usize;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{
+    END_MAGIC, EXTENT_MAGIC, End, Extent, ExtentKind, Geometry, Header, PREAMBLE_BYTES, RawEnd, RawExtent,
+};
+use std::io::Read;
+
+/// An extent as it was read: sound in itself, not yet decoded.
+#[derive(Debug, Clone)]
+pub struct ReadExtent {
+    /// Its header.
+    pub head: Extent,
+    /// Where in the stream it begins.
+    pub offset_bytes: u64,
+    /// One CRC a chunk of the result; empty for a zero extent.
+    pub result_crcs: Vec<u32>,
+    /// One CRC a chunk of the base; empty if the delta carries none.
+    pub base_crcs: Vec<u32>,
+    /// What the result is made of.
+    pub payload: Vec<u8>,
+}
+
+/// Reads a delta from front to back.
+pub struct Reader<R> {
+    input: R,
+    header: Header,
+    geometry: Geometry,
+    hasher: blake3::Hasher,
+    offset: u64,
+    next_chunk: u64,
+    counted: End,
+    end: Option<End>,
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// `Kind::Damaged`, `Kind::Unsupported`, `Kind::Io`.
+    pub fn open(mut input: R) -> Result<Self> {
+        let mut preamble = [0; PREAMBLE_BYTES];
+        fill(&mut input, &mut preamble, 0, "its header")?;
+        let length = Header::length(&preamble).map_err(|error| error.at_offset(0))?;
+        let mut bytes = preamble.to_vec();
+        bytes.resize(length, 0);
+        let (_, rest) = bytes.split_at_mut(PREAMBLE_BYTES);
+        fill(&mut input, rest, PREAMBLE_BYTES as u64, "its header")?;
+        let header = Header::decode(&bytes).map_err(|error| error.at_offset(0))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes);
+        Ok(Self {
+            input,
+            geometry: header.geometry(),
+            header,
+            hasher,
+            offset: length as u64,
+            next_chunk: 0,
+            counted: End::default(),
+            end: None,
+        })
+    }
+
+    /// What the delta applies to and what it makes of it.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// What the end marker says, once [`Reader::next_extent`] has returned `None`.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// Bytes of the stream read so far.
+    #[must_use]
+    pub fn offset_bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// The next extent; `None` once the end marker was read and everything before it agrees with it.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` with the byte offset, `Kind::Unsupported`, `Kind::Io`.
+    pub fn next_extent(&mut self) -> Result<Option<ReadExtent>> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        let at = self.offset;
+        let mut magic = [0; 4];
+        fill(&mut self.input, &mut magic, at, "the next extent or the end marker")?;
+        match u32::from_le_bytes(magic) {
+            EXTENT_MAGIC => self.extent(magic).map(Some).map_err(|error| error.at_offset(at)),
+            END_MAGIC => self.finish(magic).map(|()| None).map_err(|error| error.at_offset(at)),
+            other => {
+                let what = format!("neither an extent nor the end marker: magic is {other:08x}");
+                Err(Error::damaged(what).at_offset(at))
+            }
+        }
+    }
+
+    fn extent(&mut self, magic: [u8; 4]) -> Result<ReadExtent> {
+        let offset_bytes = self.offset;
+        let bytes: [u8; size_of::<RawExtent>()] = self.fixed(magic, "an extent header")?;
+        self.hasher.update(&bytes);
+        let head = Extent::decode(&bytes, &self.geometry, self.next_chunk)?;
+        let mut arrays = self.body(head.arrays_bytes())?;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&arrays);
+        let payload = self.body(head.payload_len())?;
+        sum.update(&payload);
+        let found = sum.finalize();
+        if found != head.body_crc {
+            let what = format!("extent has CRC {found:08x}, expected {:08x}", head.body_crc);
+            return Err(Error::damaged(what));
+        }
+        let split = head.result_crc_count().saturating_mul(4).min(arrays.len());
+        let base_crcs = numbers(&arrays.split_off(split));
+        let data = self.geometry.result_bytes(head.chunk, u64::from(head.chunks));
+        self.next_chunk = head.chunk.saturating_add(u64::from(head.chunks));
+        self.counted.extents = self.counted.extents.saturating_add(1);
+        self.counted.chunks = self.counted.chunks.saturating_add(u64::from(head.chunks));
+        self.counted.data_bytes = self.counted.data_bytes.saturating_add(data);
+        self.counted.payload_bytes = self.counted.payload_bytes.saturating_add(u64::from(head.payload_bytes));
+        Ok(ReadExtent { head, offset_bytes, result_crcs: numbers(&arrays), base_crcs, payload })
+    }
+
+    fn body(&mut self, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        fill(&mut self.input, &mut bytes, self.offset, "an extent")?;
+        self.hasher.update(&bytes);
+        self.offset = self.offset.saturating_add(len as u64);
+        Ok(bytes)
+    }
+
+    fn fixed<const N: usize>(&mut self, magic: [u8; 4], what: &str) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        let (head, rest) = bytes.split_at_mut(magic.len());
+        head.copy_from_slice(&magic);
+        fill(&mut self.input, rest, self.offset.saturating_add(4), what)?;
+        self.offset = self.offset.saturating_add(N as u64);
+        Ok(bytes)
+    }
+
+    fn finish(&mut self, magic: [u8; 4]) -> Result<()> {
+        let bytes: [u8; size_of::<RawEnd>()] = self.fixed(magic, "its end marker")?;
+        let end = End::decode(&bytes)?;
+        let (covered, _) = bytes.split_at(End::COVERED_BYTES);
+        self.hasher.update(covered);
+        self.counted.digest = *self.hasher.finalize().as_bytes();
+        if end != self.counted {
+            return Err(Error::damaged(format!(
+                "end marker tells of {} extents, {} bytes and digest {}, the delta has {}, {} and {}",
+                end.extents,
+                end.data_bytes,
+                hex::encode(end.digest),
+                self.counted.extents,
+                self.counted.data_bytes,
+                hex::encode(self.counted.digest)
+            )));
+        }
+        if self.geometry.source_size.is_none() && self.next_chunk != self.geometry.target_chunks() {
+            return Err(Error::damaged(format!(
+                "full-volume delta covers {} of {} chunks",
+                self.next_chunk,
+                self.geometry.target_chunks()
+            )));
+        }
+        if self.input.read(&mut [0]).map_err(|e| Error::io("cannot read the delta", e))? != 0 {
+            return Err(Error::damaged("bytes follow the end marker").at_offset(self.offset));
+        }
+        self.end = Some(end);
+        Ok(())
+    }
+}
+
+/// Splits long zero extents, so that nobody downstream meets more than an extent's worth at once.
+pub(crate) struct Pieces<R> {
+    pub(crate) reader: Reader<R>,
+    tally: Tally,
+    rest: Option<ReadExtent>,
+}
+
+impl<R: Read> Pieces<R> {
+    pub(crate) fn new(reader: Reader<R>) -> Self {
+        Self { tally: Tally::new(reader.header()), reader, rest: None }
+    }
+
+    pub(crate) fn next_piece(&mut self) -> Result<Option<ReadExtent>> {
+        let extent = match self.rest.take() {
+            Some(rest) => rest,
+            None => match self.reader.next_extent()? {
+                Some(extent) => {
+                    self.tally.count(&self.reader.geometry, &extent);
+                    extent
+                }
+                None => return Ok(None),
+            },
+        };
+        let max = self.reader.geometry.extent_chunks_max();
+        if extent.head.kind != ExtentKind::Zero || extent.head.chunks <= max {
+            return Ok(Some(extent));
+        }
+        let mut piece = extent.clone();
+        piece.head.chunks = max;
+        let mut rest = extent;
+        rest.head.chunk = rest.head.chunk.saturating_add(u64::from(max));
+        rest.head.chunks = rest.head.chunks.saturating_sub(max);
+        self.rest = Some(rest);
+        Ok(Some(piece))
+    }
+
+    /// Facts of the delta, once the end was seen.
+    pub(crate) fn info(&self) -> Result<DeltaInfo> {
+        self.tally.finish(&self.reader)
+    }
+}
+
+fn numbers(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+}
+
+fn fill(input: &mut impl Read, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match input.read(rest) {
+            Ok(0) => {
+                let end = offset.saturating_add(to_u64(filled));
+                let what = if end == 0 {
+                    "the delta is empty".to_owned()
+                } else {
+                    format!("the delta ends in {what}")
+                };
+                return Err(Error::damaged(what).at_offset(end));
+            }
+            Ok(count) => filled = filled.saturating_add(count),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            // An input that checks itself (a tee, a decoder) reports its own typed error.
+            Err(error) => match error.downcast::<Error>() {
+                Ok(own) => return Err(own),
+                Err(error) => {
+                    let what = format!("cannot read the delta: {error}");
+                    return Err(match Error::io(what.clone(), error) {
+                        error if error.kind() == Kind::Io => error,
+                        _ => Error::new(Kind::Io, what),
+                    });
+                }
+            },
+        }
+    }
+    Ok(())
+}
+
+fn to_u64(len: usize) -> u64 {
+    len as u64
+}
+
+/// The range of bytes an extent covers in the target: offset and length.
+pub(crate) fn span(geometry: &Geometry, head: &Extent) -> (u64, usize) {
+    (geometry.offset(head.chunk), to_usize(geometry.result_bytes(head.chunk, u64::from(head.chunks))))
+}

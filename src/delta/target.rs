@@ -1,0 +1,100 @@
+//! What a delta can be applied to.
+
+use crate::block::WriteAt;
+use crate::error::Result;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// The volume that a delta changes. Read by many threads, written by one.
+pub trait Target: Sync {
+    /// For messages.
+    fn path(&self) -> &Path;
+
+    /// Size in bytes now.
+    fn size(&self) -> u64;
+
+    /// True if [`Target::set_size`] can change the size.
+    fn can_resize(&self) -> bool;
+
+    /// True if [`Target::read_base`] gives the state before the apply even after parts were written.
+    fn keeps_base(&self) -> bool {
+        false
+    }
+
+    /// Bytes as they are now.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Bytes as they were before the apply, if the target keeps them; else as they are now.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn read_base(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
+    }
+
+    /// Writes inside the size.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Changes the size; what is gained reads as zeros.
+    ///
+    /// # Errors
+    /// Of the medium; `Kind::Mismatch` if it cannot.
+    fn set_size(&self, size_bytes: u64) -> Result<()>;
+
+    /// Makes everything written durable.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn flush(&self) -> Result<()>;
+}
+
+/// A plain device or file as a target.
+pub struct FileTarget<'a> {
+    file: &'a dyn WriteAt,
+    is_device: bool,
+}
+
+impl<'a> FileTarget<'a> {
+    /// `file` as a target. A block device keeps its size.
+    #[must_use]
+    pub fn new(file: &'a dyn WriteAt) -> Self {
+        let is_device = std::fs::metadata(file.path()).is_ok_and(|meta| meta.file_type().is_block_device());
+        Self { file, is_device }
+    }
+}
+
+impl Target for FileTarget<'_> {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn size(&self) -> u64 {
+        self.file.size()
+    }
+
+    fn can_resize(&self) -> bool {
+        !self.is_device
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.file.write_at(data, offset)
+    }
+
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        self.file.set_size(size_bytes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.flush()
+    }
+}

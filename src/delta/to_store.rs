@@ -1,0 +1,165 @@
+//! A delta onto the origin of a store: inside a begin/end pair, so that it can be resumed or rolled back.
+
+use super::apply::{ApplyOptions, ApplySummary, Trust, verify_for, write_all};
+use super::input::Input;
+use super::target::Target;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{Header, PointLabel};
+use crate::point::{Identity, PointId, PointSource};
+use crate::progress::Progress;
+use crate::store::{StoreInfo, Writer};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Applies the delta to the origin that `writer` protects.
+///
+/// Verification comes first and changes nothing. Then an operation named by the delta's digest is begun; an
+/// error in the middle leaves it pending, and the same call resumes it. At the end the store remembers which
+/// point its origin now equals.
+///
+/// # Errors
+/// As [`super::apply`]; `Kind::Busy` if another operation is pending; `Kind::Usage` with an undo path, which a
+/// store does not need.
+pub fn apply_to_store(
+    writer: &mut Writer,
+    input: &mut Input,
+    options: &ApplyOptions,
+    progress: &dyn Progress,
+) -> Result<ApplySummary> {
+    if options.undo.is_some() {
+        return Err(Error::new(Kind::Usage, "a store keeps the state before an apply itself")
+            .hint("leave out --undo; make a snapshot first to be able to go back later"));
+    }
+    let info = writer.view().info();
+    let before = info.pending.as_ref().map(|pending| PointId::Snapshot(pending.before));
+    let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
+    let header = input.peek()?;
+    check_identity(&header, &info, options.force)?;
+    let trust = Trust { force: options.force, proven: is_proven(&header, &info) };
+    let verified = verify_for(input, &target, trust, options, progress)?;
+    if let Some(pending) = &info.pending
+        && pending.token != verified.info.digest
+    {
+        return Err(Error::new(Kind::Busy, format!("another operation is pending: {}", pending.label))
+            .at_path(&info.origin_path)
+            .hint("resume it by repeating its command, or put the origin back with apply-delta --rollback"));
+    }
+    let mut summary = ApplySummary {
+        written_bytes: verified.pending_bytes,
+        unchanged_bytes: verified.info.data_bytes.saturating_sub(verified.pending_bytes),
+        resumed: info.pending.is_some(),
+        size_before: info.origin_size,
+        size_after: info.origin_size,
+        info: verified.info.clone(),
+    };
+    if options.dry_run {
+        return Ok(summary);
+    }
+    let pending = |error: Error| match error.hint_text() {
+        None => error
+            .hint("repeat the same command to resume, or put the origin back with apply-delta --rollback"),
+        Some(_) => error,
+    };
+    writer.begin_operation(&label(&header), verified.info.digest, None)?;
+    let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
+    summary.written_bytes = write_all(input, &target, trust, options.threads, progress).map_err(pending)?;
+    summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
+    let equals = Some(&header.target).filter(|target| target.is_known()).map(identity);
+    writer.end_operation(equals).map_err(pending)?;
+    Ok(summary)
+}
+
+fn label(header: &Header) -> String {
+    let to = header.target.tag;
+    match &header.source {
+        Some(source) => format!("apply-delta {} to {to}", source.tag),
+        None => format!("apply-delta full volume to {to}"),
+    }
+}
+
+fn identity(label: &PointLabel) -> Identity {
+    Identity { volume: label.volume, id: label.id, generation: label.generation }
+}
+
+fn is_proven(header: &Header, info: &StoreInfo) -> bool {
+    let source = header.source.as_ref().filter(|source| source.is_known());
+    info.pending.is_none() && source.is_some_and(|source| info.origin_equals == Some(identity(source)))
+}
+
+/// A store that knows what its origin equals can refuse a wrong delta by name, before any data is compared.
+fn check_identity(header: &Header, info: &StoreInfo, force: bool) -> Result<()> {
+    let source = header.source.as_ref().filter(|source| source.is_known()).map(identity);
+    match (info.origin_equals, source) {
+        (Some(equals), Some(source)) if equals != source && !force && info.pending.is_none() => Err(Error::new(
+            Kind::Mismatch,
+            format!(
+                "the origin equals snapshot {} (generation {}) of volume {}, the delta starts from {} (generation {}) of {}",
+                equals.id, equals.generation, equals.volume, source.id, source.generation, source.volume
+            ),
+        )
+        .at_path(&info.origin_path)
+        .hint("--force applies the delta regardless")),
+        _ => Ok(()),
+    }
+}
+
+/// The origin of a store. Reads take turns with writes, for the store has one owner.
+struct StoreTarget<'a> {
+    writer: Mutex<&'a mut Writer>,
+    path: PathBuf,
+    size: u64,
+    base: PointId,
+}
+
+impl<'a> StoreTarget<'a> {
+    fn new(writer: &'a mut Writer, info: &StoreInfo, base: PointId) -> Self {
+        Self { writer: Mutex::new(writer), path: info.origin_path.clone(), size: info.origin_size, base }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, &'a mut Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target for StoreTarget<'_> {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn can_resize(&self) -> bool {
+        false
+    }
+
+    fn keeps_base(&self) -> bool {
+        true
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.lock().view().read(PointId::Origin, offset, buf)
+    }
+
+    fn read_base(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.lock().view().read(self.base, offset, buf)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.lock().write_origin(offset, data)
+    }
+
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        Err(Error::new(
+            Kind::Mismatch,
+            format!("the origin has {} bytes, the delta makes {size_bytes}", self.size),
+        )
+        .at_path(&self.path)
+        .hint("resize the volume first"))
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
