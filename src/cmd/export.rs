@@ -61,7 +61,7 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
     let origin = open::origin_path(&args.vol, &view.info());
     open::ensure_output_elsewhere(&args.file, &[&args.vol.vol, &origin])?;
     let point = open::readable_point(&view, &args.vol.vol, &args.snap, &args.accept)?;
-    let mut output = Limited::new(Output::create(&args.file)?, args.rate.rate_limit);
+    let mut output = Limited::new(Output::create(&args.file)?, args.rate.rate_limit, ui.stop_wanted());
     ui.progress().stage("exporting", Some(point.size_bytes));
     copy(&view, &point, &mut output, ui)?;
     let mut output = output.into_inner();

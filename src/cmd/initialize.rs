@@ -91,14 +91,13 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
         return dry_run(args, ui);
     }
     let made = args.size.is_some();
-    let store = match args.size {
+    let store: Arc<dyn WriteAt> = Arc::new(match args.size {
         Some(size) => FileWriter::create(&args.store, size).map_err(|error| match error.kind() {
             Kind::Exists => error.hint("without --size, the existing file is used as it is"),
             _ => error,
         })?,
         None => FileWriter::open(&args.store).map_err(|error| missing_hint(error, &args.store))?,
-    };
-    let store: Arc<dyn WriteAt> = Arc::new(store);
+    });
     let result = write_store(args, &store, &options, ui);
     if result.is_err() && made {
         // It was not there before, so nothing of the user's is lost.
@@ -108,7 +107,7 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
 }
 
 fn write_store(args: &Args, store: &Arc<dyn WriteAt>, options: &InitOptions, ui: &Ui) -> Result<()> {
-    if let Some(content) = content(store.as_ref())?
+    if let Some(content) = content(store)?
         && !args.yes
     {
         ui.confirm(&format!("{} holds {content}, which would be lost", args.store.display()), "-y")?;
@@ -169,9 +168,9 @@ fn missing_hint(error: Error, store: &Path) -> Error {
 }
 
 /// What is on the device that somebody may want to keep.
-fn content(store: &dyn ReadAt) -> Result<Option<String>> {
-    if open::is_legacy(store)? {
-        return Ok(Some("a snapshot store of 2008".to_owned()));
+fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
+    if open::has_superblock(store)? {
+        return Ok(Some("a ddsnap store"));
     }
-    Ok(probe_signature(store)?.map(|content| format!("a known content ({content})")))
+    probe_signature(store)
 }

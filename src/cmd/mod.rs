@@ -2,9 +2,13 @@
 //!
 //! [`Command`] is the one table of them: dispatch, help, manual pages and completions all come from it.
 
+mod apply_delta;
+mod changelist;
 mod common;
 mod create;
+mod create_delta;
 mod delete;
+mod delta;
 mod export;
 mod initialize;
 mod list;
@@ -12,6 +16,7 @@ mod open;
 mod priority;
 mod read;
 mod report;
+mod source;
 mod status;
 mod transfer;
 mod usecount;
@@ -64,13 +69,19 @@ enum Command {
     Read(read::Args),
     Write(write::Args),
     Export(export::Args),
+    #[command(alias = "create-cl")]
+    Changelist(changelist::Args),
+    CreateDelta(create_delta::Args),
+    ApplyDelta(apply_delta::Args),
+    Delta(delta::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Snapshot stores", &["initialize", "status"]),
     ("Snapshots", &["create", "delete", "list", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
+    ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
 ];
 
 impl Command {
@@ -86,6 +97,10 @@ impl Command {
             Self::Read(args) => read::run(args, ui),
             Self::Write(args) => write::run(args, ui),
             Self::Export(args) => export::run(args, ui),
+            Self::Changelist(args) => changelist::run(args, ui),
+            Self::CreateDelta(args) => create_delta::run(args, ui),
+            Self::ApplyDelta(args) => apply_delta::run(args, ui),
+            Self::Delta(args) => delta::run(args, ui),
         }
     }
 
@@ -156,10 +171,11 @@ fn run(args: &[OsString]) -> Exit {
 
 /// Prints what clap has to say: help and versions are results, the rest is wrong usage.
 fn tell_usage(error: &clap::Error, args: &[OsString]) -> Exit {
-    let printed = error.print();
     if !error.use_stderr() {
-        return if printed.is_ok() { Exit::Done } else { Exit::Failed };
+        return if error.print().is_ok() { Exit::Done } else { Exit::Failed };
     }
+    let text = error.render().to_string();
+    terminal::stderr_line(text.replacen("error: ", "ddsnap: ", 1).trim_end());
     let mut words = args.iter().skip(1).filter_map(|arg| arg.to_str());
     match words.clone().find(|word| !word.starts_with('-')) {
         Some("fsck") => Exit::FsckUsage,
@@ -214,7 +230,6 @@ mod tests {
     fn links_name_the_command() {
         let expand = |args: &[&str]| expand_program_name(args.iter().map(Into::into).collect());
         assert_eq!(expand(&["/usr/bin/ddsnap-list", "v"]), ["ddsnap", "list", "v"]);
-
         assert_eq!(expand(&["ddsnap-2", "list"]), ["ddsnap-2", "list"]);
         assert_eq!(expand(&[]), ["ddsnap"]);
     }

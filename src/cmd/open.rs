@@ -6,6 +6,7 @@ use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
 use crate::block::overlay::Overlay;
 use crate::error::{Error, Kind, Result};
+use crate::format::superblock;
 use crate::point::{Point, PointId, PointSource};
 use crate::store::{SnapshotState, StoreInfo, View, Writer};
 use crate::ui::time;
@@ -129,6 +130,33 @@ pub fn is_legacy(store: &dyn ReadAt) -> Result<bool> {
     }
     store.read_at(&mut found, offset)?;
     Ok(found == magic)
+}
+
+/// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`.
+///
+/// # Errors
+/// What opening says.
+pub fn is_store(path: &Path) -> Result<bool> {
+    has_superblock(&FileReader::open_origin_read(path)?)
+}
+
+/// As [`is_store`], of something open.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn has_superblock(device: &dyn ReadAt) -> Result<bool> {
+    for offset in superblock::OFFSETS {
+        let mut magic = superblock::MAGIC;
+        magic.fill(0);
+        if device.size() < offset + superblock::SIZE as u64 {
+            continue;
+        }
+        device.read_at(&mut magic, offset)?;
+        if magic == superblock::MAGIC {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Where the origin is: as the user says, else as the store remembers.

@@ -57,7 +57,7 @@ fn read(args: &Args, ui: &Ui) -> Result<()> {
         let what = format!("the range asked for ends past the size, {} bytes", point.size_bytes);
         return Err(Error::new(Kind::Usage, what));
     };
-    let mut output = Limited::new(Output::create(Path::new("-"))?, args.rate.rate_limit);
+    let mut output = Limited::new(Output::create(Path::new("-"))?, args.rate.rate_limit, ui.stop_wanted());
     ui.progress().stage("reading", Some(end - args.offset));
     read_pieces(&view, &point, (args.offset, end), ui.progress(), |piece| {
         output.write_all(piece).map_err(|error| Error::io("cannot write to standard output", error))

@@ -4,6 +4,8 @@ use crate::error::{Error, Result};
 use crate::point::{Point, PointSource};
 use crate::progress::Progress;
 use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The unit of reading and writing.
@@ -52,9 +54,11 @@ pub fn read_full(input: &mut dyn Read, buf: &mut [u8]) -> Result<usize> {
     Ok(len)
 }
 
-/// A stream that lets no more than so many bytes a second pass, on the average since it was opened.
+/// A stream that lets no more than so many bytes a second pass, on the average since it was opened, and
+/// that breaks off when the user wants to stop.
 pub struct Limited<S> {
     stream: S,
+    stop_wanted: Arc<AtomicBool>,
     bytes_per_sec: Option<u64>,
     started: Instant,
     passed: u64,
@@ -62,8 +66,13 @@ pub struct Limited<S> {
 
 impl<S> Limited<S> {
     /// A stream without a limit if `bytes_per_sec` is `None`.
-    pub fn new(stream: S, bytes_per_sec: Option<u64>) -> Self {
-        Self { stream, bytes_per_sec, started: Instant::now(), passed: 0 }
+    pub fn new(stream: S, bytes_per_sec: Option<u64>, stop_wanted: Arc<AtomicBool>) -> Self {
+        Self { stream, stop_wanted, bytes_per_sec, started: Instant::now(), passed: 0 }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        // Not ErrorKind::Interrupted: callers retry that one.
+        if self.stop_wanted.load(Ordering::Relaxed) { Err(io::Error::other("interrupted")) } else { Ok(()) }
     }
 
     /// The stream itself again.
@@ -94,6 +103,7 @@ impl<S> Limited<S> {
 
 impl<S: Read> Read for Limited<S> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
         let step = self.step(buf.len());
         let len = self.stream.read(&mut buf[..step])?;
         self.passed(len);
@@ -103,6 +113,7 @@ impl<S: Read> Read for Limited<S> {
 
 impl<S: Write> Write for Limited<S> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.check()?;
         let len = self.stream.write(&buf[..self.step(buf.len())])?;
         self.passed(len);
         Ok(len)
@@ -120,7 +131,7 @@ mod tests {
     #[test]
     fn a_limit_takes_the_time_it_must() {
         let started = Instant::now();
-        let mut limited = Limited::new(Vec::new(), Some(100_000));
+        let mut limited = Limited::new(Vec::new(), Some(100_000), Arc::default());
         limited.write_all(&[7; 20_000]).unwrap();
         assert!(started.elapsed() >= Duration::from_millis(200));
         assert_eq!(limited.into_inner(), [7; 20_000]);
@@ -128,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_full_read_ends_early_only_at_the_end() {
-        let mut input = Limited::new(&b"abcdef"[..], None);
+        let mut input = Limited::new(&b"abcdef"[..], None, Arc::default());
         let mut buf = [0; 4];
         assert_eq!(read_full(&mut input, &mut buf).unwrap(), 4);
         assert_eq!(read_full(&mut input, &mut buf).unwrap(), 2);

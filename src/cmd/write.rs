@@ -67,8 +67,14 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     }
     ui.progress().stage("writing", input_length());
     let mut written = 0;
-    let result =
-        copy(args, &mut writer, &target, Limited::new(input, args.rate.rate_limit), &mut written, ui);
+    let result = copy(
+        args,
+        &mut writer,
+        &target,
+        Limited::new(input, args.rate.rate_limit, ui.stop_wanted()),
+        &mut written,
+        ui,
+    );
     ui.end_progress();
     if args.dry_run {
         result?;

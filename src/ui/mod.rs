@@ -77,6 +77,12 @@ impl Ui {
         self.stop_wanted.load(Ordering::Relaxed)
     }
 
+    /// Set once the user asked to stop, for code that holds no [`Ui`].
+    #[must_use]
+    pub fn stop_wanted(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop_wanted)
+    }
+
     /// Standard input for data.
     ///
     /// # Errors

@@ -32,9 +32,7 @@ impl Output {
                 return Err(Error::new(Kind::Usage, "refusing to write binary data to a terminal")
                     .hint("redirect standard output, or name a file"));
             }
-            let file = rustix::io::dup(rustix::stdio::stdout())
-                .map_err(|error| Error::io("cannot use standard output", error.into()))?;
-            return Ok(Self { inner: Inner::Stdout(File::from(file)), path: "standard output".into() });
+            return Self::stdout();
         }
         let path_owned = path.to_path_buf();
         if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
@@ -60,6 +58,20 @@ impl Output {
             .tempfile_in(folder)
             .map_err(|error| fail("cannot create", error))?;
         Ok(Self { inner: Inner::Temporary { file, destination }, path: path_owned })
+    }
+
+    /// As [`Output::create`]; text may also go to a terminal.
+    ///
+    /// # Errors
+    /// As [`Output::create`].
+    pub fn create_text(path: &Path, is_text: bool) -> Result<Self> {
+        if is_text && path.as_os_str() == "-" { Self::stdout() } else { Self::create(path) }
+    }
+
+    fn stdout() -> Result<Self> {
+        let file = rustix::io::dup(rustix::stdio::stdout())
+            .map_err(|error| Error::io("cannot use standard output", error.into()))?;
+        Ok(Self { inner: Inner::Stdout(File::from(file)), path: "standard output".into() })
     }
 
     /// The name for messages.

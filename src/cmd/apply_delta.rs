@@ -1,0 +1,165 @@
+//! `apply-delta`: a delta onto a plain device or file, or onto the origin of a volume.
+
+use super::common::{RateArgs, VolArgs};
+use super::open;
+use super::transfer::Limited;
+use crate::block::WriteAt;
+use crate::block::file::{FileReader, FileWriter};
+use crate::block::overlay::Overlay;
+use crate::delta::{ApplyOptions, ApplySummary, FileTarget, Input, apply, apply_to_store};
+use crate::error::{Error, Kind, Result};
+use crate::ui::exit::Exit;
+use crate::ui::{Ui, size};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "Examples:
+  ddsnap apply-delta 1-2.delta copy.img
+  ddsnap apply-delta --undo back.delta 1-2.delta copy.img
+  ddsnap create-delta data.snap 1 2 - | ddsnap apply-delta - copy.img
+  ddsnap apply-delta --dry-run 1-2.delta copy.img";
+
+/// Apply a delta to a device, a file, or the origin of a volume
+///
+/// The whole delta and its base are verified before anything is written. If TARGET is a snapshot store, its
+/// origin is changed, its snapshots stay whole, and an apply that was interrupted can be resumed by the same
+/// command or rolled back. On a plain TARGET, the same command resumes, and --undo makes a way back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[command(override_usage = "ddsnap apply-delta [OPTIONS] DELTA TARGET
+       ddsnap apply-delta --rollback VOL")]
+pub struct Args {
+    /// The delta ('-' is standard input), then the device, file or snapshot store to apply it to
+    #[arg(value_name = "OPERAND", required = true, num_args = 1..=2)]
+    operands: Vec<PathBuf>,
+    /// Put the origin of VOL back to where it was before an interrupted apply
+    #[arg(long, conflicts_with_all = ["undo", "force"])]
+    rollback: bool,
+    /// First write a delta that takes a plain TARGET back
+    #[arg(long, value_name = "FILE")]
+    undo: Option<PathBuf>,
+    /// Apply even if TARGET is not the base that the delta was made from
+    #[arg(long)]
+    force: bool,
+    /// Verify only, and print what would be written
+    #[arg(long)]
+    dry_run: bool,
+    /// Where the origin is now, if not where the store remembers it
+    #[arg(long, value_name = "PATH")]
+    origin: Option<PathBuf>,
+    #[command(flatten)]
+    rate: RateArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::Damaged`, `Kind::Unsupported` for a bad delta, `Kind::Mismatch` for a wrong base,
+/// `Kind::Refused` if the base cannot be proven; then nothing was written.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    match (args.rollback, args.operands.as_slice()) {
+        (true, [vol]) => roll_back(args, vol, ui)?,
+        (false, [delta, target]) => {
+            let doing = || format!("cannot apply {} to {}", delta.display(), target.display());
+            let summary = apply_any(args, delta, target, ui).map_err(|error| error.doing(doing()))?;
+            report(args, target, &summary, ui)?;
+        }
+        (true, _) => return Err(Error::new(Kind::Usage, "--rollback takes one operand, VOL")),
+        (false, _) => return Err(Error::new(Kind::Usage, "expected two operands, DELTA and TARGET")),
+    }
+    Ok(Exit::Done)
+}
+
+fn apply_any(args: &Args, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplySummary> {
+    if open::is_same(delta, target) {
+        return Err(Error::new(Kind::Usage, "DELTA and TARGET are the same"));
+    }
+    let options =
+        ApplyOptions { force: args.force, undo: args.undo.clone(), dry_run: args.dry_run, threads: 0 };
+    let mut input = input(args, delta, ui)?;
+    if open::is_store(target)? {
+        let vol = volume(args, target);
+        let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
+        let result = apply_to_store(&mut writer, &mut input, &options, ui.progress());
+        let closed = if args.dry_run { Ok(()) } else { writer.close() };
+        let summary = result.map_err(|error| rollback_hint(error, target))?;
+        return closed.map(|()| summary);
+    }
+    if args.dry_run {
+        let file = Overlay::new(FileReader::open_origin_read(target)?);
+        return apply(&mut input, &FileTarget::new(&file), &options, ui.progress());
+    }
+    open::ensure_not_held(target)?;
+    let file = FileWriter::open(target)?;
+    let summary = apply(&mut input, &FileTarget::new(&file), &options, ui.progress())?;
+    file.flush()?;
+    Ok(summary)
+}
+
+fn volume(args: &Args, vol: &Path) -> VolArgs {
+    VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone() }
+}
+
+fn input(args: &Args, delta: &Path, ui: &Ui) -> Result<Input> {
+    let rate = args.rate.rate_limit;
+    if delta.as_os_str() == "-" {
+        return Ok(Input::from_reader(Box::new(Limited::new(ui.data_input()?, rate, ui.stop_wanted()))));
+    }
+    if rate.is_none() {
+        return Input::open(delta);
+    }
+    let file = File::open(delta).map_err(|error| Error::io("cannot open the delta", error).at_path(delta))?;
+    Ok(Input::from_reader(Box::new(Limited::new(file, rate, ui.stop_wanted()))))
+}
+
+/// An apply that stops in the middle leaves its operation pending.
+fn rollback_hint(error: Error, vol: &Path) -> Error {
+    if matches!(error.kind(), Kind::Io | Kind::NoSpace | Kind::Interrupted) {
+        let vol = vol.display();
+        error.hint(format!(
+            "the same command resumes; 'ddsnap apply-delta --rollback {vol}' goes back; 'ddsnap status {vol}' tells"
+        ))
+    } else {
+        error
+    }
+}
+
+fn report(args: &Args, target: &Path, summary: &ApplySummary, ui: &Ui) -> Result<()> {
+    let (written, target) = (summary.written_bytes, target.display());
+    if args.dry_run {
+        let held = summary.unchanged_bytes;
+        ui.print(&format!(
+            "would write {written} bytes to {target}: the delta differs there; {held} bytes are there already"
+        ))?;
+        if summary.size_before != summary.size_after {
+            let (before, after) = (summary.size_before, summary.size_after);
+            ui.print(&format!(
+                "would change the size of {target} from {before} to {after} bytes: the delta says so"
+            ))?;
+        }
+        return Ok(());
+    }
+    let resumed = if summary.resumed { "resumed: " } else { "" };
+    ui.explain(&format!("{resumed}wrote {} to {target}", size::human(written)));
+    Ok(())
+}
+
+fn roll_back(args: &Args, vol: &Path, ui: &Ui) -> Result<()> {
+    let vol = volume(args, vol);
+    let result = (|| {
+        let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
+        let label = writer.view().info().pending.map(|pending| pending.label);
+        let bytes = writer.roll_back()?;
+        if !args.dry_run {
+            writer.close()?;
+        }
+        Ok((bytes, label.unwrap_or_default()))
+    })();
+    let (bytes, label) =
+        result.map_err(|error: Error| error.doing(format!("cannot roll back {}", vol.vol.display())))?;
+    if args.dry_run {
+        return ui.print(&format!("would put back {bytes} bytes of the origin: '{label}' is incomplete"));
+    }
+    ui.explain(&format!("put back {}: '{label}' is undone", size::human(bytes)));
+    Ok(())
+}

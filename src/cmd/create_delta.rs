@@ -1,0 +1,193 @@
+//! `create-delta`: the chunks that turn one point into another, as a stream.
+
+use super::common::{AcceptArgs, RateArgs, VolArgs};
+use super::source::{COMPARE_CHUNK_BITS, Source, is_changelist, snap_name, wrong_operands};
+use crate::delta::{ChangelistReader, CreateOptions, create};
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::Encoding;
+use crate::point::Changes;
+use crate::ui::exit::Exit;
+use crate::ui::output::Output;
+use crate::ui::{Ui, size};
+use crate::units::Tag;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "Examples:
+  ddsnap create-delta data.snap 1 2 -o today.delta
+  ddsnap create-delta data.snap 1 2 - | ddsnap apply-delta - copy.img
+  ddsnap create-delta data.snap 2 -o full.delta
+  ddsnap create-delta --compare monday.img data.img -o today.delta
+  ddsnap create-delta 1-2.changes today.delta monday.img second.img";
+
+/// Make a delta that turns one point into another
+///
+/// What the operands mean is told by the first: a snapshot store, or a changelist file as in 2008. With only
+/// one snapshot, the delta holds the whole volume. The delta goes to standard output unless -o, or DELTA,
+/// names a file; a file appears under its name when it is complete, or not at all.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(override_usage = "ddsnap create-delta [OPTIONS] VOL [SNAP1] SNAP2 [-o DELTA]
+       ddsnap create-delta [OPTIONS] CHANGELIST DELTA SNAPDEV1 SNAPDEV2
+       ddsnap create-delta [OPTIONS] CHANGELIST DELTA DEVSTEM
+       ddsnap create-delta [OPTIONS] --compare OLD NEW [-o DELTA]")]
+#[command(group = clap::ArgGroup::new("coding").args(["xdelta", "raw", "best"]))]
+pub struct Args {
+    /// See above; DEVSTEM stands for the two devices DEVSTEM(SNAP1) and DEVSTEM(SNAP2)
+    #[arg(value_name = "OPERAND", required = true, num_args = 2..=4)]
+    operands: Vec<OsString>,
+    /// Where the delta goes; '-' is standard output
+    #[arg(short, long, value_name = "DELTA")]
+    output: Option<PathBuf>,
+    /// Compare two plain devices or files
+    #[arg(long, conflicts_with = "origin")]
+    compare: bool,
+    /// Store differences as xdelta; not available yet
+    #[arg(short, long)]
+    xdelta: bool,
+    /// Store changed data as it is
+    #[arg(short, long)]
+    raw: bool,
+    /// Store each extent in the smallest way
+    #[arg(short, long)]
+    best: bool,
+    /// Compression level from 0 (none) to 19
+    #[arg(short = 'g', long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=19))]
+    level: Option<i32>,
+    /// Where the origin is now, if not where the store remembers it
+    #[arg(long, value_name = "PATH")]
+    origin: Option<PathBuf>,
+    #[command(flatten)]
+    accept: AcceptArgs,
+    #[command(flatten)]
+    rate: RateArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::NotFound`, `Kind::Refused` for the points; `Kind::Damaged` for a changelist; what writing says.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    make(args, ui).map_err(|error| error.doing("cannot create delta"))?;
+    Ok(Exit::Done)
+}
+
+/// What the operands mean.
+struct Plan {
+    source: Source,
+    changelist: Option<PathBuf>,
+    output: PathBuf,
+}
+
+fn make(args: &Args, ui: &Ui) -> Result<()> {
+    if args.xdelta {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "xdelta is not available yet in the format of these deltas",
+        )
+        .hint("-b stores each extent in the smallest way there is"));
+    }
+    let plan = plan(args)?;
+    plan.source.ensure_output_elsewhere(&plan.output)?;
+    let changes = plan.changelist.as_deref().map(open_changelist).transpose()?;
+    let mut output = Output::create(&plan.output)?;
+    let Source { from, to, .. } = plan.source;
+    let summary =
+        create(plan.source.points(), from, to, changes, &options(args), &mut output, ui.progress())?;
+    output.commit()?;
+    ui.explain(&format!(
+        "{} chunks ({}) in a delta of {}",
+        summary.chunks,
+        size::human(summary.data_bytes),
+        size::human(summary.stream_bytes)
+    ));
+    Ok(())
+}
+
+fn plan(args: &Args) -> Result<Plan> {
+    let mut operands = args.operands.as_slice();
+    let first = operands.first().map(Path::new).unwrap_or(Path::new(""));
+    if !args.compare && (operands.len() == 4 && !ends_with_dash(operands) || is_changelist(first)) {
+        return plan_of_2008(args, operands);
+    }
+    let mut output = args.output.clone();
+    if ends_with_dash(operands) && output.is_none() {
+        output = Some("-".into());
+        operands = &operands[..operands.len() - 1];
+    }
+    let source = match (args.compare, operands) {
+        (true, [old, new]) => {
+            Source::files((Path::new(old), Tag(0)), (Path::new(new), Tag(1)), COMPARE_CHUNK_BITS)?
+        }
+        (false, [vol, snaps @ ..]) if matches!(snaps.len(), 1 | 2) => {
+            let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
+            let names = snaps.iter().map(|snap| snap_name(snap)).collect::<Result<Vec<_>>>()?;
+            let (from, to) = match names.as_slice() {
+                [from, to] => (Some(from), to),
+                [to, ..] => (None, to),
+                [] => return Err(wrong_operands("VOL [SNAP1] SNAP2", operands)),
+            };
+            Source::volume(&vol, from, to, &args.accept, true)?
+        }
+        (true, found) => return Err(wrong_operands("OLD NEW", found)),
+        (false, found) => return Err(wrong_operands("VOL [SNAP1] SNAP2", found)),
+    };
+    Ok(Plan { source, changelist: None, output: output.unwrap_or_else(|| "-".into()) })
+}
+
+fn ends_with_dash(operands: &[OsString]) -> bool {
+    operands.last().is_some_and(|last| last == "-")
+}
+
+fn plan_of_2008(args: &Args, operands: &[OsString]) -> Result<Plan> {
+    if args.output.is_some() {
+        return Err(Error::new(Kind::Usage, "-o and the operand DELTA are one too many"));
+    }
+    let (changelist, output, devices) = match operands {
+        [changelist, output, devices @ ..] if matches!(devices.len(), 1 | 2) => (changelist, output, devices),
+        found => return Err(wrong_operands("CHANGELIST DELTA SNAPDEV1 SNAPDEV2", found)),
+    };
+    let header = *read_changelist(Path::new(changelist))?.header();
+    let path = |index: usize, tag: Tag| match devices {
+        [stem] => PathBuf::from(stem_device(stem, tag)),
+        both => PathBuf::from(&both[index]),
+    };
+    let (old, new) = (path(0, header.source), path(1, header.target));
+    let source = Source::files((&old, header.source), (&new, header.target), header.chunk_bits)?;
+    Ok(Plan { source, changelist: Some(changelist.into()), output: output.into() })
+}
+
+/// `/dev/mapper/vol` and tag 3 name `/dev/mapper/vol(3)`.
+fn stem_device(stem: &OsStr, tag: Tag) -> OsString {
+    let mut device = stem.to_os_string();
+    device.push(format!("({tag})"));
+    device
+}
+
+fn read_changelist(path: &Path) -> Result<ChangelistReader<BufReader<File>>> {
+    let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
+    ChangelistReader::open(BufReader::new(file)).map_err(|error| error.at_path(path))
+}
+
+fn open_changelist(path: &Path) -> Result<Changes<'static>> {
+    let path = path.to_path_buf();
+    let changes = read_changelist(&path)?;
+    Ok(Box::new(changes.map(move |range| range.map_err(|error| error.at_path(&path)))))
+}
+
+fn options(args: &Args) -> CreateOptions {
+    let encoding = match (args.raw || args.level == Some(0), args.best) {
+        (true, _) => Encoding::Raw,
+        (_, true) => Encoding::Best,
+        _ => Encoding::ZstdBase,
+    };
+    CreateOptions {
+        encoding,
+        level: args.level.unwrap_or(if args.best { 9 } else { 3 }),
+        base_crc: true,
+        threads: 0,
+        rate_limit: args.rate.rate_limit,
+    }
+}

@@ -1,0 +1,226 @@
+//! `delta`: what can be done with deltas; also the names that 2008 had for making and applying them.
+
+use super::{apply_delta, changelist, create_delta, report};
+use crate::block::ReadAt;
+use crate::block::file::FileReader;
+use crate::delta::{DeltaInfo, Verdict, info, verify};
+use crate::error::{Error, Result};
+use crate::format::delta::{PointLabel, VERSION};
+use crate::point::Identity;
+use crate::ui::exit::Exit;
+use crate::ui::{Ui, escape, size};
+use crate::units::Tag;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+const INFO_EXAMPLES: &str = "Examples:
+  ddsnap delta info 1-2.delta
+  ddsnap delta info --json - < 1-2.delta";
+
+const VERIFY_EXAMPLES: &str = "Examples:
+  ddsnap delta verify 1-2.delta
+  ddsnap delta verify 1-2.delta copy.img";
+
+/// Inspect and verify deltas, and make and apply them by their names of 2008
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Info(InfoArgs),
+    Verify(VerifyArgs),
+    Create(create_delta::Args),
+    Apply(apply_delta::Args),
+    Changelist(changelist::Args),
+}
+
+/// Tell what a delta holds
+///
+/// The whole delta is read and its sums are checked; data is not decoded.
+#[derive(Debug, clap::Args)]
+#[command(after_help = INFO_EXAMPLES)]
+struct InfoArgs {
+    /// The delta; '-' is standard input
+    #[arg(value_name = "DELTA")]
+    delta: PathBuf,
+    /// Print one JSON document (schema ddsnap.delta-info/1)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tell whether a delta is sound, and whether a base is the right one
+///
+/// Every sum is checked and every extent decoded, as far as that is possible without BASE. The answer "no" is
+/// exit status 3.
+#[derive(Debug, clap::Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
+struct VerifyArgs {
+    /// The delta; '-' is standard input
+    #[arg(value_name = "DELTA")]
+    delta: PathBuf,
+    /// The device or file that it is to be applied to
+    #[arg(value_name = "BASE")]
+    base: Option<PathBuf>,
+    /// Print one JSON document (schema ddsnap.delta-verify/1)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::Damaged` if a delta to be shown is not sound; what reading says.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    match &args.command {
+        Command::Info(args) => run_info(args, ui),
+        Command::Verify(args) => run_verify(args, ui),
+        Command::Create(args) => create_delta::run(args, ui),
+        Command::Apply(args) => apply_delta::run(args, ui),
+        Command::Changelist(args) => changelist::run(args, ui),
+    }
+}
+
+fn open(path: &Path, ui: &Ui) -> Result<Box<dyn Read + Send>> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(ui.data_input()?));
+    }
+    let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
+    Ok(Box::new(BufReader::with_capacity(1 << 20, file)))
+}
+
+fn run_info(args: &InfoArgs, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot read delta {}", args.delta.display());
+    let result = open(&args.delta, ui).and_then(|mut input| info(&mut input, ui.progress()));
+    let info = result.map_err(|error| error.doing(doing()))?;
+    if args.json {
+        let mut document = info_json(&info);
+        document["schema"] = json!("ddsnap.delta-info/1");
+        ui.json(&document)?;
+    } else {
+        for line in info_lines(&info) {
+            ui.print(&line)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn run_verify(args: &VerifyArgs, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot verify delta {}", args.delta.display());
+    let verdict = judge(args, ui).map_err(|error| error.doing(doing()))?;
+    let (word, reason, exit) = match &verdict {
+        Verdict::Sound { undecoded: 0, .. } => ("sound", None, Exit::Done),
+        Verdict::Sound { undecoded, .. } => {
+            ("sound", Some(format!("{undecoded} extents refer to a base, and none was given")), Exit::Done)
+        }
+        Verdict::Damaged(error) => ("damaged", Some(error.to_string()), Exit::Damaged),
+        Verdict::WrongBase(error) => ("wrong-base", Some(error.to_string()), Exit::Damaged),
+    };
+    if args.json {
+        let info = if let Verdict::Sound { info, .. } = &verdict { info_json(info) } else { Value::Null };
+        ui.json(
+            &json!({ "schema": "ddsnap.delta-verify/1", "verdict": word, "reason": reason, "info": info }),
+        )?;
+    } else {
+        let words = word.replace('-', " ");
+        let reason = reason.map(|reason| format!(": {}", escape::line(&reason))).unwrap_or_default();
+        ui.print(&format!("{words}{reason}"))?;
+    }
+    Ok(exit)
+}
+
+fn judge(args: &VerifyArgs, ui: &Ui) -> Result<Verdict> {
+    let mut input = open(&args.delta, ui)?;
+    let base = args.base.as_deref().map(FileReader::open_origin_read).transpose()?;
+    let base = base.as_ref().map(|base| base as &dyn ReadAt);
+    verify(&mut *input, base, 0, ui.progress())
+}
+
+fn label_json(label: &PointLabel) -> Value {
+    let identity = Identity { volume: label.volume, id: label.id, generation: label.generation };
+    json!({
+        "tag": (label.tag != Tag::ORIGIN).then_some(label.tag.0),
+        "name": label.name,
+        "size_bytes": label.size_bytes,
+        "identity": label.is_known().then(|| report::identity(&identity)),
+    })
+}
+
+fn info_json(info: &DeltaInfo) -> Value {
+    let header = &info.header;
+    let kinds: Vec<Value> = info
+        .kinds
+        .iter()
+        .map(|(kind, count)| {
+            json!({
+                "kind": kind.name(),
+                "extents": count.extents,
+                "data_bytes": count.data_bytes,
+                "payload_bytes": count.payload_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "format_version": VERSION,
+        "chunk_size": 1u64 << header.chunk_bits,
+        "encoding": header.encoding.name(),
+        "level": header.level,
+        "source": header.source.as_ref().map(label_json),
+        "target": label_json(&header.target),
+        "undoes": header.undoes.map(hex::encode),
+        "extents": info.extents,
+        "chunks": info.chunks,
+        "data_bytes": info.data_bytes,
+        "payload_bytes": info.payload_bytes,
+        "stream_bytes": info.stream_bytes,
+        "proves_base": info.has_base_crcs,
+        "digest": hex::encode(info.digest),
+        "kinds": kinds,
+    })
+}
+
+fn label_text(label: &PointLabel) -> String {
+    let what = match (label.is_known(), label.tag == Tag::ORIGIN, &label.name) {
+        (false, _, _) => "a plain device or file".to_owned(),
+        (true, true, _) => format!("the origin of volume {}", label.volume),
+        (true, false, Some(name)) => format!("snapshot {} ({name}) of volume {}", label.tag, label.volume),
+        (true, false, None) => format!("snapshot {} of volume {}", label.tag, label.volume),
+    };
+    format!("{}, {} bytes", escape::line(&what), label.size_bytes)
+}
+
+fn info_lines(info: &DeltaInfo) -> Vec<String> {
+    let header = &info.header;
+    let source = header.source.as_ref().map_or_else(|| "nothing (a whole volume)".to_owned(), label_text);
+    let mut lines = vec![
+        format!("From:      {source}"),
+        format!("To:        {}", label_text(&header.target)),
+        format!("Encoding:  {}, level {}", header.encoding.name(), header.level),
+        format!(
+            "Chunks:    {} of {} bytes in {} extents",
+            info.chunks,
+            1u64 << header.chunk_bits,
+            info.extents
+        ),
+        format!("Data:      {} ({} bytes)", size::human(info.data_bytes), info.data_bytes),
+        format!("Delta:     {} ({} bytes)", size::human(info.stream_bytes), info.stream_bytes),
+        format!("Digest:    {}", hex::encode(info.digest)),
+    ];
+    if let Some(undone) = header.undoes {
+        lines.push(format!("Undoes:    {}", hex::encode(undone)));
+    }
+    for (kind, count) in info.kinds.iter().filter(|(_, count)| count.extents > 0) {
+        lines.push(format!(
+            "  {:<9}{} extents, {} bytes in {} bytes",
+            kind.name(),
+            count.extents,
+            count.data_bytes,
+            count.payload_bytes
+        ));
+    }
+    lines
+}
