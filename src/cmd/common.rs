@@ -57,7 +57,8 @@ impl FromStr for SnapName {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let wrong = || {
             format!(
-                "'{text}' is no snapshot: write a tag (0 to 4294967294), @N counted from the newest, a name, or 'origin'"
+                "'{text}' is no snapshot: write a tag (0 to 4294967294), @N counted from the newest, a name, \
+                 or 'origin'"
             )
         };
         if matches!(text, "origin" | "-1") {

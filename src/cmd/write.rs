@@ -17,8 +17,9 @@ const EXAMPLES: &str = "Examples:
 
 /// Write standard input onto the origin or a snapshot
 ///
-/// What the snapshots need of the origin is copied to the store first. If it is interrupted, or the input or the store ends too early, the bytes before that point are written
-/// and the rest is not; every snapshot stays whole.
+/// What the snapshots need of the origin is copied to the store first. If it is interrupted, or the input
+/// or the store ends too early, the bytes before that point are written and the rest is not; every snapshot
+/// stays whole.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 pub struct Args {
