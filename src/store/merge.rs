@@ -148,8 +148,23 @@ fn merge_newest(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, c
 /// Merges all runs into one: drops dead and superseded entries, folds the change bits of deleted snapshots
 /// into those of their older neighbours, and closes the graves.
 pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {
-    let runs = std::mem::take(&mut state.runs);
     let live = state.live_ids();
+    merge_all(device, reader, state, &live)?;
+    state.graves = BTreeMap::new();
+    state.unswept = 0;
+    Ok(())
+}
+
+/// Merges all runs into one and keeps what the snapshots `live` (ascending ids) need. Returns the superseded
+/// values that were dropped.
+pub fn merge_all(
+    device: &dyn WriteAt,
+    reader: &BlockReader,
+    state: &mut State,
+    live: &[u64],
+) -> Result<Vec<IndexEntry>> {
+    let runs = std::mem::take(&mut state.runs);
+    let mut superseded = Vec::new();
     let memory = MemTable::new();
     let index = Index { reader, memory: &memory, runs: &runs };
     let mut builder = RunBuilder::new(device, state);
@@ -161,11 +176,12 @@ pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> R
         }
         for older in &scan.superseded {
             state.drop_entry(key, older);
+            superseded.push((key, *older));
         }
         let alive = if key.class == 0 {
             let before = if previous.0 == key.a { previous.1 } else { 0 };
             previous = (key.a, key.b);
-            keeper(&live, before, key.b).is_some()
+            keeper(live, before, key.b).is_some()
         } else {
             live.binary_search(&key.a).is_ok()
         };
@@ -187,9 +203,7 @@ pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> R
     if merged.entries > 0 {
         state.runs.push(merged);
     }
-    state.graves = BTreeMap::new();
-    state.unswept = 0;
-    Ok(())
+    Ok(superseded)
 }
 
 fn release_runs(state: &mut State, runs: &[Run]) {

@@ -11,18 +11,22 @@
 //! | `view` | reading points |
 //! | `writer`, `origin`, `snapshots`, `operation` | commits: the log's end, copy-out, the snapshot table |
 //! | `space`, `publish`, `merge`, `room` | segments, checkpoints, index merges, the full store |
+//! | `check`, `scan`, `rebuild` | looking for damage; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
 mod chain;
 mod changes;
+pub mod check;
 mod fingerprint;
 mod index;
 mod merge;
 mod operation;
 mod origin;
 mod publish;
+pub mod rebuild;
 mod recover;
 mod room;
+mod scan;
 mod snapshots;
 mod space;
 mod state;

@@ -2,11 +2,11 @@
 
 use super::publish::Plan;
 use super::recover::read_record;
+use super::state::{data_address, key_of};
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::Role;
-use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
-use crate::format::run::Key;
+use crate::format::record::{Entry, Record, RecordKind};
 use crate::format::table::Snapshot;
 use crate::units::{Epoch, index};
 
@@ -147,11 +147,8 @@ impl Writer {
         let mut entries = Vec::new();
         let mut data = Vec::new();
         for (address, entry) in located {
-            let key = match entry.class {
-                EntryClass::Exception => Key::exception(entry.chunk, entry.owner),
-                EntryClass::Overlay => Key::overlay(entry.owner, entry.chunk),
-            };
-            let word = if entry.encoding == Encoding::Zeroes { record.address } else { address };
+            let key = key_of(&entry);
+            let word = data_address(record, address, &entry);
             let current = self.view.index().scan(key)?.next_entry()?;
             if current.is_none_or(|(found, value)| found != key || value.word != word) {
                 continue;

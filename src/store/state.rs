@@ -7,7 +7,7 @@ use super::chain::Chain;
 use super::index::MemTable;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Grave, OpenSegment, Run, Segment};
-use crate::format::record::{Encoding, EntryClass, Record, RecordKind, pad};
+use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind, pad};
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
 use crate::format::table::{self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume};
@@ -120,7 +120,9 @@ impl State {
         let body = &mut record.body.as_slice();
         self.fingerprint = None;
         match record.kind {
-            RecordKind::CopyOut | RecordKind::SnapshotWrite | RecordKind::Relocation => self.index(record),
+            RecordKind::CopyOut | RecordKind::SnapshotWrite | RecordKind::Relocation => {
+                self.index_entries(record, &vec![true; record.entries.len()]);
+            }
             RecordKind::Create => {
                 let mut snapshot = Snapshot::decode(body)?;
                 snapshot.created_at = record.address;
@@ -171,22 +173,21 @@ impl State {
         Ok(())
     }
 
-    fn index(&mut self, record: &Record) {
-        for (address, entry) in record.located(self.sb.block_bits) {
-            let key = match entry.class {
-                EntryClass::Exception => Key::exception(entry.chunk, entry.owner),
-                EntryClass::Overlay => Key::overlay(entry.owner, entry.chunk),
-            };
+    /// Enters the chunks of `record` that `intact` vouches for into the memory table.
+    pub fn index_entries(&mut self, record: &Record, intact: &[bool]) {
+        for ((address, entry), intact) in record.located(self.sb.block_bits).zip(intact) {
+            if !intact {
+                continue;
+            }
             let value = Value {
-                // A chunk of zeroes lives in the header alone; its address must still name the right segment.
-                word: if entry.encoding == Encoding::Zeroes { record.address } else { address },
+                word: data_address(record, address, entry),
                 crc: entry.crc,
                 raw_length: entry.raw_length,
                 stored_length: entry.stored_length,
                 encoding: entry.encoding,
             };
-            self.memory.insert(key, value);
-            if record.kind == RecordKind::CopyOut {
+            self.memory.insert(key_of(entry), value);
+            if entry.class == EntryClass::Exception {
                 self.mark_changed(entry.owner, entry.chunk);
             }
         }
@@ -249,6 +250,20 @@ impl State {
 
 /// Bytes an entry without data counts in its segment, so that its record is kept.
 const ENTRY_COST: u64 = 40;
+
+/// The index key of a record's entry.
+pub fn key_of(entry: &Entry) -> Key {
+    match entry.class {
+        EntryClass::Exception => Key::exception(entry.chunk, entry.owner),
+        EntryClass::Overlay => Key::overlay(entry.owner, entry.chunk),
+    }
+}
+
+/// The address that the index keeps for `entry` of `record`, whose data would lie at `address`. A chunk of
+/// zeroes lives in the header alone, and its address must still name the right segment.
+pub fn data_address(record: &Record, address: u64, entry: &Entry) -> u64 {
+    if entry.encoding == Encoding::Zeroes { record.address } else { address }
+}
 
 /// The bit of `chunk` in its page of change bits.
 pub fn bit(chunk: u64) -> u128 {
