@@ -1,1 +1,2 @@
 //! Test harness entry: one module a subject.
+mod store_rebuild;

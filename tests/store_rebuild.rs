@@ -1,0 +1,164 @@
+//! `check` sees damage, `rebuild` brings the index back from the records alone.
+
+use ddsnap::block::memory::Memory;
+use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::format::superblock::OFFSETS;
+use ddsnap::point::{PointId, PointSource};
+use ddsnap::progress::Silent;
+use ddsnap::store::check::{CheckOptions, Severity, check};
+use ddsnap::store::rebuild::rebuild;
+use ddsnap::store::{InitOptions, View, Writer};
+use ddsnap::units::{Epoch, Tag};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const ORIGIN: u64 = 1_000_000;
+const CHUNK: u32 = 4096;
+
+struct Volume {
+    store: Arc<Memory>,
+    origin: Arc<Memory>,
+    /// What every snapshot must read as.
+    images: BTreeMap<Epoch, Vec<u8>>,
+}
+
+/// A volume with written, deleted, swept and overlaid history, some of it after the last checkpoint.
+fn volume() -> Volume {
+    let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
+    let options = InitOptions {
+        chunk_size: CHUNK,
+        block_size: 4096,
+        origin_path: PathBuf::from("/origin"),
+        origin_size: ORIGIN,
+        now_secs: 1,
+    };
+    let device: Arc<dyn WriteAt> = store.clone();
+    Writer::initialize(&device, &options).unwrap();
+    let mut images = BTreeMap::new();
+    let mut ids = Vec::new();
+    for round in 0..12u32 {
+        let origin_device: Arc<dyn WriteAt> = origin.clone();
+        let mut writer = Writer::open(Arc::clone(&device), Some(origin_device), 2).unwrap();
+        let made = writer.create_snapshot(Tag(round), None).unwrap();
+        images.insert(made.id, origin.to_vec().unwrap());
+        ids.push(made.id);
+        for step in 0..9u64 {
+            let at = (u64::from(round) * 77_777 + step * 101_111) % (ORIGIN - 20_000);
+            let byte = u8::try_from(round * 9 + 1).unwrap() + u8::try_from(step).unwrap();
+            writer.write_origin(at, &vec![byte; 15_000]).unwrap();
+        }
+        if round % 3 == 2 {
+            let victim = ids.remove(ids.len() - 2);
+            writer.delete_snapshot(victim).unwrap();
+            images.remove(&victim);
+        }
+        if round % 4 == 1 {
+            let id = ids[0];
+            writer.write_snapshot(id, 5000, &[0xee; 9000]).unwrap();
+            images.get_mut(&id).unwrap()[5000..14_000].fill(0xee);
+        }
+        writer.close().unwrap();
+    }
+    Volume { store, origin, images }
+}
+
+fn assert_reads(store: &Arc<Memory>, origin: &Arc<Memory>, images: &BTreeMap<Epoch, Vec<u8>>) {
+    let view = View::open(store.clone(), Some(origin.clone())).unwrap();
+    assert_eq!(view.snapshots().len(), images.len());
+    for (id, image) in images {
+        let mut bytes = vec![0; image.len()];
+        view.read(PointId::Snapshot(*id), 0, &mut bytes).unwrap();
+        assert!(bytes == *image, "snapshot {id} reads wrongly");
+    }
+}
+
+fn findings(store: &Arc<Memory>) -> Vec<(&'static str, Severity)> {
+    let device: Arc<dyn ReadAt> = store.clone();
+    let report = check(&device, CheckOptions { data: true }, &Silent).unwrap();
+    report.findings.iter().map(|finding| (finding.code, finding.severity)).collect()
+}
+
+#[test]
+fn a_sound_store_has_no_findings_and_a_check_writes_nothing() {
+    let Volume { store, origin, images } = volume();
+    let before = store.snapshot();
+    assert_eq!(findings(&store), []);
+    assert!(store.same_content(&before));
+    assert_reads(&store, &origin, &images);
+}
+
+#[test]
+fn a_rebuild_of_a_sound_store_changes_no_answer_and_doubts_nothing() {
+    let Volume { store, origin, images } = volume();
+    let device: Arc<dyn WriteAt> = store.clone();
+    for _ in 0..2 {
+        let report = rebuild(&device, 3, &Silent).unwrap();
+        assert_eq!(report.doubts, Vec::<String>::new());
+        assert_eq!(findings(&store), []);
+        assert_reads(&store, &origin, &images);
+    }
+}
+
+#[test]
+fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
+    for lost in [&OFFSETS[..1], &OFFSETS[1..], &OFFSETS[..]] {
+        let Volume { store, origin, images } = volume();
+        for offset in lost {
+            store.write_at(&[0xff; 4096], *offset).unwrap();
+        }
+        assert!(!findings(&store).is_empty());
+        if lost.len() == 1 {
+            assert_reads(&store, &origin, &images);
+        } else {
+            assert!(View::open(store.clone(), None).is_err());
+        }
+        let device: Arc<dyn WriteAt> = store.clone();
+        let report = rebuild(&device, 3, &Silent).unwrap();
+        assert_eq!(report.doubts, Vec::<String>::new());
+        assert_eq!(findings(&store), []);
+        assert_reads(&store, &origin, &images);
+    }
+}
+
+#[test]
+fn every_index_block_can_be_lost() {
+    let Volume { store, origin, images } = volume();
+    let bytes = store.to_vec().unwrap();
+    let mut lost = 0;
+    for (number, block) in bytes.chunks(4096).enumerate() {
+        if block.starts_with(b"ddIX") {
+            store.write_at(&[0; 4096], number as u64 * 4096).unwrap();
+            lost += 1;
+        }
+    }
+    assert!(lost > 1);
+    assert!(findings(&store).iter().any(|(code, _)| *code == "index-damaged"));
+    let device: Arc<dyn WriteAt> = store.clone();
+    let report = rebuild(&device, 3, &Silent).unwrap();
+    assert_eq!(report.doubts, Vec::<String>::new());
+    assert_reads(&store, &origin, &images);
+}
+
+#[test]
+fn a_lost_record_leaves_every_snapshot_in_doubt() {
+    let Volume { store, .. } = volume();
+    let bytes = store.to_vec().unwrap();
+    let mut doubted = 0;
+    for (number, block) in bytes.chunks(4096).enumerate() {
+        // Kind 1 at byte 76 of a record: chunks copied out.
+        if !block.starts_with(b"ddsnapRC") || block[76] != 1 {
+            continue;
+        }
+        let damaged = Arc::new(store.snapshot());
+        damaged.write_at(&[0; 4096], number as u64 * 4096).unwrap();
+        let device: Arc<dyn WriteAt> = damaged.clone();
+        let report = rebuild(&device, 3, &Silent).unwrap();
+        if !report.doubts.is_empty() {
+            let view = View::open(damaged, None).unwrap();
+            assert!(view.snapshots().iter().all(|snapshot| snapshot.tainted));
+            doubted += 1;
+        }
+    }
+    assert!(doubted > 20, "only {doubted} lost records were noticed");
+}
