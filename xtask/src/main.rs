@@ -2,6 +2,8 @@
 //! may land. Everything else here is a part of one of the two or of a release.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the person who runs them")]
 
+mod bench;
+mod demo;
 mod dist;
 mod docs;
 mod man;
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask")]
 enum Chore {
+    /// See the program at work: a real file system, two snapshots, a replica, compared byte by byte
+    Demo(demo::Args),
     /// Everything that must hold before a change lands: format, lints, tests, tidy, documents, licences
     Test(test::Args),
     /// Rules of the house that no lint knows: who imports whom, lengths, leftovers
@@ -25,12 +29,16 @@ enum Chore {
     Docs(docs::Args),
     /// Write the manual pages and shell completions
     Man(docs::Args),
+    /// Measure throughput beside what a user would run instead
+    Bench(bench::Args),
     /// Build a release archive: binary, pages, completions, licences
     Dist,
 }
 
 fn main() -> ExitCode {
     let result = match Chore::parse() {
+        Chore::Demo(args) => demo::run(&args),
+        Chore::Bench(args) => bench::run(&args),
         Chore::Test(args) => test::run(&args),
         Chore::Tidy => tidy::run(),
         Chore::Docs(args) => docs::run(args.check),

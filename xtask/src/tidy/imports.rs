@@ -117,16 +117,17 @@ fn leading_name(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// A glob hides where a name comes from; only tests may take all of what they test.
+/// A glob hides where a name comes from; only tests may take all of what they test, and a prelude.
 fn globs(source: &Source) -> Vec<Finding> {
     let code = source.code();
     words(code, "use")
         .filter_map(|at| {
             let statement = code.get(at..)?.split(';').next()?;
             let line = source.line_of(at);
-            let own = statement.split_whitespace().eq(["use", "super::*"]) && source.is_test(line);
-            let what = "import names, not a glob (only `use super::*` in tests)";
-            (statement.contains("::*") && !own).then(|| Finding::error(source.path(), line, what))
+            let own = statement.split_whitespace().eq(["use", "super::*"]);
+            let allowed = source.is_test(line) && (own || statement.trim_end().ends_with("::prelude::*"));
+            let what = "import names, not a glob (only `use super::*` and preludes in tests)";
+            (statement.contains("::*") && !allowed).then(|| Finding::error(source.path(), line, what))
         })
         .collect()
 }
@@ -181,8 +182,9 @@ mod tests {
     #[test]
     fn globs_only_in_tests() {
         let text = "use std::fmt::*;\nuse super::*;\nuse a::{b, c::*};\n\
-            #[cfg(test)]\nmod tests {\n    use super::*;\n    use std::fs::*;\n}\n";
-        assert_eq!(lines("src/block/file.rs", text), [1, 2, 3, 7]);
+            #[cfg(test)]\nmod tests {\n    use super::*;\n    use std::fs::*;\n\
+            use p::prelude::*;\n}\nuse q::prelude::*;\n";
+        assert_eq!(lines("src/block/file.rs", text), [1, 2, 3, 7, 10]);
         assert_eq!(lines("src/block/file.rs", "let x = a * b; // use x::*\n"), [0; 0]);
     }
 }
