@@ -150,6 +150,10 @@ impl<D: ReadAt> ReadAt for Faulty<D> {
         }
         Ok(())
     }
+
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        self.inner.file_stamp()
+    }
 }
 
 impl<D: WriteAt> WriteAt for Faulty<D> {

@@ -10,8 +10,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -123,6 +122,10 @@ impl FileWriter {
         lock(&handle, Access::WriteLocked)?;
         let writer = Self::from_handle(handle);
         writer.set_size(size_bytes)?;
+        // The name is only durable once the folder is.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|e| Error::io(format!("cannot make its name durable: {e}"), e).at_path(path))?;
         Ok(writer)
     }
 
@@ -263,9 +266,8 @@ impl Handle {
             error.at_path(&self.path).at_offset(offset)
         })
     }
-}
 
-impl Handle {
+    /// Device, inode and modification time of a regular file: what changes when somebody else writes it.
     fn stamp(&self) -> Option<(u64, u64, i64)> {
         let meta = self.file.metadata().ok().filter(|_| !self.is_device)?;
         let modified = meta.mtime().checked_mul(1_000_000_000)?.checked_add(meta.mtime_nsec())?;
@@ -437,6 +439,21 @@ mod tests {
         assert_eq!(FileReader::open(&path).unwrap_err().kind(), Kind::Busy);
         assert_eq!(FileWriter::create(&path, 1).unwrap_err().kind(), Kind::Exists);
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_stamp_tells_files_and_times_apart() {
+        let (_dir, path) = file_of(b"0123456789");
+        let reader = FileReader::open_origin_read(&path).unwrap();
+        let (device, inode, before) = reader.file_stamp().unwrap();
+        let later = std::time::SystemTime::now() + Duration::from_secs(5);
+        File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        let wrapped = std::sync::Arc::new(reader);
+        let (same_device, same_inode, after) = ReadAt::file_stamp(&wrapped).unwrap();
+        assert_eq!((device, inode), (same_device, same_inode));
+        assert!(after > before, "{after} {before}");
+        let (_other_dir, other) = file_of(b"x");
+        assert_ne!(FileReader::open(&other).unwrap().file_stamp().unwrap().1, inode);
     }
 
     #[test]

@@ -78,6 +78,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         (**self).read_at(buf, offset)
     }
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        (**self).file_stamp()
+    }
 }
 
 impl<T: WriteAt + ?Sized> WriteAt for Arc<T> {

@@ -58,6 +58,10 @@ impl<R: ReadAt> ReadAt for Overlay<R> {
         ensure_inside("read", self.path(), state.size, offset, buf.len())?;
         state.pages.read(buf, offset, |part, at| self.read_base(state.base_visible, part, at))
     }
+
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        self.base.file_stamp()
+    }
 }
 
 impl<R: ReadAt> WriteAt for Overlay<R> {

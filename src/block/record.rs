@@ -117,6 +117,10 @@ impl<D: WriteAt> ReadAt for Recorder<D> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.inner.read_at(buf, offset)
     }
+
+    fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        self.inner.file_stamp()
+    }
 }
 
 impl<D: WriteAt> WriteAt for Recorder<D> {

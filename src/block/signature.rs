@@ -19,6 +19,8 @@ const fn signature(name: &'static str, offset: u64, bytes: &'static [u8]) -> Sig
 
 /// More telling ones first: a partition table may stand beside any of them.
 const SIGNATURES: &[Signature] = &[
+    signature("a ddsnap store", 64 << 10, b"ddsnapSB"),
+    signature("a ddsnap store", 512 << 10, b"ddsnapSB"),
     signature("a ddsnap store of 2008", 4096, &[0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]),
     signature("LUKS encrypted data", 0, b"LUKS\xba\xbe"),
     signature("an XFS file system", 0, b"XFSB"),
@@ -46,7 +48,7 @@ const SIGNATURES: &[Signature] = &[
     signature("a GPT partition table", 4096, b"EFI PART"),
 ];
 
-/// Names the known content at the start of `device`, or `None`. Looks at places below 256 KiB only.
+/// Names the known content at the start of `device`, or `None`. Looks at the first MiB only.
 ///
 /// # Errors
 /// `Kind::Io`: what cannot be read is not known to be empty.
