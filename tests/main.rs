@@ -1,2 +1,20 @@
-//! Test harness entry: one module a subject.
+//! Tests through the real binary: one module a subject.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test that meets the unexpected should stop, and say so"
+)]
+
+mod cli_data;
+mod cli_delta;
+mod cli_errors;
+mod cli_examples;
+mod cli_model;
+mod cli_signals;
+mod cli_store;
+mod cli_usage;
+mod harness;
 mod store_rebuild;

@@ -50,7 +50,8 @@ pub struct Args {
 /// # Errors
 /// `Kind::NotFound`, `Kind::Refused` for the points; what writing says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
-    make(args, ui).map_err(|error| error.doing("cannot list changes"))?;
+    let first = args.operands.first().map(|first| first.display().to_string()).unwrap_or_default();
+    make(args, ui).map_err(|error| error.doing(format!("cannot list changes in {first}")))?;
     Ok(Exit::Done)
 }
 

@@ -50,7 +50,7 @@ pub struct Args {
     /// Store changed data as it is
     #[arg(short, long)]
     raw: bool,
-    /// Store each extent in the smallest way
+    /// Store each extent in the smallest way; may refer to the old data, and a plain target then needs --undo
     #[arg(short, long)]
     best: bool,
     /// Compression level from 0 (none) to 19
@@ -70,7 +70,8 @@ pub struct Args {
 /// # Errors
 /// `Kind::NotFound`, `Kind::Refused` for the points; `Kind::Damaged` for a changelist; what writing says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
-    make(args, ui).map_err(|error| error.doing("cannot create delta"))?;
+    let first = args.operands.first().map(|first| first.display().to_string()).unwrap_or_default();
+    make(args, ui).map_err(|error| error.doing(format!("cannot create delta from {first}")))?;
     Ok(Exit::Done)
 }
 
@@ -181,7 +182,7 @@ fn options(args: &Args) -> CreateOptions {
     let encoding = match (args.raw || args.level == Some(0), args.best) {
         (true, _) => Encoding::Raw,
         (_, true) => Encoding::Best,
-        _ => Encoding::ZstdBase,
+        _ => Encoding::Zstd,
     };
     CreateOptions {
         encoding,

@@ -12,7 +12,7 @@ use std::path::Path;
 
 const EXAMPLES: &str = "Examples:
   ddsnap read data.snap 1 > monday.img
-  ddsnap read data.snap 2 --offset 1M --length 4k | od -c
+  ddsnap read data.snap 2 --offset 64k --length 4k | od -c
   ddsnap read data.snap origin | cmp - data.img";
 
 /// Write bytes of a snapshot or the origin to standard output

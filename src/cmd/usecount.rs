@@ -33,7 +33,8 @@ pub struct Args {
 /// # Errors
 /// `Kind::NotFound`; `Kind::Usage` if the use count would leave its range.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
-    let doing = || format!("cannot tell the use count of {} in {}", args.snap, args.vol.vol.display());
+    let verb = if args.diff.is_some() { "change" } else { "tell" };
+    let doing = || format!("cannot {verb} the use count of {} in {}", args.snap, args.vol.vol.display());
     let count = match args.diff {
         None => tell(args),
         Some(diff) => change(args, diff),

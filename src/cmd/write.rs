@@ -60,13 +60,15 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     let mut writer =
         if args.dry_run { open::dry_writer(&args.vol)? } else { open::writer_with_origin(&args.vol)? };
     let target = target(args, &writer)?;
+    // Before anybody reads: the length is that from the current position on.
+    let length = input_length();
     let input = ui.data_input()?;
-    if let Some(length) = input_length()
+    if let Some(length) = length
         && args.offset.checked_add(length).is_none_or(|end| end > target.end)
     {
         return Err(too_long(&target, args.offset).hint("nothing was written"));
     }
-    ui.progress().stage("writing", input_length());
+    ui.progress().stage("writing", length);
     let mut written = 0;
     let result = copy(
         args,

@@ -2,9 +2,9 @@
 
 use super::terminal;
 use crate::error::{Error, Kind, Result};
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -54,8 +54,9 @@ impl Output {
         let file = tempfile::Builder::new()
             .prefix(&prefix)
             .suffix(".part")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)
+            .make_in(folder, |path| {
+                OpenOptions::new().read(true).write(true).create_new(true).mode(0o666).open(path)
+            })
             .map_err(|error| fail("cannot create", error))?;
         Ok(Self { inner: Inner::Temporary { file, destination }, path: path_owned })
     }

@@ -1,0 +1,28 @@
+//! The examples of every `--help` run as they stand there, and do what they say without an error.
+
+use crate::cli_usage::command_words;
+use crate::harness::{Dir, volume};
+
+/// What the examples need besides the volume.
+fn prepare() -> Dir {
+    let dir = volume();
+    dir.ok("create-delta data.snap 1 2 -o 1-2.delta");
+    dir.ok("changelist data.snap 1-2.changes 1 2");
+    dir
+}
+
+#[test]
+fn examples_of_the_help_run() {
+    let mut count = 0;
+    for words in command_words() {
+        let help = Dir::new().ok(&format!("{words} --help")).text();
+        let examples = help.lines().skip_while(|line| *line != "Examples:").skip(1);
+        for line in examples.take_while(|line| !line.is_empty()) {
+            let dir = prepare();
+            let run = dir.shell(line);
+            assert_eq!(run.code, Some(0), "an example of '{words}':{}", run.describe());
+            count += 1;
+        }
+    }
+    assert!(count >= 2 * command_words().len(), "only {count} examples");
+}
