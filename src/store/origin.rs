@@ -135,7 +135,11 @@ impl Writer {
         }
         self.append_chunks(RecordKind::CopyOut, entries, data)?;
         for chunk in chunks {
-            *self.copied.entry(chunk >> PAGE_BITS).or_default() |= bit(*chunk);
+            // A page that making room dropped from the cache must be read afresh: half a page would have a chunk
+            // copied out twice, the second time with newer data.
+            if let Some(bits) = self.copied.get_mut(&(chunk >> PAGE_BITS)) {
+                *bits |= bit(*chunk);
+            }
         }
         Ok(())
     }
