@@ -114,6 +114,10 @@ pub fn read_checkpoint(device: &dyn ReadAt, sb: &Superblock, copy: usize) -> Res
         }
         let mut bytes = vec![0; extent.length as usize];
         device.read_at(&mut bytes, extent.address)?;
+        if crc32fast::hash(&bytes) != extent.crc {
+            return Err(Error::damaged("checkpoint part does not hold the checksum in the superblock")
+                .at_offset(extent.address));
+        }
         let part = decode_part(&bytes, extent.address)?;
         let same = part.number == sb.checkpoint
             && part.part as usize == number
