@@ -82,7 +82,13 @@ pub fn load(device: &dyn ReadAt) -> Result<State> {
 /// Loads the newest sound checkpoint; the log after it is not read.
 pub fn load_checkpoint(device: &dyn ReadAt) -> Result<State> {
     let mut first_error = None;
-    for sb in Superblocks::read(device).newest_first()? {
+    let lost = |error: Error| match error.kind() {
+        Kind::Damaged => {
+            error.hint("for a new store run `ddsnap initialize`, for an old one `ddsnap fsck --rebuild`")
+        }
+        _ => error,
+    };
+    for sb in Superblocks::read(device).newest_first().map_err(lost)? {
         if device.size() < sb.end() {
             return Err(Error::damaged(format!(
                 "store is cut short: {} bytes, its superblock says {}",
