@@ -25,13 +25,12 @@ pub struct Volume {
 
 impl Volume {
     /// Makes `vol.img` in `folder`.
-    pub fn make(folder: &Path, size: u64) -> Result<Self> {
+    pub fn make(folder: &Path, size: u64, file_system: bool) -> Result<Self> {
         let image = folder.join("vol.img");
-        if !has("mkfs.ext4") || !has("debugfs") {
-            let description = format!(
-                "mkfs.ext4 and debugfs are not installed, so vol.img is {} MiB of random pieces and holes.",
-                size >> 20
-            );
+        let has_tools = has("mkfs.ext4") && has("debugfs");
+        if !file_system || !has_tools {
+            let why = if has_tools { "As asked," } else { "mkfs.ext4 and debugfs are not installed, so" };
+            let description = format!("{why} vol.img is {} MiB of random pieces and holes.", size >> 20);
             write_pieces(&image, size, 1, size / 2)?;
             return Ok(Self { description, is_ext4: false, size });
         }

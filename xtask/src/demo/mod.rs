@@ -23,6 +23,9 @@ pub struct Args {
     /// Use the development build, which is quicker to make and slower to run
     #[arg(long)]
     dev: bool,
+    /// Random pieces instead of a file system, as where mkfs.ext4 is missing
+    #[arg(long)]
+    synthetic: bool,
     /// Keep the files and say where they are
     #[arg(long)]
     keep: bool,
@@ -33,7 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
     let binary = build(args.dev)?;
     let folder = tempfile::Builder::new().prefix("ddsnap-demo-").tempdir().context("cannot make a folder")?;
     let mut stage = Stage::new(&binary, folder.path());
-    let result = play(&mut stage, args.size << 20);
+    let result = play(&mut stage, args);
     if args.keep {
         println!("\nThe files are in {}", folder.keep().display());
     }
@@ -51,8 +54,9 @@ pub fn build(dev: bool) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn play(stage: &mut Stage, size: u64) -> Result<()> {
-    let volume = make_volume(stage, size)?;
+fn play(stage: &mut Stage, args: &Args) -> Result<()> {
+    let size = args.size << 20;
+    let volume = make_volume(stage, size, !args.synthetic)?;
     first_snapshot(stage, size)?;
     a_day_of_work(stage, &volume)?;
     look_back(stage, &volume)?;
@@ -64,9 +68,9 @@ fn play(stage: &mut Stage, size: u64) -> Result<()> {
     Ok(())
 }
 
-fn make_volume(stage: &mut Stage, size: u64) -> Result<Volume> {
+fn make_volume(stage: &mut Stage, size: u64, file_system: bool) -> Result<Volume> {
     stage.chapter("A volume to look after");
-    let volume = Volume::make(stage.folder(), size)?;
+    let volume = Volume::make(stage.folder(), size, file_system)?;
     stage.say(&volume.description);
     fs::copy(stage.path("vol.img"), stage.path("kept-aside.img")).context("cannot copy the volume")?;
     Ok(volume)
