@@ -38,6 +38,7 @@ fn run_sequence(seed: u64, steps: usize) {
         log += "\n";
     }
     compare_all(&dir, &model, &log);
+    dir.ok("fsck -n --data data.snap");
 }
 
 fn step(dir: &Dir, rng: &mut Rng, model: &mut Model, log: &str) -> String {

@@ -100,6 +100,7 @@ fn an_interrupted_write_keeps_every_snapshot() {
     assert_eq!(dir.read("data.img"), origin);
     assert_eq!(dir.ok("read data.snap 1").stdout, dir.read("monday.img"));
     assert_eq!(dir.ok("read data.snap 2").stdout, dir.read("second.img"));
+    dir.ok("fsck -n --data data.snap");
 }
 
 #[test]
@@ -118,5 +119,6 @@ fn a_killed_write_keeps_every_snapshot() {
         feeder.join().unwrap();
         assert_eq!(dir.ok("read data.snap 1").stdout, dir.read("monday.img"));
         assert_eq!(dir.ok("read data.snap 2").stdout, dir.read("second.img"));
+        dir.ok("fsck -n --data data.snap");
     }
 }

@@ -172,6 +172,7 @@ fn create_prints_nothing_unless_asked_to_explain() {
 #[test]
 fn reading_commands_change_nothing() {
     let dir = volume();
+    dir.ok("create-delta data.snap 1 2 -o 1-2.delta");
     dir.untouched(|dir| {
         for args in [
             "list data.snap",
@@ -186,6 +187,9 @@ fn reading_commands_change_nothing() {
             "changelist data.snap - 1 2",
             "create-delta data.snap 1 2",
             "create-delta data.snap 2",
+            "fsck -n data.snap",
+            "delta info 1-2.delta",
+            "delta verify 1-2.delta copy.img",
             "delete --dry-run data.snap 1",
             "initialize --dry-run data.snap data.img",
         ] {

@@ -25,7 +25,7 @@ pub struct AcceptArgs {
     /// Read the origin although an apply-delta onto it is incomplete
     #[arg(long)]
     pub accept_incomplete: bool,
-    /// Read a snapshot although the origin was changed behind the store's back since it was made
+    /// Read a snapshot although it is tainted: it may not be what it was
     #[arg(long)]
     pub accept_taint: bool,
 }
@@ -107,6 +107,10 @@ impl SnapName {
         })
     }
 }
+
+/// Why a tainted snapshot is not read unless insisted on.
+pub const TAINT: &str =
+    "is tainted: the origin was changed behind the store's back, or records of the store were lost";
 
 /// How messages name a snapshot: by tag, and by name if it has one.
 #[must_use]

@@ -1,6 +1,6 @@
 //! `list`: the snapshots of a volume.
 
-use super::common::{state_word, title};
+use super::common::{TAINT, state_word, title};
 use super::{open, report};
 use crate::error::Result;
 use crate::store::{SnapshotInfo, StoreInfo};
@@ -59,7 +59,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
         }
     }
     for snapshot in snapshots.iter().filter(|snapshot| snapshot.tainted) {
-        ui.warn(&format!("{} is tainted: the origin was changed behind the store's back", title(snapshot)));
+        ui.warn(&format!("{} {TAINT}", title(snapshot)));
     }
     Ok(Exit::Done)
 }

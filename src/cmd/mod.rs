@@ -10,6 +10,7 @@ mod create_delta;
 mod delete;
 mod delta;
 mod export;
+mod fsck;
 mod initialize;
 mod list;
 mod open;
@@ -74,11 +75,12 @@ enum Command {
     CreateDelta(create_delta::Args),
     ApplyDelta(apply_delta::Args),
     Delta(delta::Args),
+    Fsck(fsck::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status"]),
+    ("Snapshot stores", &["initialize", "status", "fsck"]),
     ("Snapshots", &["create", "delete", "list", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -101,6 +103,7 @@ impl Command {
             Self::CreateDelta(args) => create_delta::run(args, ui),
             Self::ApplyDelta(args) => apply_delta::run(args, ui),
             Self::Delta(args) => delta::run(args, ui),
+            Self::Fsck(args) => fsck::run(args, ui),
         }
     }
 
@@ -108,6 +111,8 @@ impl Command {
     fn exit_of(&self, kind: Kind) -> Exit {
         match (self, Exit::of_kind(kind)) {
             (_, Exit::Interrupted) => Exit::Interrupted,
+            (Self::Fsck(_), Exit::Usage) => Exit::FsckUsage,
+            (Self::Fsck(_), _) => Exit::FsckError,
             (Self::Status(args), _) if args.asks_state() => Exit::StateUnknown,
             (_, exit) => exit,
         }
@@ -230,6 +235,7 @@ mod tests {
     fn links_name_the_command() {
         let expand = |args: &[&str]| expand_program_name(args.iter().map(Into::into).collect());
         assert_eq!(expand(&["/usr/bin/ddsnap-list", "v"]), ["ddsnap", "list", "v"]);
+        assert_eq!(expand(&["fsck.ddsnap", "-n"]), ["ddsnap", "fsck", "-n"]);
         assert_eq!(expand(&["ddsnap-2", "list"]), ["ddsnap-2", "list"]);
         assert_eq!(expand(&[]), ["ddsnap"]);
     }

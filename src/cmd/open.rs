@@ -1,6 +1,6 @@
 //! Opening stores and origins, and refusing what must not be opened.
 
-use super::common::{AcceptArgs, SnapName, VolArgs};
+use super::common::{AcceptArgs, SnapName, TAINT, VolArgs};
 use crate::block::ReadAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
@@ -80,14 +80,22 @@ pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     Writer::open(store, Some(origin), time::now_secs()).map_err(|error| error.at_path(&args.vol))
 }
 
-fn store_reader(vol: &Path) -> Result<Arc<dyn ReadAt>> {
+/// Opens the device of a store for reading, locked against writers.
+///
+/// # Errors
+/// As [`view`], without looking inside.
+pub fn store_reader(vol: &Path) -> Result<Arc<dyn ReadAt>> {
     refuse_special(vol)?;
     let store = FileReader::open(vol)?;
     refuse_legacy(&store)?;
     Ok(Arc::new(store))
 }
 
-fn store_writer(vol: &Path) -> Result<FileWriter> {
+/// Opens the device of a store for writing, locked against everybody.
+///
+/// # Errors
+/// As [`writer`], without looking inside.
+pub fn store_writer(vol: &Path) -> Result<FileWriter> {
     refuse_special(vol)?;
     let store = FileWriter::open(vol)?;
     refuse_legacy(&store)?;
@@ -259,11 +267,7 @@ pub fn readable_point(view: &View, vol: &Path, name: &SnapName, accept: &AcceptA
             ));
         }
         if snapshot.tainted && !accept.accept_taint {
-            return Err(Error::new(
-                Kind::Refused,
-                format!("{name} is tainted: the origin was changed behind the store's back"),
-            )
-            .hint(format!(
+            return Err(Error::new(Kind::Refused, format!("{name} {TAINT}")).hint(format!(
                 "--accept-taint reads it all the same; 'ddsnap fsck --accept-taint {}' accepts it for good",
                 vol.display()
             )));

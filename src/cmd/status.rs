@@ -1,6 +1,6 @@
 //! `status`: the state of a volume, in the words of 2008.
 
-use super::common::{SnapName, title};
+use super::common::{SnapName, TAINT, title};
 use super::{open, report};
 use crate::error::{Kind, Result};
 use crate::store::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, View};
@@ -229,10 +229,7 @@ fn warnings(info: &StoreInfo, shown: &[&Row], ui: &Ui) {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }
     for row in shown.iter().filter(|row| row.snapshot.tainted) {
-        ui.warn(&format!(
-            "{} is tainted: the origin was changed behind the store's back",
-            title(&row.snapshot)
-        ));
+        ui.warn(&format!("{} {TAINT}", title(&row.snapshot)));
     }
 }
 

@@ -1,0 +1,182 @@
+//! `fsck`: what it finds, what it repairs, and its own exit statuses.
+
+use crate::cli_errors::seed;
+use crate::harness::{DDSNAP, Dir, Rng, golden, volume};
+use ddsnap::format::superblock::OFFSETS;
+
+fn wipe(dir: &Dir, offset: u64) {
+    dir.patch("data.snap", usize::try_from(offset).unwrap(), |bytes| bytes[..4096].fill(0xff));
+}
+
+fn assert_reads(dir: &Dir) {
+    assert_eq!(dir.ok("read data.snap 1").stdout, dir.read("monday.img"));
+    assert_eq!(dir.ok("read data.snap 2").stdout, dir.read("second.img"));
+}
+
+#[test]
+fn a_sound_store_is_clean_and_untouched() {
+    let dir = volume();
+    for args in ["fsck -n data.snap", "fsck data.snap", "fsck -p data.snap", "fsck -y --data data.snap"] {
+        let run = dir.untouched(|dir| dir.ok(args));
+        assert!(run.text().starts_with("data.snap: clean; "), "{}", run.describe());
+    }
+    let document = dir.untouched(|dir| dir.ok("fsck -n --data --json data.snap")).json();
+    assert_eq!(document["schema"], "ddsnap.fsck/1");
+    assert_eq!(document["findings"], serde_json::json!([]));
+    assert!(document["looked_at"]["data_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn either_superblock_is_repaired_from_the_other() {
+    for offset in OFFSETS {
+        let dir = volume();
+        wipe(&dir, offset);
+        let run = dir.untouched(|dir| dir.run("fsck -n data.snap")).expect(4);
+        assert!(run.text().contains("repairable: superblock-copy"), "{}", run.describe());
+        // Without a terminal and without leave, nothing happens.
+        dir.untouched(|dir| dir.run("fsck data.snap")).expect(4);
+        dir.run("fsck -p data.snap").expect(1);
+        dir.untouched(|dir| dir.ok("fsck -n data.snap"));
+        assert_reads(&dir);
+    }
+}
+
+#[test]
+fn without_any_superblock_the_index_is_rebuilt() {
+    let dir = volume();
+    OFFSETS.into_iter().for_each(|offset| wipe(&dir, offset));
+    let run = dir.untouched(|dir| dir.run("fsck -n data.snap")).expect(4);
+    assert!(run.text().contains("loss: superblock-lost"), "{}", run.describe());
+    dir.untouched(|dir| dir.run("fsck -p data.snap")).expect(4);
+    let run = dir.run("fsck -y data.snap").expect(1);
+    assert!(run.text().contains("rebuilt: "), "{}", run.describe());
+    dir.ok("fsck -n --data data.snap");
+    assert_reads(&dir);
+}
+
+#[test]
+fn a_rebuild_can_be_asked_for() {
+    let dir = volume();
+    let document = dir.run("fsck --rebuild --json data.snap").expect(1).json();
+    assert_eq!(document["verdict"], "repaired");
+    assert_eq!(document["repair"]["rebuilt"]["doubts"], serde_json::json!([]));
+    dir.ok("fsck -n --data data.snap");
+    assert_reads(&dir);
+    dir.run("fsck -n --rebuild data.snap").expect(16);
+}
+
+#[test]
+fn what_is_no_store_is_left_alone() {
+    let dir = volume();
+    dir.copy("new.img", "data.snap");
+    for args in ["fsck -n data.snap", "fsck -y data.snap", "fsck --rebuild data.snap"] {
+        dir.untouched(|dir| dir.run(args)).expect(4);
+    }
+}
+
+#[test]
+fn what_cannot_be_checked_is_8_and_what_cannot_be_meant_is_16() {
+    let dir = volume();
+    let mut text = String::new();
+    dir.patch("copy.img", 4096, |bytes| bytes[..8].copy_from_slice(b"test\xdd\x07\x06\x04"));
+    for (args, code) in [
+        ("fsck -n nowhere", 8),
+        ("fsck -n .", 16),
+        ("fsck -n copy.img", 8),
+        ("fsck", 16),
+        ("fsck --bogus x", 16),
+        ("fsck -n -y data.snap", 16),
+    ] {
+        let run = dir.untouched(|dir| dir.run(args)).expect(code);
+        text.push_str(&dir.mask(&run.transcript()));
+        text.push('\n');
+    }
+    golden("fsck-errors.txt", &text);
+    let store = std::fs::File::open(dir.path("data.snap")).unwrap();
+    store.lock().unwrap();
+    dir.untouched(|dir| dir.run("fsck -n data.snap")).expect(8);
+    std::os::unix::fs::symlink(DDSNAP, dir.path("fsck.ddsnap")).unwrap();
+    dir.shell("./fsck.ddsnap nope").expect(8);
+}
+
+#[test]
+fn lost_records_leave_doubt_that_must_be_insisted_on() {
+    let dir = volume();
+    let good = dir.read("data.snap");
+    // Kind 1 at byte 76 of a record: chunks copied out.
+    let is_copy_out = |block: &[u8]| block.starts_with(b"ddsnapRC") && block[76] == 1;
+    let places: Vec<usize> = (0..good.len()).step_by(4096).filter(|at| is_copy_out(&good[*at..])).collect();
+    assert!(places.len() > 1);
+    for at in places {
+        let mut bad = good.clone();
+        bad[at..at + 4096].fill(0);
+        dir.write("data.snap", &bad);
+        let run = dir.untouched(|dir| dir.run("fsck -n data.snap"));
+        if run.code == Some(0) {
+            // The last record of all: nothing tells a lost one from one that was never written.
+            continue;
+        }
+        let run = run.expect(4);
+        assert!(run.text().contains("loss: log-broken"), "{}", run.describe());
+        dir.untouched(|dir| dir.run("read data.snap 1")).expect(3);
+        let run = dir.run("fsck -y data.snap").expect(4);
+        assert!(run.text().contains("doubt: "), "{}", run.describe());
+        if run.text().contains("doubt: records after") {
+            // The end of the log is lost, and what is left still speaks of it: refused either way.
+            let run = dir.untouched(|dir| dir.run("read data.snap 1"));
+            assert!(matches!(run.code, Some(3 | 5)), "{}", run.describe());
+            continue;
+        }
+        for tag in ["1", "2"] {
+            dir.untouched(|dir| dir.run(&format!("read data.snap {tag}"))).expect(5).says("--accept-taint");
+        }
+        dir.ok("create data.snap 3");
+        assert_eq!(dir.ok("read data.snap 3").stdout, dir.read("data.img"));
+    }
+}
+
+#[test]
+fn a_changed_origin_taints_until_it_is_accepted() {
+    let dir = volume();
+    // Behind the store's back, at the place that every file system touches.
+    dir.patch("data.img", 1024, |bytes| bytes[..64].fill(0x77));
+    dir.ok("create data.snap 3");
+    let warned = dir.ok("list data.snap");
+    assert!(warned.stderr.contains("snapshot 1 (monday) is tainted"), "{}", warned.describe());
+    dir.untouched(|dir| dir.run("read data.snap 1")).expect(5).says("fsck --accept-taint data.snap");
+    dir.untouched(|dir| dir.ok("read data.snap 1 --accept-taint"));
+    dir.run("fsck --accept-taint data.snap").expect(1);
+    dir.ok("read data.snap 1");
+    assert_eq!(dir.ok("list data.snap").stderr, "");
+    dir.untouched(|dir| dir.ok("fsck --accept-taint data.snap"));
+}
+
+/// Whatever is flipped: a repair ends, and no snapshot reads as something it was not.
+#[test]
+fn repairs_of_flipped_bytes_never_lie() {
+    let dir = volume();
+    let good = dir.read("data.snap");
+    let blocks: Vec<usize> =
+        (0..good.len() / 4096).filter(|n| good[n * 4096..][..4096].iter().any(|byte| *byte != 0)).collect();
+    let seed = seed();
+    let mut rng = Rng(seed);
+    for _ in 0..25 {
+        let block = blocks[rng.below(blocks.len() as u64) as usize];
+        let at = block * 4096 + rng.below(4096) as usize;
+        let mut bad = good.clone();
+        bad[at] ^= 1 << rng.below(8);
+        dir.write("data.snap", &bad);
+        let run = dir.run("fsck -y --data data.snap");
+        assert!(matches!(run.code, Some(0 | 1 | 4)), "byte {at}, seed {seed}:{}", run.describe());
+        for (tag, image) in [("1", "monday.img"), ("2", "second.img")] {
+            let run = dir.run(&format!("read data.snap {tag}"));
+            match run.code {
+                Some(0) => assert!(run.stdout == dir.read(image), "byte {at}, seed {seed}: wrong data"),
+                Some(3 | 5) => {}
+                // The record that made it was the one that was hit.
+                Some(1) if run.stderr.contains("there is no snapshot") => {}
+                _ => panic!("byte {at}, seed {seed}:{}", run.describe()),
+            }
+        }
+    }
+}
