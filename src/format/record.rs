@@ -423,8 +423,8 @@ mod tests {
             sequence: 12,
             crc: 99,
             raw_length: 16384,
-            stored_length: if i % 2 == 0 { 16384 } else { 0 },
-            encoding: if i % 2 == 0 { Encoding::Raw } else { Encoding::Zeroes },
+            stored_length: if i.is_multiple_of(2) { 16384 } else { 0 },
+            encoding: if i.is_multiple_of(2) { Encoding::Raw } else { Encoding::Zeroes },
             class: EntryClass::Exception,
         };
         Record {

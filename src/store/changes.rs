@@ -228,7 +228,8 @@ mod tests {
     use super::*;
 
     fn pages(list: &[Page]) -> Pages<'static> {
-        Box::new(list.to_vec().into_iter().map(Ok))
+        let list = list.to_vec();
+        Box::new(list.into_iter().map(Ok))
     }
 
     fn collect(list: &[Page], limit: u64) -> Vec<(u64, u64)> {

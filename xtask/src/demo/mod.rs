@@ -126,7 +126,6 @@ fn replicate(stage: &mut Stage, volume: &Volume, size: u64) -> Result<()> {
         .timed("first replication", size, |stage| stage.pipe(&["create-delta", "vol.snap", "0"], &apply))?;
     stage.same("replica.img", "kept-aside.img", "the replica is monday")?;
     let create = ["create-delta", "vol.snap", "0", "1"];
-    // Chunks are coded against what the replica holds; the undo file makes an interruption harmless.
     let apply = ["apply-delta", "--undo", "back.delta", "-", "replica.img"];
     let sent_again = stage.timed("second replication", size, |stage| stage.pipe(&create, &apply))?;
     stage.say(&format!("Sent {} at first, then {}.", mib(sent), mib(sent_again)));
