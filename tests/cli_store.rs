@@ -1,6 +1,6 @@
 //! Stores and their snapshots: every command that works on them, and the words of 2008.
 
-use crate::harness::{Dir, STORE_BYTES, golden, volume};
+use crate::harness::{DDSNAP, Dir, STORE_BYTES, golden, has_program, skip, volume};
 
 /// Runs several commands and compares what all of them said with one golden file.
 fn session(dir: &Dir, name: &str, commands: &[(&str, i32)]) {
@@ -198,4 +198,50 @@ fn reading_commands_change_nothing() {
         dir.ok_with("write --dry-run data.snap", &[1; 70_000]);
         dir.ok_with("write --dry-run data.snap 1", &[1; 70_000])
     });
+}
+
+#[test]
+fn on_a_terminal_initialize_asks() {
+    if !has_program("script") {
+        return skip("no 'script' to make a terminal");
+    }
+    let dir = volume();
+    let ask = |answer: &str| {
+        let command = format!("{DDSNAP} initialize data.snap data.img");
+        dir.shell(&format!("{{ sleep 0.3; echo {answer}; sleep 0.3; }} | script -qec '{command}' /dev/null"))
+    };
+    let before = dir.hashes();
+    let run = ask("n").expect(5);
+    assert!(
+        run.text().contains("data.snap holds a ddsnap store, which would be lost. Go on? [y/N]"),
+        "{}",
+        run.describe()
+    );
+    assert_eq!(dir.hashes(), before);
+    ask("y").expect(0);
+    assert_eq!(dir.ok("status -l data.snap").text(), "\n");
+}
+
+#[test]
+fn a_mounted_origin_is_left_alone() {
+    let dir = Dir::new();
+    dir.write("data.img", &vec![0; 16 << 20]);
+    let made = dir.shell(
+        "PATH=$PATH:/sbin:/usr/sbin; mkfs.ext4 -q data.img && mkdir mnt && mount -o loop data.img mnt",
+    );
+    if made.code != Some(0) {
+        return skip("no leave to mount a file system");
+    }
+    let initialized = dir.run("initialize --size 32M data.snap data.img");
+    let (create, write) = (dir.run("create data.snap 1"), dir.run_with("write data.snap", b"x"));
+    let apply =
+        dir.shell("ddsnap create-delta --compare data.snap data.img | ddsnap apply-delta --force - data.img");
+    dir.shell("umount mnt").expect(0);
+    initialized.expect(0);
+    for run in [create, write, apply] {
+        run.expect(4).says("hint: unmount it first");
+    }
+    // The loop device may be let go of a moment after the mount.
+    dir.shell("for i in 1 2 3 4 5 6 7 8 9; do losetup -j data.img | grep -q . || break; sleep 0.2; done");
+    dir.ok("create data.snap 1");
 }
