@@ -76,6 +76,11 @@ impl Writer {
         let ranges: Vec<ChunkRange> =
             self.view.changed(Some(PointId::Origin), before)?.collect::<Result<_>>()?;
         let size = self.view.size_of(before)?;
+        if !ranges.is_empty() {
+            // What goes back was copied out already: a full store must not keep the origin half changed.
+            self.need_origin()?;
+            self.touch_origin(Need::Reserve)?;
+        }
         let bits = self.view.state.sb.chunk_bits;
         let mut total = 0;
         for range in ranges {

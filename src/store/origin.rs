@@ -19,7 +19,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Writer {
-    fn need_origin(&self) -> Result<&dyn crate::block::WriteAt> {
+    pub(super) fn need_origin(&self) -> Result<&dyn crate::block::WriteAt> {
         self.origin.as_deref().ok_or_else(|| {
             Error::new(Kind::NotFound, "the origin is needed and was not given").hint("name it with --origin")
         })
@@ -43,20 +43,21 @@ impl Writer {
         if data.is_empty() {
             return Ok(());
         }
-        let touched = self.touch_origin()?;
-        let copied = self.copy_out(offset, end)?;
-        if touched || copied {
+        self.touch_origin(Need::Ordinary)?;
+        self.copy_out(offset, end)?;
+        // Not only what this call appended: one that failed for want of space may have left records of the
+        // very chunks that need no copy now.
+        if self.view.state.durable < self.view.state.chain.position.sequence {
             self.commit()?;
         }
         self.origin_dirty = true;
         self.need_origin()?.write_at(data, offset)
     }
 
-    /// Records, before the first write of this session, that the origin is no longer what it was. True if a
-    /// record was appended.
-    fn touch_origin(&mut self) -> Result<bool> {
+    /// Records, before the first write of this session, that the origin is no longer what it was.
+    pub(super) fn touch_origin(&mut self, need: Need) -> Result<()> {
         if self.origin_touched {
-            return Ok(false);
+            return Ok(());
         }
         let mut volume = self.view.state.volume.clone();
         volume.generation += 1;
@@ -64,16 +65,15 @@ impl Writer {
         let mut body = Vec::new();
         volume.encode(&mut body);
         let length = Record::header_length(0, body.len(), self.view.state.sb.block_bits);
-        self.ensure_space(length, Need::Ordinary)?;
+        self.ensure_space(length, need)?;
         let epoch = self.view.state.epoch;
         self.append(Draft::plain(RecordKind::Volume, epoch, body))?;
         self.origin_touched = true;
-        Ok(true)
+        Ok(())
     }
 
     /// Appends records that preserve every chunk of `offset..end` that some snapshot still has from the origin.
-    /// True if there were any.
-    fn copy_out(&mut self, offset: u64, end: u64) -> Result<bool> {
+    fn copy_out(&mut self, offset: u64, end: u64) -> Result<()> {
         let bits = self.view.state.sb.chunk_bits;
         let mut needed = Vec::new();
         for chunk in offset >> bits..=(end - 1) >> bits {
@@ -85,7 +85,7 @@ impl Writer {
         for chunks in needed.chunks(batch) {
             self.copy_out_batch(chunks)?;
         }
-        Ok(!needed.is_empty())
+        Ok(())
     }
 
     /// True if the newest live snapshot still has `chunk` from the origin.

@@ -141,7 +141,11 @@ impl State {
             RecordKind::Volume => self.volume = Volume::decode(body)?,
             RecordKind::Begin => {
                 self.operation = Some(Operation::decode(body)?);
-                self.add_snapshot(Snapshot::decode(body)?);
+                let mut snapshot = Snapshot::decode(body)?;
+                // As with a snapshot of a user: deleted, its record must be overwritten before the deletion's.
+                snapshot.created_at = record.address;
+                snapshot.created_sequence = record.sequence;
+                self.add_snapshot(snapshot);
             }
             RecordKind::End => {
                 self.volume = Volume::decode(body)?;
