@@ -18,4 +18,6 @@ mod cli_signals;
 mod cli_store;
 mod cli_usage;
 mod harness;
+mod model;
+mod store_model;
 mod store_rebuild;
