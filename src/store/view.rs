@@ -181,11 +181,14 @@ impl View {
 
     /// Where chunk `chunk` of snapshot `id` is preserved; `None` if the origin still has it.
     pub(super) fn find(&self, id: u64, chunk: u64) -> Result<Option<Value>> {
-        let overlay = Key::overlay(id, chunk);
-        if let Some((key, value)) = self.index().scan(overlay)?.next_entry()?
-            && key == overlay
-        {
-            return Ok(Some(value));
+        // A generation of 0 says that the snapshot was never written.
+        if self.state.snapshots.get(&id).is_some_and(|snapshot| snapshot.generation > 0) {
+            let overlay = Key::overlay(id, chunk);
+            if let Some((key, value)) = self.index().scan(overlay)?.next_entry()?
+                && key == overlay
+            {
+                return Ok(Some(value));
+            }
         }
         let first = self.index().scan(Key::exception(chunk, id))?.next_entry()?;
         Ok(first.filter(|(key, _)| key.class == 0 && key.a == chunk).map(|(_, value)| value))
