@@ -162,3 +162,34 @@ fn a_lost_record_leaves_every_snapshot_in_doubt() {
     }
     assert!(doubted > 20, "only {doubted} lost records were noticed");
 }
+
+#[test]
+fn a_snapshot_whose_own_record_is_lost_comes_back_under_another_name() {
+    let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
+    let options = InitOptions {
+        chunk_size: CHUNK,
+        block_size: 4096,
+        origin_path: PathBuf::from("/origin"),
+        origin_size: ORIGIN,
+        now_secs: 1,
+    };
+    let device: Arc<dyn WriteAt> = store.clone();
+    Writer::initialize(&device, &options).unwrap();
+    let mut writer = Writer::open(Arc::clone(&device), Some(origin.clone()), 2).unwrap();
+    writer.create_snapshot(Tag(5), None).unwrap();
+    writer.write_origin(0, &[7; 50_000]).unwrap();
+    writer.close().unwrap();
+    let bytes = store.to_vec().unwrap();
+    // Kind 2 at byte 76 of a record: a snapshot is made.
+    let made = bytes.chunks(4096).position(|block| block.starts_with(b"ddsnapRC") && block[76] == 2);
+    store.write_at(&[0; 4096], made.unwrap() as u64 * 4096).unwrap();
+    let report = rebuild(&device, 3, &Silent).unwrap();
+    assert!(!report.doubts.is_empty());
+    let view = View::open(store, Some(origin)).unwrap();
+    let found = view.snapshots();
+    assert_eq!(found.len(), 1);
+    assert!(found[0].tainted && found[0].name.as_deref() == Some("recovered-1"));
+    let mut bytes = vec![1; 1 << 16];
+    view.read(PointId::Snapshot(found[0].id), 0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0), "the origin was all zeroes when it was made");
+}

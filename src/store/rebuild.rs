@@ -18,8 +18,9 @@ use crate::format::checkpoint::{Role, Segment};
 use crate::format::record::{Record, RecordKind};
 use crate::format::run::IndexEntry;
 use crate::format::superblock::Superblock;
+use crate::format::table::Snapshot;
 use crate::progress::Progress;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// Entries collected in memory before they go to a run.
@@ -172,9 +173,11 @@ impl Rebuild<'_> {
     fn apply_new(&mut self, state: &mut State, records: &[Found]) -> Result<()> {
         let mut list = Vec::with_capacity(records.len());
         let mut durable = state.durable;
+        let mut highest = 0;
         for found in records {
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
             durable = durable.max(record.durable);
+            highest = highest.max(record.sequence);
             list.push(record);
         }
         for record in list {
@@ -196,13 +199,39 @@ impl Rebuild<'_> {
                 self.doubts.push(format!("record {} lies outside the promised log", record.sequence));
                 continue;
             };
+            if record.epoch > state.epoch && !matches!(record.kind, RecordKind::Create | RecordKind::Begin) {
+                state.add_snapshot(lost_snapshot(state, &record));
+            }
             state.apply(at, &record)?;
         }
         if durable > state.chain.position.sequence {
             self.doubts
                 .push(format!("records after {} up to {durable} are lost", state.chain.position.sequence));
         }
+        // What was not applied stays on the device until the log overwrites it: it must be older than all to come.
+        state.chain.position.sequence = state.chain.position.sequence.max(highest).max(durable);
         Ok(())
+    }
+}
+
+/// Stands for the snapshot that began the epoch of `record` and whose own record is lost: what was preserved
+/// for it is still there. Its tag is the highest one free, its name says what it is.
+fn lost_snapshot(state: &State, record: &Record) -> Snapshot {
+    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
+    Snapshot {
+        id: record.epoch,
+        tag: (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0),
+        name: format!("recovered-{}", record.epoch),
+        use_count: 0,
+        size_bytes: state.volume.origin_size,
+        created_secs: record.time_secs,
+        generation: 0,
+        created_at: 0,
+        created_sequence: 0,
+        priority: 0,
+        squashed: false,
+        tainted: true,
+        hidden: false,
     }
 }
 

@@ -203,7 +203,8 @@ impl State {
         *slot = Value::from_bits(slot.bits() | bit(chunk));
     }
 
-    fn add_snapshot(&mut self, snapshot: Snapshot) {
+    /// Enters a snapshot that begins an epoch.
+    pub fn add_snapshot(&mut self, snapshot: Snapshot) {
         self.epoch = self.epoch.max(snapshot.id);
         self.snapshots.insert(snapshot.id, snapshot);
     }
