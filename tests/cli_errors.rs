@@ -255,6 +255,20 @@ fn a_full_store_deletes_snapshots_that_nobody_holds_and_says_so() {
 }
 
 #[test]
+fn with_the_policy_squash_a_full_store_gives_up_what_is_held_and_says_so() {
+    let (dir, image) = small_store();
+    assert_eq!(dir.untouched(|dir| dir.run("policy data.snap")).expect(0).text(), "fail\n");
+    assert_eq!(dir.ok("policy data.snap squash").text(), "squash\n");
+    dir.ok("usecount data.snap 1 1");
+    dir.shell("ddsnap write data.snap < ones").expect(0);
+    assert_eq!(dir.read("data.img"), dir.read("ones"));
+    dir.run("status -S data.snap 1").expect(2);
+    assert!(dir.ok("list data.snap").text().contains("squashed"), "the list does not tell");
+    let read = dir.untouched(|dir| dir.run("read data.snap 1"));
+    assert!(read.code != Some(0) && read.stdout != image, "{}", read.describe());
+}
+
+#[test]
 fn a_read_only_store_can_be_read() {
     let dir = volume();
     if !has_program("losetup") {

@@ -14,6 +14,7 @@ mod fsck;
 mod initialize;
 mod list;
 mod open;
+mod policy;
 mod priority;
 mod read;
 mod report;
@@ -75,12 +76,13 @@ enum Command {
     CreateDelta(create_delta::Args),
     ApplyDelta(apply_delta::Args),
     Delta(delta::Args),
+    Policy(policy::Args),
     Fsck(fsck::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "fsck"]),
+    ("Snapshot stores", &["initialize", "status", "policy", "fsck"]),
     ("Snapshots", &["create", "delete", "list", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -103,6 +105,7 @@ impl Command {
             Self::CreateDelta(args) => create_delta::run(args, ui),
             Self::ApplyDelta(args) => apply_delta::run(args, ui),
             Self::Delta(args) => delta::run(args, ui),
+            Self::Policy(args) => policy::run(args, ui),
             Self::Fsck(args) => fsck::run(args, ui),
         }
     }
