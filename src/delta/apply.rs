@@ -161,7 +161,7 @@ pub(crate) fn write_all(
     progress: &dyn Progress,
 ) -> Result<u64> {
     input.again(|reader| {
-        let mut out = Coalesce { target, start: 0, data: Vec::new(), written: 0 };
+        let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
         let mut pieces = Pieces::new(reader);
         progress.stage("apply delta", None);
         each_piece(&mut pieces, target, trust, threads, |_, checked| {
@@ -211,11 +211,12 @@ fn check_size(header: &Header, target: &dyn Target, force: bool) -> Result<()> {
     Err(Error::new(Kind::Mismatch, what).at_path(target.path()))
 }
 
-/// Joins adjacent pieces, for each write to a store is a commit.
+/// Joins adjacent pieces and hands over many at once, for each write to a store is a commit.
 struct Coalesce<'a> {
     target: &'a dyn Target,
-    start: u64,
-    data: Vec<u8>,
+    pieces: Vec<(u64, Vec<u8>)>,
+    /// Bytes in all pieces.
+    held: usize,
     written: u64,
 }
 
@@ -223,25 +224,24 @@ const COALESCE_BYTES: usize = 4 << 20;
 
 impl Coalesce<'_> {
     fn put(&mut self, offset: u64, mut data: Vec<u8>) -> Result<()> {
-        let end = self.start.saturating_add(self.data.len() as u64);
-        if self.data.is_empty()
-            || offset != end
-            || self.data.len().saturating_add(data.len()) > COALESCE_BYTES
-        {
-            self.flush()?;
-            self.start = offset;
-            self.data = data;
-        } else {
-            self.data.append(&mut data);
+        self.held = self.held.saturating_add(data.len());
+        match self.pieces.last_mut() {
+            Some((start, last)) if start.saturating_add(last.len() as u64) == offset => {
+                last.append(&mut data)
+            }
+            _ => self.pieces.push((offset, data)),
         }
-        Ok(())
+        if self.held >= COALESCE_BYTES { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
-        if !self.data.is_empty() {
-            self.target.write(self.start, &self.data)?;
-            self.written = self.written.saturating_add(self.data.len() as u64);
-            self.data.clear();
+        if !self.pieces.is_empty() {
+            let pieces: Vec<_> =
+                self.pieces.iter().map(|(offset, data)| (*offset, data.as_slice())).collect();
+            self.target.write_many(&pieces)?;
+            self.written = self.written.saturating_add(self.held as u64);
+            self.pieces.clear();
+            self.held = 0;
         }
         Ok(())
     }

@@ -39,4 +39,6 @@ pub use to_store::apply_to_store;
 pub use write::CreateSummary;
 
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 mod tests;

@@ -41,6 +41,15 @@ pub trait Target: Sync {
     /// Of the medium.
     fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
 
+    /// Writes several pieces, each given by its byte offset and its data. A target for which each write has a
+    /// price of its own pays it once.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn write_many(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
+        pieces.iter().try_for_each(|(offset, data)| self.write(*offset, data))
+    }
+
     /// Changes the size; what is gained reads as zeros.
     ///
     /// # Errors

@@ -11,13 +11,14 @@ use proptest::prelude::*;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-const ENCODINGS: [Encoding; 4] = [Encoding::Raw, Encoding::Zstd, Encoding::ZstdBase, Encoding::Best];
+pub(super) const ENCODINGS: [Encoding; 4] =
+    [Encoding::Raw, Encoding::Zstd, Encoding::ZstdBase, Encoding::Best];
 
-fn options(encoding: Encoding, threads: usize) -> CreateOptions {
+pub(super) fn options(encoding: Encoding, threads: usize) -> CreateOptions {
     CreateOptions { encoding, level: 3, base_crc: true, threads, rate_limit: None }
 }
 
-fn make(old: Option<&[u8]>, new: &[u8], bits: u32, options: &CreateOptions) -> Vec<u8> {
+pub(super) fn make(old: Option<&[u8]>, new: &[u8], bits: u32, options: &CreateOptions) -> Vec<u8> {
     let memory = |bytes: &[u8], tag| (Arc::new(Memory::from_bytes(bytes)) as Arc<dyn ReadAt>, Tag(tag));
     let files = Files::new(old.map(|old| memory(old, 1)), memory(new, 2), bits).unwrap();
     let from = old.map(|_| Files::OLD);
@@ -38,7 +39,7 @@ fn apply_to(
 }
 
 /// Bytes with zero stretches, repetition and noise.
-fn volume(len: usize, seed: u64) -> Vec<u8> {
+pub(super) fn volume(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     (0..len)
         .map(|at| {

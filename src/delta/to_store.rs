@@ -2,12 +2,13 @@
 
 use super::apply::{ApplyOptions, ApplySummary, Trust, verify_for, write_all};
 use super::input::Input;
+use super::read::Pieces;
 use super::target::Target;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Header, PointLabel};
 use crate::point::{Identity, PointId, PointSource};
 use crate::progress::Progress;
-use crate::store::{StoreInfo, Writer};
+use crate::store::{PendingOperation, StoreInfo, Writer};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,18 +33,21 @@ pub fn apply_to_store(
     }
     let info = writer.view().info();
     let before = info.pending.as_ref().map(|pending| PointId::Snapshot(pending.before));
-    let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
     let header = input.peek()?;
-    check_identity(&header, &info, options.force)?;
-    let trust = Trust { force: options.force, proven: is_proven(&header, &info) };
-    let verified = verify_for(input, &target, trust, options, progress)?;
-    if let Some(pending) = &info.pending
-        && pending.token != verified.info.digest
-    {
-        return Err(Error::new(Kind::Busy, format!("another operation is pending: {}", pending.label))
-            .at_path(&info.origin_path)
-            .hint("resume it by repeating its command, or put the origin back with apply-delta --rollback"));
+    match &info.pending {
+        // Which delta it is comes before what it says: the wrong one must not be measured against this base.
+        Some(pending) => ensure_token(pending, input, &info, progress)?,
+        None => check_identity(&header, &info, options.force)?,
     }
+    let known = is_proven(&header, &info);
+    // The pending operation began with a base that was proven or insisted on.
+    let trust = Trust { force: options.force, proven: known || info.pending.is_some() };
+    let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
+    let verified = verify_for(input, &target, trust, options, progress)?;
+    let forced = match &info.pending {
+        Some(pending) => pending.label.ends_with(FORCED),
+        None => options.force && !known && header.source.is_some(),
+    };
     let mut summary = ApplySummary {
         written_bytes: verified.pending_bytes,
         unchanged_bytes: verified.info.data_bytes.saturating_sub(verified.pending_bytes),
@@ -60,21 +64,49 @@ pub fn apply_to_store(
             .hint("repeat the same command to resume, or put the origin back with apply-delta --rollback"),
         Some(_) => error,
     };
-    writer.begin_operation(&label(&header), verified.info.digest, None)?;
+    writer.begin_operation(&label(&header, forced), verified.info.digest, None)?;
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
     summary.written_bytes = write_all(input, &target, trust, options.threads, progress).map_err(pending)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
-    let equals = Some(&header.target).filter(|target| target.is_known()).map(identity);
+    // What a delta makes of a base that nobody proved equals nothing that has a name.
+    let equals = Some(&header.target).filter(|target| target.is_known() && !forced).map(identity);
     writer.end_operation(equals).map_err(pending)?;
     Ok(summary)
 }
 
-fn label(header: &Header) -> String {
+/// Ends the label of an operation whose base was not proven; a resume finds it there.
+const FORCED: &str = " (forced)";
+
+fn label(header: &Header, forced: bool) -> String {
     let to = header.target.tag;
+    let forced = if forced { FORCED } else { "" };
     match &header.source {
-        Some(source) => format!("apply-delta {} to {to}", source.tag),
-        None => format!("apply-delta full volume to {to}"),
+        Some(source) => format!("apply-delta {} to {to}{forced}", source.tag),
+        None => format!("apply-delta full volume to {to}{forced}"),
     }
+}
+
+/// Only the delta that the pending operation is about may resume it.
+fn ensure_token(
+    pending: &PendingOperation,
+    input: &mut Input,
+    info: &StoreInfo,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let digest = input.first(|reader| {
+        let mut pieces = Pieces::new(reader);
+        progress.stage("read delta", None);
+        while pieces.next_piece()?.is_some() {
+            progress.check()?;
+        }
+        Ok(pieces.info()?.digest)
+    })?;
+    if digest == pending.token {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Busy, format!("another operation is pending: {}", pending.label))
+        .at_path(&info.origin_path)
+        .hint("resume it by repeating its command, or put the origin back with apply-delta --rollback"))
 }
 
 fn identity(label: &PointLabel) -> Identity {
@@ -148,6 +180,10 @@ impl Target for StoreTarget<'_> {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.lock().write_origin(offset, data)
+    }
+
+    fn write_many(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
+        self.lock().write_origin_many(pieces)
     }
 
     fn set_size(&self, size_bytes: u64) -> Result<()> {

@@ -31,27 +31,47 @@ impl Writer {
     /// # Errors
     /// `Kind::NoSpace` (the origin is unchanged by the failing commit), `Kind::Io`.
     pub fn write_origin(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_origin_many(&[(offset, data)])
+    }
+
+    /// Writes several pieces, each given by its byte offset and its data, with one commit for all of them:
+    /// scattered small changes cost one flush of the store together. Written in the order given; a later piece
+    /// wins where two overlap.
+    ///
+    /// # Errors
+    /// As [`Writer::write_origin`]; a piece outside the origin fails all of them before anything is changed.
+    pub fn write_origin_many(&mut self, pieces: &[(u64, &[u8])]) -> Result<()> {
         self.ensure_sound()?;
         self.need_origin()?;
         let size = self.view.state.volume.origin_size;
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= size).ok_or_else(|| {
-            Error::new(
-                Kind::Usage,
-                format!("{} bytes at {offset} end past the origin's {size} bytes", data.len()),
-            )
-        })?;
-        if data.is_empty() {
+        let mut ranges = Vec::with_capacity(pieces.len());
+        for (offset, data) in pieces {
+            let end = offset.checked_add(data.len() as u64).filter(|end| *end <= size).ok_or_else(|| {
+                Error::new(
+                    Kind::Usage,
+                    format!("{} bytes at {offset} end past the origin's {size} bytes", data.len()),
+                )
+            })?;
+            if !data.is_empty() {
+                ranges.push((*offset, end));
+            }
+        }
+        if ranges.is_empty() {
             return Ok(());
         }
         self.touch_origin(Need::Ordinary)?;
-        self.copy_out(offset, end)?;
-        // Not only what this call appended: one that failed for want of space may have left records of the
-        // very chunks that need no copy now.
+        self.copy_out(&ranges)?;
+        // Not only what this call appended: one that failed may have left records behind it, and
+        // the chunks they preserve are not copied out again.
         if self.view.state.durable < self.view.state.chain.position.sequence {
             self.commit()?;
         }
         self.origin_dirty = true;
-        self.need_origin()?.write_at(data, offset)
+        let origin = self.need_origin()?;
+        pieces
+            .iter()
+            .filter(|(_, data)| !data.is_empty())
+            .try_for_each(|(at, data)| origin.write_at(data, *at))
     }
 
     /// Records, before the first write of this session, that the origin is no longer what it was.
@@ -72,15 +92,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends records that preserve every chunk of `offset..end` that some snapshot still has from the origin.
-    fn copy_out(&mut self, offset: u64, end: u64) -> Result<()> {
+    /// Appends records that preserve every chunk of the byte `ranges` that some snapshot still has from the
+    /// origin.
+    fn copy_out(&mut self, ranges: &[(u64, u64)]) -> Result<()> {
         let bits = self.view.state.sb.chunk_bits;
         let mut needed = Vec::new();
-        for chunk in offset >> bits..=(end - 1) >> bits {
-            if self.needs_copy(chunk)? {
-                needed.push(chunk);
+        for (offset, end) in ranges {
+            for chunk in offset >> bits..=(end - 1) >> bits {
+                if self.needs_copy(chunk)? {
+                    needed.push(chunk);
+                }
             }
         }
+        // Two pieces may touch one chunk, and long runs are read at once.
+        needed.sort_unstable();
+        needed.dedup();
         let batch = (batch_bytes(self) >> bits).max(1);
         for chunks in needed.chunks(batch) {
             self.copy_out_batch(chunks)?;
@@ -235,5 +261,68 @@ impl Writer {
         self.log_attributes(&snapshot)?;
         self.touched_snapshots.insert(id.0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::faulty::{Faulty, Operation};
+    use crate::block::memory::Memory;
+    use crate::point::{PointId, PointSource};
+    use crate::store::InitOptions;
+    use crate::units::Tag;
+    use std::sync::Arc;
+
+    const ORIGIN: u64 = 4 << 20;
+
+    fn store() -> (Arc<Faulty<Memory>>, Arc<Faulty<Memory>>, Writer) {
+        let device = Arc::new(Faulty::new(Memory::new(2560 << 10)));
+        let store: Arc<dyn crate::block::WriteAt> = Arc::clone(&device) as _;
+        let options = InitOptions {
+            chunk_size: 4096,
+            block_size: 4096,
+            origin_path: "/origin".into(),
+            origin_size: ORIGIN,
+            now_secs: 1,
+        };
+        Writer::initialize(&store, &options).unwrap();
+        let origin = Arc::new(Faulty::new(Memory::from_bytes(&vec![1; index(ORIGIN)])));
+        let writer = Writer::open(store, Some(Arc::clone(&origin) as _), 1).unwrap();
+        (device, origin, writer)
+    }
+
+    #[test]
+    fn what_a_failed_write_left_uncommitted_is_committed_before_it_is_relied_on() {
+        let (device, origin, mut writer) = store();
+        let id = writer.create_snapshot(Tag(1), None).unwrap().id;
+        // The first records of this write are appended, then the origin cannot be read.
+        origin.fail_nth(Operation::Read, origin.count(Operation::Read) + 2, Kind::Io);
+        assert_eq!(writer.write_origin(0, &[2; 256 << 10]).unwrap_err().kind(), Kind::Io);
+        let before = device.count(Operation::Flush);
+        writer.write_origin(0, &[3; 4096]).unwrap();
+        assert_eq!(device.count(Operation::Flush), before + 1);
+        let mut bytes = [0; 4096];
+        writer.view().read(PointId::Snapshot(id), 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 4096]);
+    }
+
+    #[test]
+    fn pieces_that_share_a_chunk_preserve_it_once() {
+        let (device, _, mut writer) = store();
+        let id = writer.create_snapshot(Tag(1), None).unwrap().id;
+        let before = device.count(Operation::Flush);
+        writer.write_origin_many(&[(9000, &[2; 10]), (100, &[3; 5000]), (9005, &[4; 10]), (0, &[])]).unwrap();
+        assert_eq!(device.count(Operation::Flush) - before, 1);
+        let mut bytes = [0; 12288];
+        writer.view().read(PointId::Snapshot(id), 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 12288]);
+        writer.view().read(PointId::Origin, 9000, &mut bytes[..15]).unwrap();
+        assert_eq!(bytes[..15], [2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]);
+        assert_eq!(writer.view().sharing().unwrap()[0].shared_by, [3]);
+        let outside = writer.write_origin_many(&[(0, &[9; 10]), (ORIGIN - 1, &[9; 2])]).unwrap_err();
+        assert_eq!(outside.kind(), Kind::Usage);
+        writer.view().read(PointId::Origin, 0, &mut bytes[..1]).unwrap();
+        assert_eq!(bytes[0], 1);
     }
 }

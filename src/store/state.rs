@@ -156,6 +156,10 @@ impl State {
             }
             RecordKind::Taint => {
                 let raw: RawTaint = table::take(body)?;
+                if raw.set.get() == 1 {
+                    // Whoever wrote behind the store's back made the origin something else.
+                    self.volume.equals = None;
+                }
                 for (_, snapshot) in self.snapshots.range_mut(..=raw.up_to.get()) {
                     snapshot.tainted = raw.set.get() == 1;
                 }

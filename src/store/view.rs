@@ -40,6 +40,7 @@ impl View {
         if let Some(origin) = &origin
             && origin_changed(&state, origin.as_ref())?
         {
+            state.volume.equals = None;
             for snapshot in state.snapshots.values_mut() {
                 snapshot.tainted = true;
             }

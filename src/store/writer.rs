@@ -214,7 +214,8 @@ impl Writer {
             copied: HashMap::new(),
             touched_snapshots: HashSet::new(),
         };
-        if tainted && !writer.view.state.snapshots.is_empty() {
+        let state = &writer.view.state;
+        if tainted && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
             writer.taint(true)?;
         }
         Ok(writer)
