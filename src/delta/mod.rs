@@ -39,6 +39,8 @@ pub use to_store::apply_to_store;
 pub use write::CreateSummary;
 
 #[cfg(test)]
+mod failure_tests;
+#[cfg(test)]
 mod store_tests;
 #[cfg(test)]
 mod tests;
