@@ -339,8 +339,14 @@ impl Writer {
     pub(super) fn checkpoint(&mut self, plan: Plan) -> Result<()> {
         self.ensure_sound()?;
         let View { state, reader, .. } = &mut self.view;
-        let outcome = publish::publish(self.device.as_ref(), reader, state, plan);
-        self.failed |= outcome.is_err();
+        // Made on a copy: half of a failed checkpoint would let the view take what is preserved for absent and
+        // read the origin's newer bytes instead.
+        let mut next = state.clone();
+        let outcome = publish::publish(self.device.as_ref(), reader, &mut next, plan);
+        match &outcome {
+            Ok(()) => *state = next,
+            Err(_) => self.failed = true,
+        }
         outcome
     }
 
