@@ -19,5 +19,8 @@ mod cli_store;
 mod cli_usage;
 mod harness;
 mod model;
+mod random;
+mod store_crash;
+mod store_faults;
 mod store_model;
 mod store_rebuild;

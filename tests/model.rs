@@ -1,6 +1,7 @@
 //! The store as it ought to be: an in-memory map of points to bytes, and a world that does the same to it and
 //! to a real store.
 
+pub use crate::random::{Random, depth, seeds};
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::{Error, Kind};
 use ddsnap::point::{Identity, PointId, PointSource};
@@ -8,50 +9,6 @@ use ddsnap::store::{InitOptions, SnapshotInfo, SnapshotState, View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// SplitMix64: the same everywhere for the same seed.
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn pick(&mut self, length: usize) -> usize {
-        index(self.below(length as u64))
-    }
-
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length + 8);
-        while bytes.len() < length {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(length);
-        bytes
-    }
-}
-
-/// The seeds to run: that of `DDSNAP_SEED` alone, or `count` fixed ones (times `DDSNAP_DEPTH`).
-pub fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("DDSNAP_SEED").ok().and_then(|text| text.parse().ok()) {
-        Some(seed) => vec![seed],
-        None => (1..=count * depth()).collect(),
-    }
-}
-
-/// How much more than usual to try: `DDSNAP_DEPTH`, 1 by default.
-pub fn depth() -> u64 {
-    std::env::var("DDSNAP_DEPTH").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
 
 /// A snapshot as it ought to be.
 #[derive(Debug, Clone)]
@@ -88,6 +45,8 @@ pub struct Model {
     /// Chunks of the origin written in each epoch; `None` after a crash, when that is not known exactly.
     pub touched: Option<BTreeMap<u64, BTreeSet<u64>>>,
     pub epoch: u64,
+    /// What the last call wrote on a snapshot that the store then gave up to make room for it.
+    pub given_up: BTreeMap<u64, Arc<Vec<u8>>>,
 }
 
 impl Model {
@@ -102,6 +61,7 @@ impl Model {
             equals: None,
             touched: Some(BTreeMap::new()),
             epoch: 0,
+            given_up: BTreeMap::new(),
         }
     }
 
@@ -332,6 +292,7 @@ impl World {
 
     /// Does something at random to both; says what.
     pub fn step(&mut self) -> String {
+        self.model.given_up.clear();
         let label = match self.random.below(100) {
             0..=47 => self.write(),
             48..=62 => self.create(),
@@ -386,7 +347,9 @@ impl World {
             None => {
                 // The copies made for it stay, and its generation counts.
                 self.model.touch(offset, data.len() as u64);
-                self.model.equals = None;
+                if self.view().info().origin_equals.is_none() {
+                    self.model.equals = None;
+                }
             }
         }
         label
@@ -443,6 +406,9 @@ impl World {
         let outcome = self.writer().write_snapshot(Epoch(id), offset, &data);
         if outcome.is_err() && self.lost_now(id) {
             // The store gave up the very snapshot to make room for it.
+            let mut bytes = Vec::clone(&self.model.snaps[&id].bytes);
+            bytes[index(offset)..index(offset) + data.len()].copy_from_slice(&data);
+            self.model.given_up.insert(id, Arc::new(bytes));
             return label;
         }
         let chunk = self.model.chunk_size;
