@@ -17,6 +17,7 @@ mod cli_model;
 mod cli_signals;
 mod cli_store;
 mod cli_usage;
+mod corpus;
 mod harness;
 mod model;
 mod random;

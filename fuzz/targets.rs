@@ -1,0 +1,168 @@
+//! What every fuzz target does with its bytes. The tests run the same over the corpus, on any toolchain.
+//!
+//! A target asserts what must hold whatever the bytes are: no panic, no hang, no unbounded memory, and what is
+//! accepted encodes to the bytes it was decoded from, or reads as what it must be.
+
+use ddsnap::block::memory::Memory;
+use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::delta::{ChangelistReader, info, verify};
+use ddsnap::format::checkpoint::{Checkpoint, decode_part};
+use ddsnap::format::record::Record;
+use ddsnap::format::run::{decode_block, decode_directory, encode_block};
+use ddsnap::format::superblock::Superblock;
+use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_fingerprint};
+use ddsnap::point::{PointId, PointSource};
+use ddsnap::progress::Silent;
+use ddsnap::store::check::{CheckOptions, check};
+use ddsnap::store::{InitOptions, View, Writer};
+use ddsnap::units::{Tag, Uuid};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+/// The salt and the identity that record targets decode with.
+pub const SALT: u64 = 0x5a17;
+/// See [`SALT`].
+pub const UUID: Uuid = Uuid([7; 16]);
+
+/// Every target by name.
+pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+    ("superblock", superblock),
+    ("record", record),
+    ("checkpoint", checkpoint),
+    ("part", part),
+    ("index", index),
+    ("tables", tables),
+    ("changelist", changelist),
+    ("delta", delta),
+    ("store", store),
+];
+
+pub fn superblock(data: &[u8]) {
+    if let Ok(sb) = Superblock::decode(data) {
+        assert_eq!(Superblock::decode(&sb.encode()).ok(), Some(sb));
+    }
+}
+
+pub fn record(data: &[u8]) {
+    let _ = Record::peek(data, 1 << 20, UUID);
+    if let Ok(mut record) = Record::decode(data, 1 << 20, SALT, UUID, 12) {
+        assert!(data.starts_with(&record.encode(SALT, UUID, 12)));
+    }
+}
+
+pub fn checkpoint(data: &[u8]) {
+    if let Ok(checkpoint) = Checkpoint::decode(data) {
+        assert_eq!(Checkpoint::decode(&checkpoint.encode()).ok(), Some(checkpoint));
+    }
+}
+
+pub fn part(data: &[u8]) {
+    if let Ok(part) = decode_part(data, 1 << 20) {
+        assert!(part.payload.len() <= data.len());
+    }
+}
+
+pub fn index(data: &[u8]) {
+    let _ = decode_directory(data, 1, 0);
+    if let Ok(entries) = decode_block(data, 1, 1) {
+        assert_eq!(decode_block(&encode_block(1, 1, &entries), 1, 1).ok(), Some(entries));
+    }
+}
+
+pub fn tables(data: &[u8]) {
+    let _ = decode_fingerprint(data);
+    if let Ok(value) = Snapshot::decode(&mut &*data) {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes);
+        assert!(Snapshot::decode(&mut bytes.as_slice()).is_ok());
+    }
+    if let Ok(value) = Volume::decode(&mut &*data) {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes);
+        assert_eq!(Volume::decode(&mut bytes.as_slice()).ok(), Some(value));
+    }
+    if let Ok(value) = Operation::decode(&mut &*data) {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes);
+        assert!(Operation::decode(&mut bytes.as_slice()).is_ok());
+    }
+    if let Ok(value) = Deletion::decode(&mut &*data) {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes);
+        assert!(Deletion::decode(&mut bytes.as_slice()).is_ok());
+    }
+}
+
+pub fn changelist(data: &[u8]) {
+    let Ok(reader) = ChangelistReader::open(data) else { return };
+    let mut last = 0;
+    for range in reader {
+        let Ok(range) = range else { return };
+        assert!(range.start >= last && range.end > range.start);
+        last = range.end;
+    }
+}
+
+pub fn delta(data: &[u8]) {
+    let _ = info(&mut &*data, &Silent);
+    let base = Memory::from_bytes(&[0; 1 << 16]);
+    let _ = verify(&mut &*data, Some(&base), 1, &Silent);
+}
+
+/// A small store with history: its device, its origin, and what every snapshot reads as.
+struct Sample {
+    store: Memory,
+    origin: Arc<Memory>,
+    images: Vec<Vec<u8>>,
+}
+
+const ORIGIN: u64 = 200_001;
+
+fn build() -> ddsnap::error::Result<Sample> {
+    let store = Arc::new(Memory::new(4 << 20));
+    let origin = Arc::new(Memory::new(ORIGIN));
+    let device: Arc<dyn WriteAt> = Arc::<Memory>::clone(&store);
+    let options = InitOptions {
+        chunk_size: 4096,
+        block_size: 4096,
+        origin_path: PathBuf::from("/origin"),
+        origin_size: ORIGIN,
+        now_secs: 1,
+    };
+    Writer::initialize(&device, &options)?;
+    let mut images = Vec::new();
+    for round in 0..6u8 {
+        let mut writer = Writer::open(Arc::clone(&device), Some(Arc::<Memory>::clone(&origin)), 2)?;
+        writer.create_snapshot(Tag(u32::from(round)), None)?;
+        images.push(origin.to_vec()?);
+        for step in 0..4u64 {
+            let at = (u64::from(round) * 31_013 + step * 47_111) % (ORIGIN - 9000);
+            writer.write_origin(at, &[round * 4 + 1; 9000])?;
+        }
+        writer.close()?;
+    }
+    Ok(Sample { store: store.snapshot(), origin, images })
+}
+
+/// Overwrites bytes of a sound store: each 12 bytes of `data` are an offset and eight bytes to put there. What
+/// can still be read must read as it was.
+pub fn store(data: &[u8]) {
+    static SAMPLE: OnceLock<Option<Sample>> = OnceLock::new();
+    let Some(sample) = SAMPLE.get_or_init(|| build().ok()) else { panic!("the sample store cannot be made") };
+    let damaged = Arc::new(sample.store.snapshot());
+    for edit in data.chunks_exact(12) {
+        let (Some((at, bytes)), size) = (edit.split_first_chunk::<4>(), damaged.size()) else { continue };
+        let at = u64::from(u32::from_le_bytes(*at)) % (size - 8);
+        let _ = damaged.write_at(bytes, at);
+    }
+    let device: Arc<dyn ReadAt> = Arc::<Memory>::clone(&damaged);
+    let _ = check(&device, CheckOptions { data: true }, &Silent);
+    let Ok(view) = View::open(device, Some(Arc::<Memory>::clone(&sample.origin))) else { return };
+    for snapshot in view.snapshots() {
+        let Some(image) = sample.images.get(snapshot.tag.0 as usize) else { continue };
+        let mut bytes = vec![0; image.len()];
+        if view.read(PointId::Snapshot(snapshot.id), 0, &mut bytes).is_ok() {
+            assert!(bytes == *image, "snapshot {} reads as something it never was", snapshot.tag);
+        }
+    }
+}

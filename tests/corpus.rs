@@ -1,0 +1,203 @@
+//! The fuzz targets over their corpus: every file, cut short at several places, and with bits flipped.
+//!
+//! `UPDATE_CORPUS=1` writes the seeds afresh. Inputs that fuzzing found are kept beside them under other names.
+
+#[path = "../fuzz/targets.rs"]
+mod targets;
+
+use crate::harness::Rng;
+use ddsnap::format::checkpoint::{Checkpoint, LogPosition, encode_part};
+use ddsnap::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
+use ddsnap::format::run::{Key, Value, encode_block, encode_directory};
+use ddsnap::format::superblock::{Extent, Superblock};
+use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume};
+use ddsnap::units::Uuid;
+use std::path::{Path, PathBuf};
+use targets::{SALT, TARGETS, UUID};
+
+fn folder(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus").join(target)
+}
+
+fn superblock() -> Superblock {
+    let extent = Extent { address: 1 << 20, length: 4096, crc: 1 };
+    Superblock {
+        uuid: UUID,
+        generation: 3,
+        salt: SALT,
+        chunk_bits: 14,
+        block_bits: 12,
+        segment_bits: 20,
+        segments: 100,
+        created_secs: 1_700_000_000,
+        checkpoint: 2,
+        copies: [vec![extent], vec![extent]],
+    }
+}
+
+fn record() -> Record {
+    let entry = |chunk: u64, encoding| Entry {
+        chunk,
+        owner: 1,
+        sequence: 5,
+        crc: 9,
+        raw_length: 16384,
+        stored_length: if encoding == Encoding::Raw { 16384 } else { 0 },
+        encoding,
+        class: EntryClass::Exception,
+    };
+    Record {
+        address: 1 << 20,
+        sequence: 5,
+        incarnation: 6,
+        durable: 4,
+        epoch: 1,
+        time_secs: 1_700_000_000,
+        previous_crc: 7,
+        kind: RecordKind::CopyOut,
+        entries: vec![entry(3, Encoding::Raw), entry(4, Encoding::Zeroes)],
+        body: Vec::new(),
+        header_length: 0,
+        data_length: 0,
+        crc: 0,
+    }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        id: 1,
+        tag: 5,
+        name: "monday".into(),
+        use_count: 1,
+        size_bytes: 1 << 30,
+        created_secs: 1_700_000_000,
+        generation: 0,
+        created_at: 1 << 20,
+        created_sequence: 2,
+        priority: -3,
+        squashed: false,
+        tainted: false,
+        hidden: false,
+    }
+}
+
+fn volume() -> Volume {
+    Volume {
+        volume: Uuid([2; 16]),
+        origin_size: 1 << 30,
+        squash_when_full: false,
+        generation: 1,
+        equals: Some((Uuid([3; 16]), 4, 0)),
+        path: b"/dev/vg/lv".to_vec(),
+    }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        log: LogPosition { address: 1 << 20, sequence: 4, crc: 5, incarnation: 6 },
+        epoch: 1,
+        next_run: 2,
+        unswept: 0,
+        low: Some((1, 4096)),
+        high: Some((99, 4096)),
+        ends: vec![(1, 2)],
+        promised: vec![0, 2],
+        snapshots: vec![snapshot()],
+        graves: Vec::new(),
+        segments: Vec::new(),
+        runs: Vec::new(),
+        events: vec![(1, "snapshot 3 deleted: the store was full".into())],
+        volume: volume(),
+        operation: None,
+    }
+}
+
+fn tables() -> Vec<Vec<u8>> {
+    let mut list = vec![Vec::new(); 4];
+    snapshot().encode(&mut list[0]);
+    volume().encode(&mut list[1]);
+    Operation { before: 2, pinned: 1, token: [8; 32], label: "apply-delta 1 to 2".into() }
+        .encode(&mut list[2]);
+    Deletion { id: 1, automatic: true, squashed: false, reason: "full".into() }.encode(&mut list[3]);
+    list
+}
+
+fn index_seeds() -> Vec<Vec<u8>> {
+    let entries: Vec<_> = (0..5).map(|i| (Key::exception(i, 1), Value::from_bits(u128::from(i)))).collect();
+    vec![encode_block(1, 1, &entries), encode_directory(1, 0, &[(Key::MIN, 5)])]
+}
+
+fn changelist_seed() -> Vec<u8> {
+    let mut bytes = b"rln\0\0\0\0\0".to_vec();
+    for word in [14u32, 0, 1] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    for chunk in [1u64, 2, 9, u64::MAX] {
+        bytes.extend_from_slice(&chunk.to_le_bytes());
+    }
+    bytes
+}
+
+fn delta_seeds() -> Vec<Vec<u8>> {
+    let dir = crate::harness::Dir::new();
+    let old = vec![0; 1 << 16];
+    let mut new = old.clone();
+    new[5000..9000].copy_from_slice(&crate::harness::noise(1, 4000));
+    new[40_000..50_000].fill(b'x');
+    dir.write("old", &old);
+    dir.write("new", &new);
+    let ways = ["-r", "-b", "-g1"];
+    ways.map(|way| dir.ok(&format!("create-delta {way} --compare old new -o -")).stdout).to_vec()
+}
+
+fn seeds(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "superblock" => vec![superblock().encode()],
+        "record" => vec![record().encode(SALT, UUID, 12)],
+        "checkpoint" => vec![checkpoint().encode()],
+        "part" => vec![encode_part(&superblock(), 2, 1 << 20, 0, 1, &checkpoint().encode())],
+        "index" => index_seeds(),
+        "tables" => tables(),
+        "changelist" => vec![changelist_seed()],
+        "delta" => delta_seeds(),
+        _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],
+    }
+}
+
+#[test]
+fn every_target_survives_its_corpus() {
+    let mut files = 0;
+    for (target, run) in TARGETS {
+        let folder = folder(target);
+        if std::env::var_os("UPDATE_CORPUS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            for (number, seed) in seeds(target).iter().enumerate() {
+                std::fs::write(folder.join(format!("seed-{number}")), seed).unwrap();
+            }
+        }
+        let mut rng = Rng(1);
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            files += 1;
+            run(&bytes);
+            for _ in 0..40 {
+                run(&bytes[..rng.below(bytes.len() as u64 + 1) as usize]);
+                let mut flipped = bytes.clone();
+                let at = rng.below(bytes.len() as u64) as usize;
+                flipped[at] ^= 1 << rng.below(8);
+                run(&flipped);
+            }
+        }
+    }
+    assert!(files >= 16, "only {files} files in the corpus");
+}
+
+/// Edits at random places of the sample store, many a round.
+#[test]
+fn a_damaged_store_never_reads_as_something_it_was_not() {
+    let mut rng = Rng(crate::cli_errors::seed());
+    for round in 0..200u64 {
+        let edits = 1 + rng.below(1 + round / 20);
+        targets::store(&rng.bytes(edits as usize * 12));
+    }
+}
