@@ -116,7 +116,7 @@ fn tables() -> Vec<Vec<u8>> {
     let mut list = vec![Vec::new(); 4];
     snapshot().encode(&mut list[0]);
     volume().encode(&mut list[1]);
-    Operation { before: 2, pinned: 1, token: [8; 32], label: "apply-delta 1 to 2".into() }
+    Operation { before: 2, pinned: 1, token: [8; 32], forced: false, label: "apply-delta 1 to 2".into() }
         .encode(&mut list[2]);
     Deletion { id: 1, automatic: true, squashed: false, reason: "full".into() }.encode(&mut list[3]);
     list

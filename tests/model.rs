@@ -475,13 +475,13 @@ impl World {
     pub fn begin(&mut self) -> String {
         if let Some(pending) = &self.model.pending {
             let token = pending.token;
-            let other = self.writer().begin_operation("other", [0xff; 32], None);
+            let other = self.writer().begin_operation("other", [0xff; 32], false, None);
             assert_eq!(other.expect_err("two operations").kind(), Kind::Busy);
-            self.writer().begin_operation("again", token, None).expect("resume");
+            self.writer().begin_operation("again", token, false, None).expect("resume");
             return "resume".into();
         }
         let token = [self.random.next().to_le_bytes()[0] & 0x7f; 32];
-        let outcome = self.writer().begin_operation("an operation", token, None);
+        let outcome = self.writer().begin_operation("an operation", token, false, None);
         if self.granted(outcome, "begin").is_some() {
             let before = self.view().info().pending.expect("begun").before.0;
             self.model.pending = Some(Pending { before, bytes: Arc::clone(&self.model.origin), token });

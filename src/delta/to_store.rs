@@ -45,7 +45,7 @@ pub fn apply_to_store(
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
     let verified = verify_for(input, &target, trust, options, progress)?;
     let forced = match &info.pending {
-        Some(pending) => pending.label.ends_with(FORCED),
+        Some(pending) => pending.forced,
         None => options.force && !known && header.source.is_some(),
     };
     let mut summary = ApplySummary {
@@ -64,7 +64,7 @@ pub fn apply_to_store(
             .hint("repeat the same command to resume, or put the origin back with apply-delta --rollback"),
         Some(_) => error,
     };
-    writer.begin_operation(&label(&header, forced), verified.info.digest, None)?;
+    writer.begin_operation(&label(&header), verified.info.digest, forced, None)?;
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
     summary.written_bytes = write_all(input, &target, trust, options.threads, progress).map_err(pending)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
@@ -74,15 +74,11 @@ pub fn apply_to_store(
     Ok(summary)
 }
 
-/// Ends the label of an operation whose base was not proven; a resume finds it there.
-const FORCED: &str = " (forced)";
-
-fn label(header: &Header, forced: bool) -> String {
+fn label(header: &Header) -> String {
     let to = header.target.tag;
-    let forced = if forced { FORCED } else { "" };
     match &header.source {
-        Some(source) => format!("apply-delta {} to {to}{forced}", source.tag),
-        None => format!("apply-delta full volume to {to}{forced}"),
+        Some(source) => format!("apply-delta {} to {to}", source.tag),
+        None => format!("apply-delta full volume to {to}"),
     }
 }
 
@@ -122,15 +118,18 @@ fn is_proven(header: &Header, info: &StoreInfo) -> bool {
 fn check_identity(header: &Header, info: &StoreInfo, force: bool) -> Result<()> {
     let source = header.source.as_ref().filter(|source| source.is_known()).map(identity);
     match (info.origin_equals, source) {
-        (Some(equals), Some(source)) if equals != source && !force && info.pending.is_none() => Err(Error::new(
-            Kind::Mismatch,
-            format!(
-                "the origin equals snapshot {} (generation {}) of volume {}, the delta starts from {} (generation {}) of {}",
-                equals.id, equals.generation, equals.volume, source.id, source.generation, source.volume
-            ),
-        )
-        .at_path(&info.origin_path)
-        .hint("--force applies the delta regardless")),
+        (Some(equals), Some(source)) if equals != source && !force && info.pending.is_none() => {
+            Err(Error::new(
+                Kind::Mismatch,
+                format!(
+                    "the origin equals snapshot {} (generation {}) of volume {}, \
+                 the delta starts from {} (generation {}) of {}",
+                    equals.id, equals.generation, equals.volume, source.id, source.generation, source.volume
+                ),
+            )
+            .at_path(&info.origin_path)
+            .hint("--force applies the delta regardless"))
+        }
         _ => Ok(()),
     }
 }

@@ -604,7 +604,13 @@ mod tests {
                 equals: Some((Uuid([2; 16]), 4, 0)),
                 path: b"/dev/vg/lv".to_vec(),
             },
-            operation: Some(Operation { before: 7, pinned: 0, token: [5; 32], label: "apply".into() }),
+            operation: Some(Operation {
+                before: 7,
+                pinned: 0,
+                token: [5; 32],
+                forced: true,
+                label: "apply".into(),
+            }),
         }
     }
 

@@ -53,7 +53,7 @@ raw_struct! {
         pinned: U64, "u64", "id of a snapshot it needs; 0 for none";
         token: [u8; 32], "bytes", "names the delta or the plan, so that a resume is recognised";
         label_length: U32, "u32 bytes", "length of the label that follows, up to 4096";
-        reserved: U32, "u32", "zero";
+        flags: U32, "u32 bits", "1: forced onto a base that nothing proved";
     }
 }
 
@@ -150,6 +150,8 @@ pub struct Operation {
     pub pinned: u64,
     /// Names the plan.
     pub token: [u8; 32],
+    /// Forced onto a base that nothing proved: its result equals nothing that has a name.
+    pub forced: bool,
     /// For people.
     pub label: String,
 }
@@ -300,7 +302,7 @@ impl Operation {
                 pinned: U64::new(self.pinned),
                 token: self.token,
                 label_length: length_of(self.label.as_bytes()),
-                reserved: U32::new(0),
+                flags: U32::new(u32::from(self.forced)),
             },
         );
         out.extend_from_slice(self.label.as_bytes());
@@ -313,7 +315,13 @@ impl Operation {
     pub fn decode(bytes: &mut &[u8]) -> Result<Self> {
         let raw: RawOperation = take(bytes)?;
         let label = take_text(bytes, raw.label_length.get(), TEXT_MAX)?;
-        Ok(Self { before: raw.before.get(), pinned: raw.pinned.get(), token: raw.token, label })
+        Ok(Self {
+            before: raw.before.get(),
+            pinned: raw.pinned.get(),
+            token: raw.token,
+            forced: raw.flags.get() & 1 != 0,
+            label,
+        })
     }
 }
 

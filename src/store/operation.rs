@@ -13,12 +13,19 @@ const STEP: u64 = 1 << 20;
 
 impl Writer {
     /// Begins a long change of the origin: a hidden snapshot keeps the state before it until
-    /// [`Writer::end_operation`] or [`Writer::roll_back`]. `pinned` cannot be deleted meanwhile. Beginning
+    /// [`Writer::end_operation`] or [`Writer::roll_back`]. `pinned` cannot be deleted meanwhile,
+    /// `forced` is remembered for a resume. Beginning
     /// again with the token of the pending operation resumes it.
     ///
     /// # Errors
     /// `Kind::Busy` if another operation is pending.
-    pub fn begin_operation(&mut self, label: &str, token: [u8; 32], pinned: Option<Epoch>) -> Result<()> {
+    pub fn begin_operation(
+        &mut self,
+        label: &str,
+        token: [u8; 32],
+        forced: bool,
+        pinned: Option<Epoch>,
+    ) -> Result<()> {
         if let Some(pending) = &self.view.state.operation {
             if pending.token == token {
                 return Ok(());
@@ -34,6 +41,7 @@ impl Writer {
             before: hidden.id,
             pinned: pinned.map_or(0, |id| id.0),
             token,
+            forced,
             label: label.chars().take(1000).collect(),
         };
         let mut body = Vec::new();

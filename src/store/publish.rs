@@ -87,7 +87,8 @@ const SEGMENT_ROW: usize = 36;
 
 /// Most segments that one checkpoint promises.
 fn promise_max(state: &State) -> usize {
-    index((256 << 20) / u64::from(state.sb.segment_size())).max(8) + 8
+    let interval = index((256 << 20) / u64::from(state.sb.segment_size())).max(8) + 8;
+    interval.min(state.sb.segments as usize)
 }
 
 fn write_copies(device: &dyn WriteAt, sb: &mut Superblock, payload: &[u8], lengths: &[usize]) -> Result<()> {

@@ -27,7 +27,7 @@ impl Writer {
         let state = &self.view.state;
         let entries_max = INTERVAL_ENTRIES.min(state.sb.segment_size() as usize / 64);
         if state.log_records >= INTERVAL_RECORDS || state.memory.len() >= entries_max {
-            self.checkpoint(PLAIN)?;
+            self.checkpoint_if_possible(PLAIN)?;
         }
         // Emptied segments become usable one checkpoint later, hence each step twice.
         for plan in [PLAIN, PLAIN, SWEEP, PLAIN] {
@@ -110,7 +110,14 @@ impl Writer {
         }
         self.checkpoint_if_possible(Plan { sweep: false, extra: 2 })?;
         for segment in chosen {
-            self.empty_segment(segment)?;
+            match self.empty_segment(segment) {
+                // What was moved until then is as good where it is now; giving up snapshots may go further.
+                Err(error) if error.kind() == Kind::NoSpace => {
+                    self.commit()?;
+                    return Ok(false);
+                }
+                other => other?,
+            }
         }
         self.commit()?;
         let before = self.view.state.free_segments();

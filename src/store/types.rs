@@ -71,6 +71,8 @@ pub struct PendingOperation {
     pub label: String,
     /// Digest that names the delta, so that a resume can tell it is the same one.
     pub token: [u8; 32],
+    /// It was forced onto a base that nothing proved.
+    pub forced: bool,
 }
 
 /// Facts of a store as a whole.

@@ -83,6 +83,7 @@ impl View {
                 before: Epoch(operation.before),
                 label: operation.label.clone(),
                 token: operation.token,
+                forced: operation.forced,
             }),
             origin_equals: state.volume.equals.map(|(volume, id, generation)| Identity {
                 volume,
