@@ -24,8 +24,11 @@ pub const SALT: u64 = 0x5a17;
 /// See [`SALT`].
 pub const UUID: Uuid = Uuid([7; 16]);
 
-/// Every target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 9] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),

@@ -49,7 +49,8 @@ fn is_root(path: &str) -> bool {
         ["src", "lib.rs"] | ["src", "bin", _] | ["tests", "main.rs"] | ["xtask", "src", "main.rs"] => true,
         // Targets that Cargo builds one by one.
         ["benches", _] | ["fuzz", "fuzz_targets", _] | [_, "build.rs"] => true,
-        ["fuzz", "src", "lib.rs" | "main.rs"] => true,
+        // Reached by `#[path]`, which this does not follow.
+        ["fuzz", "targets.rs"] => true,
         _ => false,
     }
 }

@@ -80,7 +80,7 @@ pub fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 
 
 /// Files below tests/ are tests as a whole; elsewhere the modules after `#[cfg(test)]` are.
 fn mark_tests(path: &str, code: &str) -> Vec<bool> {
-    let whole = path.starts_with("tests/") || path.starts_with("benches/") || path.ends_with("/tests.rs");
+    let whole = path.starts_with("tests/") || path.starts_with("benches/") || path.ends_with("tests.rs");
     let mut marks = vec![whole; code.lines().count()];
     for (at, attribute) in code.match_indices("#[cfg(test)]") {
         let after = at + attribute.len();
