@@ -8,7 +8,7 @@
 use super::field::raw_struct;
 use super::run::Key;
 use super::superblock::Superblock;
-use super::table::{Operation, Snapshot, TEXT_MAX, Volume, put, take, take_bytes};
+use super::table::{Operation, Snapshot, TEXT_MAX, Volume, clip, put, take, take_bytes};
 use crate::error::{Error, Result};
 use crate::units::Uuid;
 use zerocopy::little_endian::{I64, U32, U64};
@@ -296,7 +296,7 @@ impl Checkpoint {
         self.encode_segments(&mut out);
         self.encode_runs(&mut out);
         for (time, text) in &self.events {
-            let text = text.as_bytes().get(..TEXT_MAX).unwrap_or(text.as_bytes());
+            let text = clip(text, TEXT_MAX);
             put(&mut out, &RawEvent { time: I64::new(*time), length: count(text), reserved: U32::new(0) });
             out.extend_from_slice(text);
         }

@@ -198,6 +198,13 @@ fn take_text(bytes: &mut &[u8], length: u32, max: usize) -> Result<String> {
     Ok(String::from_utf8_lossy(text).into_owned())
 }
 
+/// The longest beginning of `text` that has at most `max` bytes.
+#[must_use]
+pub fn clip(text: &str, max: usize) -> &[u8] {
+    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.as_bytes().get(..end).unwrap_or(&[])
+}
+
 fn length_of(bytes: &[u8]) -> U32 {
     U32::new(u32::try_from(bytes.len()).unwrap_or(u32::MAX))
 }
@@ -206,7 +213,7 @@ impl Snapshot {
     /// Appends the bytes on disk.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let flags = u32::from(self.squashed) | u32::from(self.tainted) << 1 | u32::from(self.hidden) << 2;
-        let name = self.name.as_bytes().get(..NAME_MAX).unwrap_or(self.name.as_bytes());
+        let name = clip(&self.name, NAME_MAX);
         put(
             out,
             &RawSnapshot {
@@ -295,17 +302,18 @@ impl Volume {
 impl Operation {
     /// Appends the bytes on disk.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let label = clip(&self.label, TEXT_MAX);
         put(
             out,
             &RawOperation {
                 before: U64::new(self.before),
                 pinned: U64::new(self.pinned),
                 token: self.token,
-                label_length: length_of(self.label.as_bytes()),
+                label_length: length_of(label),
                 flags: U32::new(u32::from(self.forced)),
             },
         );
-        out.extend_from_slice(self.label.as_bytes());
+        out.extend_from_slice(label);
     }
 
     /// Takes one from the front of `bytes`.
@@ -365,15 +373,16 @@ pub struct Deletion {
 impl Deletion {
     /// Appends the bytes on disk.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let reason = clip(&self.reason, TEXT_MAX);
         put(
             out,
             &RawDelete {
                 id: U64::new(self.id),
                 flags: U32::new(u32::from(self.automatic) | u32::from(self.squashed) << 1),
-                reason_length: length_of(self.reason.as_bytes()),
+                reason_length: length_of(reason),
             },
         );
-        out.extend_from_slice(self.reason.as_bytes());
+        out.extend_from_slice(reason);
     }
 
     /// Takes one from the front of `bytes`.
