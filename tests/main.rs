@@ -23,5 +23,6 @@ mod model;
 mod random;
 mod store_crash;
 mod store_faults;
+mod store_full;
 mod store_model;
 mod store_rebuild;

@@ -8,12 +8,14 @@ use super::{ReadAt, WriteAt, ensure_inside};
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Tries of a lock on a block device before it counts as held: udev takes such a lock for moments whenever a
 /// device changed, and a command must not fail because of that.
@@ -50,6 +52,8 @@ struct Handle {
     path: PathBuf,
     is_device: bool,
     size: u64,
+    /// The file behind a loop device, locked as the device is: it is the same store by another name.
+    backing: Option<File>,
 }
 
 /// A file or block device that can only be read.
@@ -118,7 +122,7 @@ impl FileWriter {
     pub fn create(path: &Path, size_bytes: u64) -> Result<Self> {
         let made = File::options().read(true).write(true).create_new(true).open(path);
         let file = made.map_err(|e| Error::io(format!("cannot make it: {e}"), e).at_path(path))?;
-        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0 };
+        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0, backing: None };
         lock(&handle, Access::WriteLocked)?;
         let writer = Self::from_handle(handle);
         writer.set_size(size_bytes)?;
@@ -189,9 +193,12 @@ fn open(path: &Path, access: Access) -> Result<Handle> {
     let meta = file.metadata().map_err(|e| open_error(path, access, e))?;
     let is_device = ensure_usable(path, meta.file_type())?;
 
-    let mut handle = Handle { file, path: path.to_path_buf(), is_device, size: 0 };
+    let mut handle = Handle { file, path: path.to_path_buf(), is_device, size: 0, backing: None };
     // The size counts only once the lock is held: a writer may have been changing it.
     lock(&handle, access)?;
+    if is_device && access.lock().is_some() {
+        handle.backing = lock_backing(meta.rdev(), access)?;
+    }
     file = handle.file;
     handle.size = file
         .seek(SeekFrom::End(0))
@@ -218,6 +225,21 @@ fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
     }
 }
 
+/// Locks the file behind loop device `number`. None if it is no loop device, or its file is gone from here.
+fn lock_backing(number: u64, access: Access) -> Result<Option<File>> {
+    let Ok(name) = std::fs::read(sys_block(number).join("loop/backing_file")) else { return Ok(None) };
+    let path = PathBuf::from(OsStr::from_bytes(name.trim_ascii_end()));
+    let Ok(file) = File::open(&path) else { return Ok(None) };
+    let handle = Handle { file, path, is_device: false, size: 0, backing: None };
+    lock(&handle, access)?;
+    Ok(Some(handle.file))
+}
+
+/// Where the kernel tells of block device `number`.
+fn sys_block(number: u64) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", rustix::fs::major(number), rustix::fs::minor(number)))
+}
+
 fn lock(handle: &Handle, access: Access) -> Result<()> {
     let Some(operation) = access.lock() else { return Ok(()) };
     let path = &handle.path;
@@ -239,6 +261,19 @@ fn lock(handle: &Handle, access: Access) -> Result<()> {
         ("another process holds it for writing", "wait for the writer to end; fuser -v names it")
     };
     Err(Error::new(Kind::Busy, what).at_path(path).hint(hint))
+}
+
+fn device_stamp(number: u64) -> Option<(u64, u64, i64)> {
+    let sys = sys_block(number);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = u64::from_str_radix(boot.get(..8)?, 16).ok()?;
+    // A number that the kernel gives out anew for every disk or loop attachment; partitions have their disk's.
+    let disk = ["diskseq", "../diskseq"].iter().find_map(|name| std::fs::read_to_string(sys.join(name)).ok());
+    let disk: u64 = disk.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    let stat = std::fs::read_to_string(sys.join("stat")).ok()?;
+    let fields: Vec<i64> = stat.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    let written = fields.get(6)?.checked_add(fields.get(13).copied().unwrap_or(0))?;
+    Some((number, (boot << 32 | disk << 1) | 1, written))
 }
 
 fn retry_interrupted(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
@@ -267,11 +302,18 @@ impl Handle {
         })
     }
 
-    /// Device, inode and modification time of a regular file: what changes when somebody else writes it.
+    /// What changes when somebody else writes this. A file: device, inode with time of birth (an inode is reused
+    /// soon after a file is removed), and time of modification. A device: its number, this boot, and the sectors
+    /// written and discarded since.
     fn stamp(&self) -> Option<(u64, u64, i64)> {
-        let meta = self.file.metadata().ok().filter(|_| !self.is_device)?;
+        let meta = self.file.metadata().ok()?;
+        if self.is_device {
+            return device_stamp(meta.rdev());
+        }
+        let born = meta.created().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let born = born.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or(0);
         let modified = meta.mtime().checked_mul(1_000_000_000)?.checked_add(meta.mtime_nsec())?;
-        Some((meta.dev(), meta.ino(), modified))
+        Some((meta.dev(), meta.ino() ^ born.rotate_left(8) | 1, modified))
     }
 }
 
@@ -528,7 +570,8 @@ mod tests {
     fn a_full_disk_is_no_space() {
         // /dev/full answers every write with ENOSPC; it is a character device, so the handle is made by hand.
         let file = File::options().read(true).write(true).open("/dev/full").unwrap();
-        let handle = Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096 };
+        let handle =
+            Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096, backing: None };
         let error = FileWriter::from_handle(handle).write_at(&[1; 10], 100).unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);
         assert!(error.to_string().starts_with("/dev/full: at byte 100: write of 10 bytes failed"), "{error}");

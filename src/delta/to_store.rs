@@ -2,6 +2,7 @@
 
 use super::apply::{ApplyOptions, ApplySummary, Trust, verify_for, write_all};
 use super::input::Input;
+use super::inspect::DeltaInfo;
 use super::read::Pieces;
 use super::target::Target;
 use crate::error::{Error, Kind, Result};
@@ -59,6 +60,9 @@ pub fn apply_to_store(
     if options.dry_run {
         return Ok(summary);
     }
+    if info.pending.is_none() {
+        writer.ensure_room_for(copied_bytes(&verified.info, verified.pending_bytes, info.chunk_size))?;
+    }
     let pending = |error: Error| match error.hint_text() {
         None => error
             .hint("repeat the same command to resume, or put the origin back with apply-delta --rollback"),
@@ -72,6 +76,16 @@ pub fn apply_to_store(
     let equals = Some(&header.target).filter(|target| target.is_known() && !forced).map(identity);
     writer.end_operation(equals).map_err(pending)?;
     Ok(summary)
+}
+
+/// Bytes that preserving what a delta overwrites takes at most: chunks of the store may be larger than the
+/// delta's, and both ends of an extent may lie inside one.
+fn copied_bytes(delta: &DeltaInfo, written: u64, chunk_size: u32) -> u64 {
+    let ends = match delta.header.chunk_bits >= chunk_size.trailing_zeros() {
+        true => 0,
+        false => delta.extents.saturating_mul(2 * u64::from(chunk_size)),
+    };
+    written.saturating_add(ends)
 }
 
 fn label(header: &Header) -> String {

@@ -61,9 +61,9 @@ raw_struct! {
     /// What the origin looked like at a clean close.
     pub struct RawFingerprint, "Fingerprint", 64 {
         content: [u8; 32], "blake3", "hash of places that a file system always touches";
-        device: U64, "u64", "device number of the origin's file; 0 if it is no file";
-        inode: U64, "u64", "its inode";
-        modified: I64, "i64 nanoseconds", "its modification time since 1970";
+        device: U64, "u64", "device number of the origin, or of the file system that holds it";
+        inode: U64, "u64", "its inode mixed with its time of birth; a device: the boot and its number in it";
+        modified: I64, "i64 ns", "time of modification since 1970; a device: sectors written and discarded";
         flags: U64, "u64 bits", "1: there is a fingerprint";
     }
 }

@@ -221,7 +221,15 @@ impl Writer {
         if data.is_empty() {
             return Ok(());
         }
+        self.writing = Some(id.0);
+        let outcome = self.write_overlay(id, offset, end, data);
+        self.writing = None;
+        outcome
+    }
+
+    fn write_overlay(&mut self, id: Epoch, offset: u64, end: u64, data: &[u8]) -> Result<()> {
         self.touch_snapshot(id)?;
+        let size = self.view.endpoint(id)?.size_bytes;
         let chunk_size = u64::from(self.view.state.sb.chunk_size());
         let chunks: Vec<u64> = (offset / chunk_size..=(end - 1) / chunk_size).collect();
         let batch = (batch_bytes(self) >> self.view.state.sb.chunk_bits).max(1);
@@ -245,8 +253,6 @@ impl Writer {
                 entries.push(self.encode_chunk(*chunk, id.0, EntryClass::Overlay, &bytes, &mut stored));
             }
             self.append_chunks(RecordKind::SnapshotWrite, entries, stored)?;
-            // The space made for these records may have cost the very snapshot they are for.
-            self.view.endpoint(id)?;
         }
         self.commit()
     }

@@ -66,7 +66,43 @@ impl Writer {
         }
         Err(Error::new(Kind::NoSpace, "the snapshot store is full")
             .at_path(self.device.path())
-            .hint("delete snapshots with `ddsnap delete`, or enlarge the store"))
+            .hint("delete snapshots with `ddsnap delete`, or use a larger store"))
+    }
+
+    /// Makes sure, without giving up any snapshot, that `bytes` of chunks can be preserved.
+    ///
+    /// # Errors
+    /// `Kind::NoSpace`; nothing has changed then.
+    pub fn ensure_room_for(&mut self, bytes: u64) -> Result<()> {
+        self.ensure_sound()?;
+        // Headers take a block for 64 chunks or more, and segments are not filled to their ends.
+        let needed = bytes.saturating_add(bytes / 8);
+        for plan in [SWEEP, PLAIN] {
+            if self.room() >= needed {
+                return Ok(());
+            }
+            self.checkpoint_if_possible(plan)?;
+        }
+        if self.room() >= needed {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::NoSpace,
+            format!(
+                "preserving what is overwritten may take {needed} bytes, the store has room for {}",
+                self.room()
+            ),
+        )
+        .at_path(self.device.path())
+        .hint("delete snapshots with `ddsnap delete`, or use a larger store"))
+    }
+
+    /// Bytes that copy-outs can take before anything has to be given up.
+    fn room(&self) -> u64 {
+        let state = &self.view.state;
+        let spare = state.free_segments().saturating_sub(state.reserve());
+        let segments = spare + state.chain.segments_ahead().len() as u64;
+        (segments << state.sb.segment_bits) + state.chain.left_here(&state.sb)
     }
 
     /// A checkpoint, unless even the reserve cannot hold one: then the log goes on with what it has.
@@ -173,7 +209,7 @@ impl Writer {
         let length =
             Record::header_length(entries.len(), 0, self.view.state.sb.block_bits) + data.len() as u64;
         if !self.fits(length, Need::Reserve) {
-            return Err(Error::new(Kind::NoSpace, "no room left to relocate into"));
+            return Err(Error::new(Kind::NoSpace, "the snapshot store is full"));
         }
         let epoch = self.view.state.epoch;
         self.append(Draft { kind: RecordKind::Relocation, epoch, entries, body: Vec::new(), data })
@@ -187,7 +223,8 @@ impl Writer {
             state
                 .snapshots
                 .values()
-                .filter(|snapshot| !snapshot.hidden && !snapshot.squashed && snapshot.id != pinned)
+                .filter(|snapshot| !snapshot.hidden && !snapshot.squashed)
+                .filter(|snapshot| snapshot.id != pinned && Some(snapshot.id) != self.writing)
                 .filter(|snapshot| (snapshot.use_count > 0) == in_use)
                 .min_by_key(|snapshot: &&Snapshot| (snapshot.priority, snapshot.id))
                 .map(|snapshot| (snapshot.id, snapshot.tag))

@@ -44,6 +44,8 @@ pub struct Writer {
     last_fingerprint: Option<Fingerprint>,
     /// Pages of chunks that need no copy-out, as far as they were asked for.
     pub(super) copied: HashMap<u64, u128>,
+    /// The snapshot being written, which making room for it must not give up.
+    pub(super) writing: Option<u64>,
     /// Snapshots that got a new content generation in this session.
     pub(super) touched_snapshots: HashSet<u64>,
 }
@@ -212,6 +214,7 @@ impl Writer {
             failed: false,
             last_fingerprint,
             copied: HashMap::new(),
+            writing: None,
             touched_snapshots: HashSet::new(),
         };
         let state = &writer.view.state;
