@@ -246,7 +246,8 @@ fn a_full_store_fails_the_write_and_keeps_every_held_snapshot() {
 #[test]
 fn a_full_store_deletes_snapshots_that_nobody_holds_and_says_so() {
     let (dir, _) = small_store();
-    dir.shell("ddsnap write data.snap < ones").expect(0);
+    let run = dir.shell("ddsnap write data.snap < ones").expect(0);
+    assert!(run.stderr.contains("snapshot 1 deleted: the store was full"), "{}", run.describe());
     assert_eq!(dir.read("data.img"), dir.read("ones"));
     dir.run("status -S data.snap 1").expect(1);
     let events = dir.ok("list --json data.snap").json()["events"].clone();
@@ -266,6 +267,57 @@ fn with_the_policy_squash_a_full_store_gives_up_what_is_held_and_says_so() {
     assert!(dir.ok("list data.snap").text().contains("squashed"), "the list does not tell");
     let read = dir.untouched(|dir| dir.run("read data.snap 1"));
     assert!(read.code != Some(0) && read.stdout != image, "{}", read.describe());
+}
+
+#[test]
+fn a_store_that_lost_its_superblocks_is_not_taken_for_an_empty_device() {
+    let dir = volume();
+    for at in [64 << 10, 512 << 10] {
+        dir.patch("data.snap", at, |bytes| bytes[..4096].fill(0));
+    }
+    let run = dir.untouched(|dir| dir.run("initialize data.snap data.img"));
+    assert!(run.code != Some(0) && run.stderr.contains("remains of a ddsnap store"), "{}", run.describe());
+    dir.run("fsck -y data.snap").expect(1);
+    dir.ok("read data.snap 1");
+}
+
+#[test]
+fn a_changelist_cut_short_makes_no_delta() {
+    let dir = volume();
+    dir.ok("export data.snap 1 one.img");
+    dir.ok("export data.snap 2 two.img");
+    dir.ok("changelist data.snap whole 1 2");
+    let whole = dir.read("whole");
+    for length in (20..whole.len()).step_by(8) {
+        dir.write("cut", &whole[..length]);
+        dir.untouched(|dir| dir.run("create-delta cut cut.delta one.img two.img"))
+            .expect(3)
+            .says("no end marker");
+    }
+}
+
+#[test]
+fn a_block_device_is_no_output_file() {
+    let dir = volume();
+    if !has_program("losetup") {
+        return skip("no 'losetup' to make a device");
+    }
+    dir.write("disk", &[7; 1 << 20]);
+    let run = dir.shell("losetup --find --show disk");
+    if run.code != Some(0) {
+        return skip("no leave to make a loop device");
+    }
+    let device = run.text().trim().to_owned();
+    let delta = dir.run(&format!("create-delta data.snap 1 2 -o {device}"));
+    let list = dir.run(&format!("changelist data.snap {device} 1 2"));
+    // The same store by two names: held through one, it is busy through the other.
+    let lock = std::fs::File::open(dir.path("disk")).unwrap();
+    lock.lock().unwrap();
+    let busy = dir.run(&format!("create {device} 9"));
+    dir.shell(&format!("losetup --detach {device}")).expect(0);
+    delta.expect(5).says("it is a block device");
+    list.expect(5);
+    busy.expect(4);
 }
 
 #[test]

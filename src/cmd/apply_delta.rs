@@ -1,8 +1,8 @@
 //! `apply-delta`: a delta onto a plain device or file, or onto the origin of a volume.
 
 use super::common::{RateArgs, VolArgs};
-use super::open;
 use super::transfer::Limited;
+use super::{open, report};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
@@ -80,7 +80,9 @@ fn apply_any(args: &Args, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplyS
     if open::is_store(target)? {
         let vol = volume(args, target);
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
+        let before = writer.view().info().events;
         let result = apply_to_store(&mut writer, &mut input, &options, ui.progress());
+        report::warn_of_events(&before, &writer, ui);
         let closed = if args.dry_run { Ok(()) } else { writer.close() };
         let summary = result.map_err(|error| rollback_hint(error, target))?;
         return closed.map(|()| summary);

@@ -1,7 +1,7 @@
 //! `create`: a snapshot of the origin as it is now.
 
 use super::common::{VolArgs, parse_name, parse_tag, title};
-use super::open;
+use super::{open, report};
 use crate::error::Result;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
@@ -36,15 +36,17 @@ pub struct Args {
 /// `Kind::Exists` for a tag or name that is taken; `Kind::Busy` for a mounted origin.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let doing = || format!("cannot create snapshot {} in {}", args.snap, args.vol.vol.display());
-    let made = create(args).map_err(|error| error.doing(doing()))?;
+    let made = create(args, ui).map_err(|error| error.doing(doing()))?;
     ui.explain(&made);
     Ok(Exit::Done)
 }
 
-fn create(args: &Args) -> Result<String> {
+fn create(args: &Args, ui: &Ui) -> Result<String> {
     let mut writer = open::writer_with_origin(&args.vol)?;
     open::ensure_complete(writer.view(), &args.vol.vol, false)?;
+    let before = writer.view().info().events;
     let snapshot = writer.create_snapshot(args.snap, args.name.as_deref())?;
+    report::warn_of_events(&before, &writer, ui);
     writer.close()?;
     Ok(format!("created {} of {} bytes", title(&snapshot), snapshot.size_bytes))
 }

@@ -4,6 +4,7 @@ use super::common::{AcceptArgs, RateArgs, VolArgs};
 use super::source::{COMPARE_CHUNK_BITS, Source, is_changelist, snap_name, wrong_operands};
 use crate::delta::{ChangelistReader, CreateOptions, create};
 use crate::error::{Error, Kind, Result};
+use crate::format::changelist::Ending;
 use crate::format::delta::Encoding;
 use crate::point::Changes;
 use crate::ui::exit::Exit;
@@ -174,6 +175,10 @@ fn read_changelist(path: &Path) -> Result<ChangelistReader<BufReader<File>>> {
 
 fn open_changelist(path: &Path) -> Result<Changes<'static>> {
     let path = path.to_path_buf();
+    let summary = read_changelist(&path)?.summarize().map_err(|error| error.at_path(&path))?;
+    if summary.ending == Ending::Unmarked {
+        return Err(Error::damaged("the changelist has no end marker: it was cut short").at_path(&path));
+    }
     let changes = read_changelist(&path)?;
     Ok(Box::new(changes.map(move |range| range.map_err(|error| error.at_path(&path)))))
 }

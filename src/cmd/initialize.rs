@@ -6,9 +6,11 @@ use crate::block::file::{FileReader, FileWriter};
 use crate::block::signature::probe_signature;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
+use crate::format::{checkpoint, record};
 use crate::store::{InitOptions, Writer};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
+use crate::units::index;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,6 +85,9 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
             Kind::Usage,
             "STORE and ORIGIN are the same; the origin would be overwritten",
         ));
+    }
+    if args.store.exists() {
+        open::ensure_not_held(&args.store)?;
     }
     let origin = FileReader::open_origin_read(&args.origin)?;
     let options = options(args, &origin)?;
@@ -172,5 +177,20 @@ fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
     if open::has_superblock(store)? {
         return Ok(Some("a ddsnap store"));
     }
-    probe_signature(store)
+    if let Some(found) = probe_signature(store)? {
+        return Ok(Some(found));
+    }
+    Ok(has_remains(store)?.then_some("the remains of a ddsnap store (`ddsnap fsck --rebuild` may revive it)"))
 }
+
+/// True if records or checkpoints of a store lie in the first MiBs, although its superblocks are gone.
+fn has_remains(store: &dyn ReadAt) -> Result<bool> {
+    let length = store.size().min(REMAINS_BYTES);
+    let mut bytes = vec![0; index(length)];
+    store.read_at(&mut bytes, 0)?;
+    let magics = [record::MAGIC, checkpoint::MAGIC];
+    Ok(bytes.chunks(4096).any(|block| magics.iter().any(|magic| block.starts_with(magic))))
+}
+
+/// How far a store without superblocks is looked for.
+const REMAINS_BYTES: u64 = 8 << 20;

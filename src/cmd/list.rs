@@ -58,6 +58,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
             }
         }
     }
+    if let Some(pending) = &info.pending {
+        ui.warn(&format!("incomplete on the origin: {}", pending.label));
+    }
     for snapshot in snapshots.iter().filter(|snapshot| snapshot.tainted) {
         ui.warn(&format!("{} {TAINT}", title(snapshot)));
     }

@@ -1,12 +1,22 @@
-//! Pieces of JSON documents that several commands share.
+//! What several commands report in the same words: pieces of JSON documents, warnings.
 
-use super::common::state_word;
+use super::common::{TAINT, state_word, title};
 use crate::point::Identity;
-use crate::store::{PendingOperation, SnapshotInfo};
-use crate::ui::time;
+use crate::store::{PendingOperation, SnapshotInfo, Writer};
+use crate::ui::{Ui, escape, time};
 use serde_json::{Value, json};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// Warns of what the store did by itself since it had the events `before`, and of snapshots that may lie.
+pub fn warn_of_events(before: &[(i64, String)], writer: &Writer, ui: &Ui) {
+    for event in writer.view().info().events.iter().filter(|event| !before.contains(event)) {
+        ui.warn(&escape::line(&event.1));
+    }
+    for snapshot in writer.view().snapshots().iter().filter(|snapshot| snapshot.tainted) {
+        ui.warn(&format!("{} {TAINT}", title(snapshot)));
+    }
+}
 
 /// A snapshot.
 #[must_use]

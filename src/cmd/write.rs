@@ -1,8 +1,8 @@
 //! `write`: standard input onto the origin or a snapshot.
 
 use super::common::{RateArgs, SnapName, VolArgs, parse_size};
-use super::open;
 use super::transfer::{Limited, PIECE_BYTES, read_full};
+use super::{open, report};
 use crate::error::{Error, Kind, Result};
 use crate::store::{SnapshotState, Writer};
 use crate::ui::Ui;
@@ -60,6 +60,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     let mut writer =
         if args.dry_run { open::dry_writer(&args.vol)? } else { open::writer_with_origin(&args.vol)? };
     let target = target(args, &writer)?;
+    let before = writer.view().info().events;
     // Before anybody reads: the length is that from the current position on.
     let length = input_length();
     let input = ui.data_input()?;
@@ -79,14 +80,21 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
         ui,
     );
     ui.end_progress();
+    report::warn_of_events(&before, &writer, ui);
     if args.dry_run {
         result?;
         let (from, to) = (args.offset, args.offset + written);
         return ui.print(&format!("would overwrite bytes {from} to {to} of {}: standard input", args.snap));
     }
     let closed = writer.close();
-    result
-        .map_err(|error| error.hint(format!("{written} bytes from byte {} on were written", args.offset)))?;
+    let so_far = format!("{written} bytes from byte {} on were written", args.offset);
+    result.map_err(|error| match error.hint_text() {
+        Some(hint) => {
+            let hint = format!("{so_far}; {hint}");
+            error.hint(hint)
+        }
+        None => error.hint(so_far),
+    })?;
     closed?;
     ui.explain(&format!("wrote {written} bytes"));
     Ok(())

@@ -35,6 +35,11 @@ impl Output {
             return Self::stdout();
         }
         let path_owned = path.to_path_buf();
+        if std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()) {
+            return Err(Error::new(Kind::Refused, "it is a block device, whose content would be lost")
+                .at_path(path)
+                .hint(format!("write to standard output to insist: ... > {}", path.display())));
+        }
         if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
             let file = OpenOptions::new()
                 .write(true)
