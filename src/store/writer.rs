@@ -34,7 +34,7 @@ pub struct Writer {
     incarnation: u64,
     /// The open record of this incarnation is in the log.
     started: bool,
-    /// The origin was written since its last flush.
+    /// The origin may have been written since its last flush, by this session or one that was not closed.
     pub(super) origin_dirty: bool,
     /// The volume record that names the origin's new generation is in the log.
     pub(super) origin_touched: bool,
@@ -200,6 +200,7 @@ impl Writer {
             None => false,
         };
         let last_fingerprint = state.fingerprint.clone();
+        let unclean = last_fingerprint.is_none();
         let reader = BlockReader::new(as_reader(&store));
         let reading = origin.as_ref().map(as_reader);
         let mut writer = Self {
@@ -209,7 +210,8 @@ impl Writer {
             now_secs,
             incarnation: random_u64()?,
             started: false,
-            origin_dirty: false,
+            // A session that was not closed may have left writes that nobody flushed, even if this one adds none.
+            origin_dirty: unclean,
             origin_touched: false,
             failed: false,
             last_fingerprint,
