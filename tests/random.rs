@@ -41,7 +41,7 @@ pub fn seeds(count: u64) -> Vec<u64> {
     }
 }
 
-/// How much more than usual to try: `DDSNAP_DEPTH`, 1 by default.
+/// How much to try: `DDSNAP_DEPTH`, 6 by default.
 pub fn depth() -> u64 {
-    std::env::var("DDSNAP_DEPTH").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    std::env::var("DDSNAP_DEPTH").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
 }
