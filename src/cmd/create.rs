@@ -45,8 +45,10 @@ fn create(args: &Args, ui: &Ui) -> Result<String> {
     let mut writer = open::writer_with_origin(&args.vol)?;
     open::ensure_complete(writer.view(), &args.vol.vol, false)?;
     let before = writer.view().info().events;
-    let snapshot = writer.create_snapshot(args.snap, args.name.as_deref())?;
+    let result = writer.create_snapshot(args.snap, args.name.as_deref());
+    // What was given up to make room is gone even if the room did not suffice.
     report::warn_of_events(&before, &writer, ui);
+    let snapshot = result?;
     writer.close()?;
     Ok(format!("created {} of {} bytes", title(&snapshot), snapshot.size_bytes))
 }
