@@ -7,6 +7,7 @@ use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::delta::{ChangelistReader, info, verify};
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
+use ddsnap::format::qcow2;
 use ddsnap::format::record::Record;
 use ddsnap::format::run::{decode_block, decode_directory, encode_block};
 use ddsnap::format::superblock::Superblock;
@@ -29,7 +30,7 @@ pub const UUID: Uuid = Uuid([7; 16]);
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -38,6 +39,7 @@ pub const TARGETS: [Target; 9] = [
     ("tables", tables),
     ("changelist", changelist),
     ("delta", delta),
+    ("qcow2", qcow2),
     ("store", store),
 ];
 
@@ -113,6 +115,12 @@ pub fn delta(data: &[u8]) {
     let _ = info(&mut &*data, &Silent);
     let base = Memory::from_bytes(&[0; 1 << 16]);
     let _ = verify(&mut &*data, Some(&base), 1, &Silent);
+}
+
+pub fn qcow2(data: &[u8]) {
+    if let Ok(Some(image)) = qcow2::decode(data) {
+        assert!(data.len() >= size_of::<qcow2::RawHeader>() && (9..=21).contains(&image.cluster_bits));
+    }
 }
 
 /// A small store with history: its device, its origin, and what every snapshot reads as.

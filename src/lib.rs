@@ -5,18 +5,20 @@
 //! | [`cmd`] | one file a subcommand: arguments to engine to report; the only code that knows clap |
 //! | [`ui`] | everything that prints: progress, tables, JSON, prompts, exit statuses |
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
+//! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
 //! | [`point`] | a point-in-time source: geometry, points, what changed, how to read it |
 //! | [`block`] | devices and files: open, lock, size, read, write, flush |
 //! | [`mod@format`] | bytes only: every on-disk structure both ways, no I/O |
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
-//! Imports run one way: `cmd -> delta -> {store, point} -> {block, format}`, and `cmd -> ui`.
+//! Imports run one way: `cmd -> export -> delta -> {store, point} -> {block, format}`, and `cmd -> ui`.
 
 pub mod block;
 pub mod cmd;
 pub mod delta;
 pub mod error;
+pub mod export;
 pub mod format;
 pub mod point;
 pub mod progress;

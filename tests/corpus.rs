@@ -7,6 +7,7 @@ mod targets;
 
 use crate::harness::Rng;
 use ddsnap::format::checkpoint::{Checkpoint, LogPosition, encode_part};
+use ddsnap::format::qcow2::{Backing, BackingFormat, Geometry};
 use ddsnap::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use ddsnap::format::run::{Key, Value, encode_block, encode_directory};
 use ddsnap::format::superblock::{Extent, Superblock};
@@ -150,6 +151,14 @@ fn delta_seeds() -> Vec<Vec<u8>> {
     ways.map(|way| dir.ok(&format!("create-delta {way} --compare old new -o -")).stdout).to_vec()
 }
 
+fn qcow2_seed() -> Vec<u8> {
+    let geometry = Geometry::new(12, 1 << 20).unwrap();
+    let backing = Backing { name: b"monday.img".to_vec(), format: BackingFormat::Raw };
+    let mut bytes = geometry.header(4096, &geometry.refcounts(5).unwrap(), Some(&backing)).unwrap();
+    bytes.truncate(160);
+    bytes
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -160,6 +169,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "tables" => tables(),
         "changelist" => vec![changelist_seed()],
         "delta" => delta_seeds(),
+        "qcow2" => vec![qcow2_seed()],
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],
     }
 }

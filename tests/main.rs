@@ -12,6 +12,7 @@ mod cli_data;
 mod cli_delta;
 mod cli_errors;
 mod cli_examples;
+mod cli_export;
 mod cli_fsck;
 mod cli_model;
 mod cli_signals;

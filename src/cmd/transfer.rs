@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::point::{Point, PointSource};
 use crate::progress::Progress;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -80,11 +80,6 @@ impl<S> Limited<S> {
         self.stream
     }
 
-    /// The stream itself.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.stream
-    }
-
     /// How many bytes may pass at once, so that no second is much fuller than another.
     fn step(&self, wanted: usize) -> usize {
         let tenth = self.bytes_per_sec.map(|rate| usize::try_from(rate / 10).unwrap_or(usize::MAX).max(1));
@@ -121,6 +116,12 @@ impl<S: Write> Write for Limited<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+impl<S: Seek> Seek for Limited<S> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.stream.seek(to)
     }
 }
 

@@ -33,6 +33,7 @@ pub use changelist::{ChangelistReader, ChangelistSummary, write_changelist};
 pub use create::{CreateOptions, create};
 pub use input::Input;
 pub use inspect::{DeltaInfo, Verdict, info, verify};
+pub(crate) use pipeline::{ordered, workers};
 pub use read::{ReadExtent, Reader};
 pub use target::{FileTarget, Target};
 pub use to_store::apply_to_store;

@@ -1,9 +1,11 @@
 //! Bytes only: every on-disk and on-wire structure, both ways. No I/O, no engine types.
 
+pub mod bmap;
 pub mod changelist;
 pub mod checkpoint;
 pub mod delta;
 pub mod field;
+pub mod qcow2;
 pub mod record;
 pub mod run;
 pub mod superblock;
@@ -39,5 +41,6 @@ pub fn tables() -> Vec<field::Table> {
         delta::RawPoint::TABLE,
         delta::RawExtent::TABLE,
         delta::RawEnd::TABLE,
+        qcow2::RawHeader::TABLE,
     ]
 }

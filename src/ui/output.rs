@@ -86,7 +86,8 @@ impl Output {
         &self.path
     }
 
-    /// True if unwritten parts read back as zeros, so that zeros can be skipped.
+    /// True if unwritten parts read back as zeros, so that zeros can be skipped, and what is written can be gone
+    /// back to.
     #[must_use]
     pub fn is_fresh_file(&self) -> bool {
         matches!(self.inner, Inner::Temporary { .. })
@@ -97,19 +98,6 @@ impl Output {
             Inner::Stdout(file) | Inner::Direct(file) => file,
             Inner::Temporary { file, .. } => file.as_file_mut(),
         }
-    }
-
-    /// Moves on by `bytes` without writing; only where [`Output::is_fresh_file`].
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn skip(&mut self, bytes: u64) -> Result<()> {
-        let path = self.path.clone();
-        let bytes = i64::try_from(bytes).map_err(|_| Error::new(Kind::Usage, "cannot skip that far"))?;
-        self.file()
-            .seek(SeekFrom::Current(bytes))
-            .map(|_| ())
-            .map_err(|error| Error::io("cannot seek", error).at_path(&path))
     }
 
     /// Sets the size of a fresh file, so that a skipped tail exists.
@@ -159,6 +147,13 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file().flush()
+    }
+}
+
+/// Only useful where [`Output::is_fresh_file`].
+impl Seek for Output {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file().seek(to)
     }
 }
 
