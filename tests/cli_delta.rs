@@ -99,6 +99,69 @@ fn plain_files_are_compared() {
 }
 
 #[test]
+fn deltas_merge_into_one() {
+    let dir = with_delta();
+    dir.ok("create-delta data.snap 2 origin -o 2-now.delta");
+    dir.ok("create-delta data.snap 2 -o full.delta");
+    dir.untouched(|dir| {
+        let run =
+            dir.shell("ddsnap delta merge 1-2.delta - < 2-now.delta | ddsnap delta verify - monday.img");
+        run.expect(0)
+    });
+    dir.ok("delta merge 1-2.delta 2-now.delta -o 1-now.delta");
+    dir.ok("apply-delta 1-now.delta copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("data.img"));
+    dir.ok("delta merge full.delta 2-now.delta -o full-now.delta");
+    dir.write("fresh.img", b"");
+    dir.ok("apply-delta full-now.delta fresh.img");
+    assert_eq!(dir.read("fresh.img"), dir.read("data.img"));
+    // A merged delta names its ends, so a volume that equals snapshot 1 takes it.
+    let ends = dir.ok("delta info --json 1-now.delta").json();
+    assert_eq!((&ends["source"]["tag"], &ends["target"]["tag"]), (&1.into(), &serde_json::Value::Null));
+}
+
+#[test]
+fn deltas_that_do_not_follow_are_not_merged() {
+    let dir = with_delta();
+    dir.ok("create-delta data.snap 2 origin -o 2-now.delta");
+    dir.ok("create-delta data.snap 2 -o full.delta");
+    dir.ok("create-delta -b data.snap 1 2 -o b1.delta");
+    dir.ok_with("write data.snap --offset 104000", &[7; 3000]);
+    dir.ok("create data.snap 3");
+    dir.ok("create-delta -b data.snap 2 3 -o b2.delta");
+    for (name, args, code) in [
+        ("wrong-order", "delta merge 2-now.delta 1-2.delta -o out.delta", 3),
+        ("full-in-the-middle", "delta merge 1-2.delta full.delta -o out.delta", 3),
+        ("needs-base", "delta merge b1.delta b2.delta -o out.delta", 5),
+        ("stdin-twice", "delta merge - - -o out.delta", 2),
+        ("base-of-nothing", "delta merge full.delta 2-now.delta --base new.img -o out.delta", 2),
+        ("over-an-input", "delta merge 1-2.delta 2-now.delta -o 1-2.delta", 2),
+    ] {
+        let run = dir.untouched(|dir| dir.run(args)).expect(code);
+        golden(&format!("errors/delta-merge-{name}.txt"), &dir.mask_digests(&run.transcript()));
+    }
+    dir.ok("delta merge b1.delta b2.delta --base monday.img -o out.delta");
+    dir.ok("apply-delta --undo back.delta out.delta copy.img");
+    assert_eq!(dir.read("copy.img"), dir.ok("read data.snap 3").stdout);
+}
+
+#[test]
+fn a_delta_is_inverted() {
+    for options in ["", "-r", "-b"] {
+        let dir = volume();
+        dir.ok(&format!("create-delta {options} data.snap 1 2 -o x.delta"));
+        dir.ok("delta invert x.delta monday.img -o y.delta");
+        dir.copy("second.img", "copy.img");
+        dir.ok("apply-delta --undo u.delta y.delta copy.img");
+        assert_eq!(dir.read("copy.img"), dir.read("monday.img"), "{options}");
+        dir.ok("delta invert y.delta second.img -o z.delta");
+        dir.ok("apply-delta --undo v.delta z.delta copy.img");
+        assert_eq!(dir.read("copy.img"), dir.read("second.img"), "{options}");
+        dir.untouched(|dir| dir.run("delta invert x.delta second.img -o w.delta")).expect(3).says("hint: ");
+    }
+}
+
+#[test]
 fn documents_of_deltas() {
     let dir = with_delta();
     for (name, args) in [

@@ -7,6 +7,7 @@ use crate::harness::{Dir, volume};
 fn prepare() -> Dir {
     let dir = volume();
     dir.ok("create-delta data.snap 1 2 -o 1-2.delta");
+    dir.ok("create-delta data.snap 2 origin -o 2-now.delta");
     dir.ok("changelist data.snap 1-2.changes 1 2");
     dir
 }

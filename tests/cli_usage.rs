@@ -58,6 +58,8 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         "apply-delta d",
         "delta info",
         "delta verify a b c",
+        "delta merge a",
+        "delta invert a",
     ];
     for args in cases {
         let run = dir.untouched(|dir| dir.run(args)).expect(2);

@@ -1,6 +1,6 @@
 //! `delta`: what can be done with deltas; also the names that 2008 had for making and applying them.
 
-use super::{apply_delta, changelist, create_delta, report};
+use super::{apply_delta, changelist, create_delta, delta_invert, delta_merge, report};
 use crate::block::ReadAt;
 use crate::block::file::FileReader;
 use crate::delta::{DeltaInfo, Verdict, info, verify};
@@ -23,7 +23,7 @@ const VERIFY_EXAMPLES: &str = "Examples:
   ddsnap delta verify 1-2.delta
   ddsnap delta verify 1-2.delta copy.img";
 
-/// Inspect and verify deltas, and make and apply them by their names of 2008
+/// Inspect, verify, merge and invert deltas; make and apply them by their names of 2008
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -34,6 +34,8 @@ pub struct Args {
 enum Command {
     Info(InfoArgs),
     Verify(VerifyArgs),
+    Merge(delta_merge::Args),
+    Invert(delta_invert::Args),
     Create(create_delta::Args),
     Apply(apply_delta::Args),
     Changelist(changelist::Args),
@@ -79,13 +81,19 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     match &args.command {
         Command::Info(args) => run_info(args, ui),
         Command::Verify(args) => run_verify(args, ui),
+        Command::Merge(args) => delta_merge::run(args, ui),
+        Command::Invert(args) => delta_invert::run(args, ui),
         Command::Create(args) => create_delta::run(args, ui),
         Command::Apply(args) => apply_delta::run(args, ui),
         Command::Changelist(args) => changelist::run(args, ui),
     }
 }
 
-fn open(path: &Path, ui: &Ui) -> Result<Box<dyn Read + Send>> {
+/// Opens a delta to be read once; `-` is standard input.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn open(path: &Path, ui: &Ui) -> Result<Box<dyn Read + Send>> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(ui.data_input()?));
     }
@@ -159,8 +167,12 @@ fn info_json(info: &DeltaInfo) -> Value {
             json!({
                 "kind": kind.name(),
                 "extents": count.extents,
+                "chunks": count.chunks,
                 "data_bytes": count.data_bytes,
                 "payload_bytes": count.payload_bytes,
+                "largest_bytes": count.largest_bytes,
+                "with_base_crcs": count.with_base_crcs,
+                "ratio": ratio(count.data_bytes, count.payload_bytes),
             })
         })
         .collect();
@@ -177,10 +189,18 @@ fn info_json(info: &DeltaInfo) -> Value {
         "data_bytes": info.data_bytes,
         "payload_bytes": info.payload_bytes,
         "stream_bytes": info.stream_bytes,
+        "largest_bytes": info.kinds.iter().map(|(_, count)| count.largest_bytes).max(),
+        "ratio": ratio(info.data_bytes, info.stream_bytes),
         "proves_base": info.has_base_crcs,
         "digest": hex::encode(info.digest),
         "kinds": kinds,
     })
+}
+
+/// How many bytes of data a byte stands for, to three places; `None` where nothing stands for something.
+#[expect(clippy::cast_precision_loss, reason = "a ratio need not be exact to the byte")]
+fn ratio(data: u64, stored: u64) -> Option<f64> {
+    (stored > 0).then(|| (data as f64 / stored as f64 * 1000.0).round() / 1000.0)
 }
 
 fn label_text(label: &PointLabel) -> String {
@@ -207,7 +227,14 @@ fn info_lines(info: &DeltaInfo) -> Vec<String> {
             info.extents
         ),
         format!("Data:      {} ({} bytes)", size::human(info.data_bytes), info.data_bytes),
-        format!("Delta:     {} ({} bytes)", size::human(info.stream_bytes), info.stream_bytes),
+        format!(
+            "Delta:     {} ({} bytes){}",
+            size::human(info.stream_bytes),
+            info.stream_bytes,
+            ratio(info.data_bytes, info.stream_bytes)
+                .map_or(String::new(), |ratio| format!(", ratio {ratio}"))
+        ),
+        format!("Base:      {}", base_text(info)),
         format!("Digest:    {}", hex::encode(info.digest)),
     ];
     if let Some(undone) = header.undoes {
@@ -215,12 +242,25 @@ fn info_lines(info: &DeltaInfo) -> Vec<String> {
     }
     for (kind, count) in info.kinds.iter().filter(|(_, count)| count.extents > 0) {
         lines.push(format!(
-            "  {:<9}{} extents, {} bytes in {} bytes",
+            "  {:<9} {} extents, {} chunks, {} bytes in {} bytes, largest {} bytes",
             kind.name(),
             count.extents,
+            count.chunks,
             count.data_bytes,
-            count.payload_bytes
+            count.payload_bytes,
+            count.largest_bytes
         ));
     }
     lines
+}
+
+/// How far a target can prove to be the base.
+fn base_text(info: &DeltaInfo) -> String {
+    let carrying: u64 = info.kinds.iter().map(|(_, count)| count.with_base_crcs).sum();
+    match (&info.header.source, carrying) {
+        (None, _) => "none needed".to_owned(),
+        (_, carrying) if carrying == info.extents => "every chunk proves it by a checksum".to_owned(),
+        (_, 0) => "no checksums of it".to_owned(),
+        (_, carrying) => format!("checksums of it in {carrying} of {} extents", info.extents),
+    }
 }

@@ -9,6 +9,8 @@ mod create;
 mod create_delta;
 mod delete;
 mod delta;
+mod delta_invert;
+mod delta_merge;
 mod export;
 mod fsck;
 mod initialize;

@@ -12,7 +12,7 @@ use super::input::Input;
 use super::inspect::DeltaInfo;
 use super::pipeline::{ordered, workers};
 use super::read::Pieces;
-use super::target::Target;
+use super::target::{Target, Volume};
 use super::undo;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{ExtentKind, Header};
@@ -134,7 +134,8 @@ pub(crate) fn verify_for(
         let needs_undo = options.undo.is_none() && !target.keeps_base();
         let mut pieces = Pieces::new(reader);
         progress.stage("verify delta", None);
-        each_piece(&mut pieces, target, trust, options.threads, |kind, checked| {
+        let trusted = trust.force || trust.proven;
+        each_piece(&mut pieces, target, trusted, options.threads, |kind, checked| {
             progress.check()?;
             if needs_undo && kind == ExtentKind::ZstdBase {
                 return Err(Error::new(Kind::Refused, "the delta refers to old data of the target in place")
@@ -164,7 +165,7 @@ pub(crate) fn write_all(
         let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
         let mut pieces = Pieces::new(reader);
         progress.stage("apply delta", None);
-        each_piece(&mut pieces, target, trust, threads, |_, checked| {
+        each_piece(&mut pieces, target, trust.force || trust.proven, threads, |_, checked| {
             progress.check()?;
             progress.advance(checked.data.len() as u64);
             if checked.differs { out.put(checked.offset, checked.data) } else { Ok(()) }
@@ -174,10 +175,11 @@ pub(crate) fn write_all(
     })
 }
 
-fn each_piece<R: Read + Send>(
+/// Checks every piece against the volume, whose base needs no proof if `trusted`.
+pub(crate) fn each_piece<R: Read + Send>(
     pieces: &mut Pieces<R>,
-    target: &dyn Target,
-    trust: Trust,
+    volume: &dyn Volume,
+    trusted: bool,
     threads: usize,
     mut each: impl FnMut(ExtentKind, Checked) -> Result<()>,
 ) -> Result<()> {
@@ -185,7 +187,7 @@ fn each_piece<R: Read + Send>(
     ordered(
         workers(threads),
         || pieces.next_piece(),
-        || Checker::new(target, geometry, trust.force || trust.proven),
+        || Checker::new(volume, geometry, trusted),
         |checker, extent| Ok((extent.head.kind, checker.check(&extent)?)),
         |(kind, checked)| each(kind, checked),
     )

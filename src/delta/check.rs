@@ -5,7 +5,7 @@ use super::encode::is_zero;
 use super::inspect::wrong_chunk;
 use super::load::{chunk_crcs, to_usize};
 use super::read::{ReadExtent, span};
-use super::target::Target;
+use super::target::Volume;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{ExtentKind, Geometry};
 
@@ -23,7 +23,7 @@ pub(crate) struct Checked {
 
 /// Checks extents; each worker has its own.
 pub(crate) struct Checker<'a> {
-    target: &'a dyn Target,
+    target: &'a dyn Volume,
     geometry: Geometry,
     /// The base needs no proof.
     trusted: bool,
@@ -41,7 +41,7 @@ struct Seen {
 }
 
 impl<'a> Checker<'a> {
-    pub(crate) fn new(target: &'a dyn Target, geometry: Geometry, trusted: bool) -> Result<Self> {
+    pub(crate) fn new(target: &'a dyn Volume, geometry: Geometry, trusted: bool) -> Result<Self> {
         Ok(Self { target, geometry, trusted, decoder: Decoder::new(geometry)? })
     }
 

@@ -90,21 +90,30 @@ pub(crate) fn write_delta<X: Send>(
     progress: &dyn Progress,
 ) -> Result<CreateSummary> {
     let geometry = header.geometry();
-    let mut output = Output::begin(out, header, options.rate_limit, progress)?;
-    ordered(
-        workers(options.threads),
-        produce,
-        || Encoder::new(geometry, options.encoding, options.level),
-        |encoder, (run, extra)| {
-            encode_run(encoder, &geometry, run, |start, chunks| load(start, chunks, extra))
-        },
-        |(bytes, extents)| {
-            progress.check()?;
-            extents.iter().try_for_each(|extent| output.extent(extent))?;
-            progress.advance(bytes);
-            Ok(())
-        },
-    )?;
+    let output = Output::begin(out, header, options.rate_limit, progress)?;
+    let encode = |encoder: &mut Encoder, (run, extra)| {
+        encode_run(encoder, &geometry, run, |start, chunks| load(start, chunks, extra))
+    };
+    let encoder = || Encoder::new(geometry, options.encoding, options.level);
+    write_extents(output, options.threads, produce, encoder, encode, progress)
+}
+
+/// The extents of everything that is produced, in order, and the end marker. `encode` tells how many bytes of
+/// the volume it has seen to.
+pub(crate) fn write_extents<I: Send, S>(
+    mut output: Output<'_>,
+    threads: usize,
+    produce: impl FnMut() -> Result<Option<I>> + Send,
+    state: impl Fn() -> Result<S> + Sync,
+    encode: impl Fn(&mut S, I) -> Result<(u64, Vec<Encoded>)> + Sync,
+    progress: &dyn Progress,
+) -> Result<CreateSummary> {
+    ordered(workers(threads), produce, state, encode, |(bytes, extents)| {
+        progress.check()?;
+        extents.iter().try_for_each(|extent| output.extent(extent))?;
+        progress.advance(bytes);
+        Ok(())
+    })?;
     output.finish()
 }
 

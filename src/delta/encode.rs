@@ -132,7 +132,8 @@ fn part(crcs: Option<&[u32]>, first: u32, chunks: u32) -> Option<&[u32]> {
     crcs.and_then(|crcs| crcs.get(first..first.saturating_add(to_usize(u64::from(chunks)))))
 }
 
-fn assemble(
+/// An extent from its parts. `base_crcs` and `payload` must be what the kind demands.
+pub(crate) fn assemble(
     kind: ExtentKind,
     start: u64,
     chunks: u32,

@@ -14,10 +14,16 @@ use std::io::Read;
 pub struct KindCount {
     /// Number of extents.
     pub extents: u64,
+    /// Their chunks.
+    pub chunks: u64,
     /// Bytes of the target that they cover.
     pub data_bytes: u64,
     /// Bytes of their payloads.
     pub payload_bytes: u64,
+    /// Bytes of the target that the largest of them covers.
+    pub largest_bytes: u64,
+    /// How many of them carry CRCs of their base.
+    pub with_base_crcs: u64,
 }
 
 /// Facts of a delta.
@@ -61,6 +67,9 @@ impl Tally {
         if let Some((_, count)) = self.kinds.iter_mut().find(|(kind, _)| *kind == head.kind) {
             let data = geometry.result_bytes(head.chunk, u64::from(head.chunks));
             count.extents = count.extents.saturating_add(1);
+            count.chunks = count.chunks.saturating_add(u64::from(head.chunks));
+            count.largest_bytes = count.largest_bytes.max(data);
+            count.with_base_crcs = count.with_base_crcs.saturating_add(u64::from(head.base_crcs));
             count.data_bytes = count.data_bytes.saturating_add(data);
             count.payload_bytes = count.payload_bytes.saturating_add(u64::from(head.payload_bytes));
         }

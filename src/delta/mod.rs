@@ -6,6 +6,8 @@
 //! | `plan`, `load`, `encode`, `write`, `create` | which chunks; their bytes; their encoding; the stream |
 //! | `read`, `decode`, `inspect` | the stream back; its data; `info` and `verify` |
 //! | `input`, `target`, `check`, `apply`, `undo`, `to_store` | a delta onto a device, a file or a store's origin |
+//! | `invert` | the delta that goes back, made beforehand |
+//! | `merge` | several deltas into one, without the volume |
 //! | `pipeline` | the threads under all of them: many workers, results in order |
 //!
 //! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
@@ -19,7 +21,9 @@ mod decode;
 mod encode;
 mod input;
 mod inspect;
+mod invert;
 mod load;
+mod merge;
 mod pipeline;
 mod plan;
 mod read;
@@ -33,9 +37,11 @@ pub use changelist::{ChangelistReader, ChangelistSummary, write_changelist};
 pub use create::{CreateOptions, create};
 pub use input::Input;
 pub use inspect::{DeltaInfo, Verdict, info, verify};
+pub use invert::invert;
+pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
 pub(crate) use pipeline::{ordered, workers};
 pub use read::{ReadExtent, Reader};
-pub use target::{FileTarget, Target};
+pub use target::{FileTarget, Target, Volume};
 pub use to_store::apply_to_store;
 pub use write::CreateSummary;
 

@@ -162,11 +162,12 @@ impl<R: Read> Reader<R> {
                 hex::encode(self.counted.digest)
             )));
         }
-        if self.geometry.source_size.is_none() && self.next_chunk != self.geometry.target_chunks() {
+        let chunks = self.geometry.target_chunks();
+        if self.next_chunk < chunks && self.geometry.covered_from() < chunks {
+            let kind = if self.geometry.source_size.is_none() { "full-volume" } else { "growing" };
             return Err(Error::damaged(format!(
-                "full-volume delta covers {} of {} chunks",
-                self.next_chunk,
-                self.geometry.target_chunks()
+                "{kind} delta ends at chunk {} of {chunks}",
+                self.next_chunk
             )));
         }
         if self.input.read(&mut [0]).map_err(|e| Error::io("cannot read the delta", e))? != 0 {

@@ -1,22 +1,19 @@
 //! What a delta can be applied to.
 
-use crate::block::WriteAt;
+use crate::block::{ReadAt, WriteAt};
 use crate::error::Result;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-/// The volume that a delta changes. Read by many threads, written by one.
-pub trait Target: Sync {
+/// What a delta is checked against, read by many threads.
+pub trait Volume: Sync {
     /// For messages.
     fn path(&self) -> &Path;
 
     /// Size in bytes now.
     fn size(&self) -> u64;
 
-    /// True if [`Target::set_size`] can change the size.
-    fn can_resize(&self) -> bool;
-
-    /// True if [`Target::read_base`] gives the state before the apply even after parts were written.
+    /// True if [`Volume::read_base`] gives the state before the apply even after parts were written.
     fn keeps_base(&self) -> bool {
         false
     }
@@ -27,13 +24,19 @@ pub trait Target: Sync {
     /// Of the medium.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
-    /// Bytes as they were before the apply, if the target keeps them; else as they are now.
+    /// Bytes as they were before the apply, if the volume keeps them; else as they are now.
     ///
     /// # Errors
     /// Of the medium.
     fn read_base(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.read(offset, buf)
     }
+}
+
+/// A volume that a delta changes. Written by one thread.
+pub trait Target: Volume {
+    /// True if [`Target::set_size`] can change the size.
+    fn can_resize(&self) -> bool;
 
     /// Writes inside the size.
     ///
@@ -63,6 +66,23 @@ pub trait Target: Sync {
     fn flush(&self) -> Result<()>;
 }
 
+/// A plain device or file that is only read.
+pub(crate) struct Base<'a>(pub(crate) &'a dyn ReadAt);
+
+impl Volume for Base<'_> {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+}
+
 /// A plain device or file as a target.
 pub struct FileTarget<'a> {
     file: &'a dyn WriteAt,
@@ -78,7 +98,7 @@ impl<'a> FileTarget<'a> {
     }
 }
 
-impl Target for FileTarget<'_> {
+impl Volume for FileTarget<'_> {
     fn path(&self) -> &Path {
         self.file.path()
     }
@@ -87,12 +107,14 @@ impl Target for FileTarget<'_> {
         self.file.size()
     }
 
-    fn can_resize(&self) -> bool {
-        !self.is_device
-    }
-
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.file.read_at(buf, offset)
+    }
+}
+
+impl Target for FileTarget<'_> {
+    fn can_resize(&self) -> bool {
+        !self.is_device
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

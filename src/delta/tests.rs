@@ -53,7 +53,7 @@ pub(super) fn volume(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-fn edited(old: &[u8], len: usize, edits: &[(usize, u8)]) -> Vec<u8> {
+pub(super) fn edited(old: &[u8], len: usize, edits: &[(usize, u8)]) -> Vec<u8> {
     let mut new = old.to_vec();
     let more = volume(len, 99);
     new.truncate(len);
@@ -121,8 +121,49 @@ fn the_number_of_threads_does_not_show() {
     for encoding in ENCODINGS {
         for base in [None, Some(&old[..])] {
             let one = make(base, &new, 12, &options(encoding, 1));
-            assert!(one == make(base, &new, 12, &options(encoding, 4)), "{encoding:?}");
+            for threads in [2, 8] {
+                assert!(one == make(base, &new, 12, &options(encoding, threads)), "{encoding:?}, {threads}");
+            }
         }
+    }
+}
+
+#[test]
+fn a_delta_that_leaves_out_what_it_gained_is_refused() {
+    let label = |size_bytes| crate::format::delta::PointLabel {
+        volume: crate::units::Uuid([0; 16]),
+        id: 0,
+        generation: 0,
+        size_bytes,
+        tag: Tag(1),
+        name: None,
+    };
+    let header = crate::format::delta::Header {
+        chunk_bits: 12,
+        encoding: Encoding::Raw,
+        level: 0,
+        undoes: None,
+        source: Some(label(10_000)),
+        target: label(40_000),
+    };
+    // From chunk 2, in which the source ends, all must be there.
+    for (holes, sound) in [
+        (&[(2, 8)][..], true),
+        (&[(0, 1), (2, 3), (5, 5)], true),
+        (&[(0, 10)], true),
+        (&[(3, 7)], false),
+        (&[(2, 2), (5, 5)], false),
+        (&[(2, 7)], false),
+        (&[(0, 1)], false),
+        (&[], false),
+    ] {
+        let mut out = Vec::new();
+        let mut output = write::Output::begin(&mut out, &header, None, &Silent).unwrap();
+        let encoder = encode::Encoder::new(header.geometry(), Encoding::Raw, 0).unwrap();
+        holes.iter().for_each(|(start, chunks)| output.extent(&encoder.hole(*start, *chunks)).unwrap());
+        output.finish().unwrap();
+        let found = info(&mut &out[..], &Silent);
+        assert_eq!(found.as_ref().err().map(|e| e.kind()), (!sound).then_some(Kind::Damaged), "{holes:?}");
     }
 }
 

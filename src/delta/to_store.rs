@@ -4,7 +4,7 @@ use super::apply::{ApplyOptions, ApplySummary, Trust, verify_for, write_all};
 use super::input::Input;
 use super::inspect::DeltaInfo;
 use super::read::Pieces;
-use super::target::Target;
+use super::target::{Target, Volume};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Header, PointLabel};
 use crate::point::{Identity, PointId, PointSource};
@@ -166,17 +166,13 @@ impl<'a> StoreTarget<'a> {
     }
 }
 
-impl Target for StoreTarget<'_> {
+impl Volume for StoreTarget<'_> {
     fn path(&self) -> &Path {
         &self.path
     }
 
     fn size(&self) -> u64 {
         self.size
-    }
-
-    fn can_resize(&self) -> bool {
-        false
     }
 
     fn keeps_base(&self) -> bool {
@@ -189,6 +185,12 @@ impl Target for StoreTarget<'_> {
 
     fn read_base(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.lock().view().read(self.base, offset, buf)
+    }
+}
+
+impl Target for StoreTarget<'_> {
+    fn can_resize(&self) -> bool {
+        false
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

@@ -9,11 +9,12 @@ use super::apply::{ApplyOptions, Verified};
 use super::check::Checker;
 use super::create::{CreateOptions, write_delta};
 use super::input::Input;
-use super::inspect::info;
+use super::inspect::{DeltaInfo, info};
 use super::load::{Loaded, chunk_crcs, to_usize};
 use super::plan::{Plan, Run};
 use super::read::{Pieces, ReadExtent};
-use super::target::Target;
+use super::target::{Target, Volume};
+use super::write::CreateSummary;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Encoding, Geometry, Header, PointLabel};
 use crate::progress::Progress;
@@ -43,7 +44,17 @@ pub(crate) fn prepare(
     };
     let temporary = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
     let mut out = BufWriter::with_capacity(256 << 10, temporary);
-    write(input, target, verified, options, &mut out, progress).map_err(|error| error.at_path(path))?;
+    let header = header(&verified.info, target.size(), verified.resumed);
+    let create = CreateOptions {
+        encoding: header.encoding,
+        level: header.level,
+        base_crc: true,
+        threads: options.threads,
+        rate_limit: None,
+    };
+    progress.stage("write undo delta", None);
+    write_inverse(input, target, &header, &create, &mut out, progress)
+        .map_err(|error| error.at_path(path))?;
     let temporary = out.into_inner().map_err(|e| failed(e.into_error()))?;
     temporary.as_file().sync_all().map_err(failed)?;
     temporary.persist_noclobber(path).map_err(|e| failed(e.error))?;
@@ -65,46 +76,38 @@ fn ensure_ours(path: &Path, file: File, verified: &Verified, progress: &dyn Prog
     }
 }
 
-fn write(
+/// Writes the delta from the result of the one in `input` to what `volume` holds now, under this header.
+pub(crate) fn write_inverse(
     input: &mut Input,
-    target: &dyn Target,
-    verified: &Verified,
-    options: &ApplyOptions,
+    volume: &dyn Volume,
+    header: &Header,
+    options: &CreateOptions,
     out: &mut dyn Write,
     progress: &dyn Progress,
-) -> Result<()> {
-    let delta = verified.info.header.geometry();
-    let header = header(verified, target.size());
+) -> Result<CreateSummary> {
     let geometry = header.geometry();
-    let create = CreateOptions {
-        encoding: Encoding::Zstd,
-        level: 1,
-        base_crc: true,
-        threads: options.threads,
-        rate_limit: None,
-    };
-    progress.stage("write undo delta", None);
     input.again(|reader| {
+        let delta = reader.header().geometry();
         let mut runs = Runs::new(Pieces::new(reader), geometry);
         let load = |start, chunks, extent: Option<ReadExtent>| {
             let offset = geometry.offset(start);
             let mut new = vec![0; to_usize(geometry.result_bytes(start, u64::from(chunks)))];
-            target.read(offset, &mut new)?;
+            volume.read(offset, &mut new)?;
             let mut base = match extent {
-                Some(extent) => Checker::new(target, delta, true)?.check(&extent)?.data,
+                Some(extent) => Checker::new(volume, delta, true)?.check(&extent)?.data,
                 None => new.clone(),
             };
             base.truncate(to_usize(geometry.base_bytes(start, u64::from(chunks))));
             let base_crcs = Some(chunk_crcs(&geometry, chunks, &base));
             Ok(Loaded { new, base: Some(base), base_crcs })
         };
-        write_delta(&header, || runs.next(), load, &create, out, progress).map(|_| ())
+        write_delta(header, || runs.next(), load, options, out, progress)
     })
 }
 
-/// The points swapped. What the target holds now is only called the base if all of it is the base.
-fn header(verified: &Verified, size_now: u64) -> Header {
-    let delta = &verified.info.header;
+/// The points of a delta swapped. What the volume of `size_now` bytes holds is only called the base if all of it
+/// is proven to be, and nothing of the result is there yet (`resumed`).
+pub(crate) fn header(delta: &DeltaInfo, size_now: u64, resumed: bool) -> Header {
     let unknown = PointLabel {
         volume: Uuid([0; 16]),
         id: 0,
@@ -113,13 +116,13 @@ fn header(verified: &Verified, size_now: u64) -> Header {
         tag: Tag::ORIGIN,
         name: None,
     };
-    let base = delta.source.clone().filter(|_| !verified.resumed && verified.info.has_base_crcs);
+    let base = delta.header.source.clone().filter(|_| !resumed && delta.has_base_crcs);
     Header {
-        chunk_bits: delta.chunk_bits,
+        chunk_bits: delta.header.chunk_bits,
         encoding: Encoding::Zstd,
         level: 1,
-        undoes: Some(verified.info.digest),
-        source: Some(delta.target.clone()),
+        undoes: Some(delta.digest),
+        source: Some(delta.header.target.clone()),
         target: base.filter(|base| base.size_bytes == size_now).unwrap_or(unknown),
     }
 }

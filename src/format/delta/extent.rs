@@ -130,8 +130,13 @@ impl Extent {
                 self.chunks, self.chunk
             )
         })?;
-        ensure(geometry.source_size.is_some() || self.chunk == next_chunk, || {
-            format!("full-volume delta skips chunks {next_chunk} to {}", self.chunk)
+        let covered = geometry.covered_from();
+        ensure(self.chunk <= next_chunk.max(covered), || match geometry.source_size {
+            None => format!("full-volume delta skips chunks {next_chunk} to {}", self.chunk),
+            Some(size) => {
+                let first = next_chunk.max(covered);
+                format!("delta skips chunks {first} to {}, but its source has only {size} bytes", self.chunk)
+            }
         })
     }
 

@@ -63,6 +63,17 @@ impl Geometry {
         self.source_size.unwrap_or(0).min(self.target_size)
     }
 
+    /// The chunk from which on a delta covers every chunk of its target: all of them without a source; with a
+    /// smaller source, from the chunk in which that ends.
+    #[must_use]
+    pub fn covered_from(&self) -> u64 {
+        match self.source_size {
+            None => 0,
+            Some(size) if size < self.target_size => size.checked_shr(self.chunk_bits).unwrap_or(0),
+            Some(_) => self.target_chunks(),
+        }
+    }
+
     fn inside(&self, limit: u64, start: u64, chunks: u64) -> u64 {
         let first = self.offset(start).min(limit);
         let end = self.offset(start.saturating_add(chunks)).min(limit);
