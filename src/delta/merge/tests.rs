@@ -100,7 +100,8 @@ proptest! {
             // A target that is not the base is refused.
             let mut wrong = base.to_vec();
             let extent = Reader::open(&delta[..]).unwrap().next_extent().unwrap();
-            if let Some(at) = extent.map(|extent| to_usize(extent.head.chunk << bits)) && at < wrong.len().min(last.len()) {
+            let at = extent.map_or(usize::MAX, |extent| to_usize(extent.head.chunk << bits));
+            if at < wrong.len().min(last.len()) {
                 wrong[at] ^= 1;
                 let wrong = Memory::from_bytes(&wrong);
                 let verdict = verify(&mut &delta[..], Some(&wrong), 1, &Silent).unwrap();
