@@ -37,7 +37,7 @@ fn volume() -> Volume {
     Writer::initialize(&device, &options).unwrap();
     let mut images = BTreeMap::new();
     let mut ids = Vec::new();
-    for round in 0..12u32 {
+    for round in 0..18u32 {
         let origin_device: Arc<dyn WriteAt> = origin.clone();
         let mut writer = Writer::open(Arc::clone(&device), Some(origin_device), 2).unwrap();
         let made = writer.create_snapshot(Tag(round), None).unwrap();

@@ -1,16 +1,18 @@
 //! Writing the origin and snapshots: copy out first, commit, then change.
 
 use super::publish::padded;
-use super::room::batch_bytes;
 use super::state::bit;
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
-use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
+use crate::format::record::{ENTRY_SIZE, Encoding, Entry, EntryClass, HEADER_SIZE, Record, RecordKind};
 use crate::format::run::{Key, PAGE_BITS};
 use crate::units::{Epoch, index};
 
 /// Pages of the copied-out cache kept before it is started afresh: 24 MiB.
 const COPIED_PAGES_MAX: usize = 512 << 10;
+
+/// Bytes of chunks in one record, at most; a single chunk may be all of it.
+const RECORD_BYTES_MAX: u64 = 2 << 20;
 
 /// True if every byte of `bytes` is zero.
 fn is_zero(bytes: &[u8]) -> bool {
@@ -107,11 +109,27 @@ impl Writer {
         // Two pieces may touch one chunk, and long runs are read at once.
         needed.sort_unstable();
         needed.dedup();
-        let batch = (batch_bytes(self) >> bits).max(1);
-        for chunks in needed.chunks(batch) {
+        let mut rest = needed.as_slice();
+        while !rest.is_empty() {
+            let (chunks, after) = rest.split_at(self.record_chunks().min(rest.len()));
             self.copy_out_batch(chunks)?;
+            rest = after;
         }
         Ok(())
+    }
+
+    /// How many chunks the next record should hold, at least 1: as many entries as fill a block, inside 2 MiB and half
+    /// a segment, and cut where the current segment ends. What is left there is lost: records of a MiB that are not
+    /// cut waste a quarter of segments of 4 MiB.
+    fn record_chunks(&self) -> usize {
+        let state = &self.view.state;
+        let bits = state.sb.chunk_bits;
+        let entries = (self.block() - HEADER_SIZE as u64) / ENTRY_SIZE as u64;
+        let share = (u64::from(state.sb.segment_size() / 2).min(RECORD_BYTES_MAX) >> bits).max(1);
+        // One block for the record's header, and one for that of a session's first record.
+        let left = state.chain.left_here(&state.sb).saturating_sub(2 * self.block()) >> bits;
+        let whole = entries.min(share);
+        index(if left == 0 { whole } else { whole.min(left) })
     }
 
     /// True if the newest live snapshot still has `chunk` from the origin.
@@ -232,8 +250,10 @@ impl Writer {
         let size = self.view.endpoint(id)?.size_bytes;
         let chunk_size = u64::from(self.view.state.sb.chunk_size());
         let chunks: Vec<u64> = (offset / chunk_size..=(end - 1) / chunk_size).collect();
-        let batch = (batch_bytes(self) >> self.view.state.sb.chunk_bits).max(1);
-        for chunks in chunks.chunks(batch) {
+        let mut rest = chunks.as_slice();
+        while !rest.is_empty() {
+            let (chunks, after) = rest.split_at(self.record_chunks().min(rest.len()));
+            rest = after;
             let mut entries = Vec::with_capacity(chunks.len());
             let mut stored = Vec::new();
             for chunk in chunks {
@@ -311,6 +331,30 @@ mod tests {
         let mut bytes = [0; 4096];
         writer.view().read(PointId::Snapshot(id), 0, &mut bytes).unwrap();
         assert_eq!(bytes, [1; 4096]);
+    }
+
+    #[test]
+    fn records_fill_their_segments_to_the_end() {
+        let device: Arc<dyn crate::block::WriteAt> = Arc::new(Memory::new(64 << 20));
+        let options = InitOptions {
+            chunk_size: 16384,
+            block_size: 4096,
+            origin_path: "/origin".into(),
+            origin_size: 4 * ORIGIN,
+            now_secs: 1,
+        };
+        Writer::initialize(&device, &options).unwrap();
+        let origin = Arc::new(Memory::from_bytes(&vec![1; index(4 * ORIGIN)]));
+        let mut writer = Writer::open(device, Some(origin), 1).unwrap();
+        writer.create_snapshot(Tag(1), None).unwrap();
+        for number in 0..16 {
+            writer.write_origin(number << 20, &vec![2; 1 << 20]).unwrap();
+        }
+        let info = writer.view().info();
+        let log = writer.view.state.segments.values().filter(|segment| segment.live > 0).count() as u64;
+        let used = log * u64::from(info.segment_size);
+        // 16 MiB of chunks, a header block for 30 of them at most, ends of segments too short for one more.
+        assert!(used < 4 * ORIGIN * 108 / 100, "{used} bytes of segments of {}", info.segment_size);
     }
 
     #[test]

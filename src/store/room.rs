@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::Role;
 use crate::format::record::{Entry, Record, RecordKind};
 use crate::format::table::Snapshot;
-use crate::units::{Epoch, index};
+use crate::units::Epoch;
 
 /// Records between two checkpoints, at most: bounds the time of a replay.
 const INTERVAL_RECORDS: u64 = 4096;
@@ -252,10 +252,4 @@ impl Writer {
         }
         self.checkpoint_if_possible(SWEEP)
     }
-}
-
-/// Bytes of one record's data, so that a commit stays well inside a segment.
-pub(super) fn batch_bytes(writer: &Writer) -> usize {
-    let sb = &writer.view.state.sb;
-    index(u64::from(sb.segment_size() / 4).clamp(u64::from(sb.chunk_size()), 1 << 20))
 }
