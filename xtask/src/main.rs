@@ -29,7 +29,7 @@ enum Chore {
     Docs(docs::Args),
     /// Write the manual pages and shell completions
     Man(docs::Args),
-    /// Measure throughput beside what a user would run instead
+    /// Measure beside what a user would run instead, and write docs/benchmarks.md
     Bench(bench::Args),
     /// Build a release archive: binary, pages, completions, licences
     Dist,

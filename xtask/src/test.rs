@@ -2,7 +2,7 @@
 
 use crate::report::table;
 use crate::shell::{cargo, has, run as shell};
-use crate::{docs, man, tidy};
+use crate::{bench, docs, man, tidy};
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,14 @@ pub struct Args {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// Cheap steps first: who forgot to format should not wait for the tests to hear of it.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", || shell(cargo().args(["fmt", "--all", "--", "--check"]))),
     ("tidy", tidy::run),
     ("lints", || {
         shell(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     }),
     ("tests", || shell(cargo().args(["test", "--workspace", "--locked"]))),
+    ("benchmarks work", bench::smoke),
     ("documents", || docs::run(true)),
     ("manual", || man::run(true)),
     ("dependencies", dependencies),
