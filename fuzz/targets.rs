@@ -5,8 +5,9 @@
 
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
-use ddsnap::delta::{ChangelistReader, info, verify};
+use ddsnap::delta::{ChangelistReader, Part, info, verify};
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
+use ddsnap::format::delta::ResumePoint;
 use ddsnap::format::qcow2;
 use ddsnap::format::record::Record;
 use ddsnap::format::run::{decode_block, decode_directory, encode_block};
@@ -30,7 +31,7 @@ pub const UUID: Uuid = Uuid([7; 16]);
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -39,6 +40,7 @@ pub const TARGETS: [Target; 10] = [
     ("tables", tables),
     ("changelist", changelist),
     ("delta", delta),
+    ("continuation", continuation),
     ("qcow2", qcow2),
     ("store", store),
 ];
@@ -120,6 +122,28 @@ pub fn delta(data: &[u8]) {
 pub fn qcow2(data: &[u8]) {
     if let Ok(Some(image)) = qcow2::decode(data) {
         assert!(data.len() >= size_of::<qcow2::RawHeader>() && (9..=21).contains(&image.cluster_bits));
+    }
+}
+
+/// A continuation, or a token as text; then the same as what a receiver gets that has kept some of these bytes.
+pub fn continuation(data: &[u8]) {
+    if let Some(point) = data.first_chunk().and_then(|bytes| ResumePoint::decode(bytes).ok()) {
+        assert_eq!(data.get(..ResumePoint::PREAMBLE_BYTES), Some(&point.encode()[..]));
+    }
+    if let Some(point) = std::str::from_utf8(data).ok().and_then(|text| text.parse::<ResumePoint>().ok()) {
+        assert_eq!(point.to_string().parse(), Ok(point));
+    }
+    let Ok(dir) = tempfile::tempdir() else { return };
+    let path = dir.path().join("part");
+    let kept = data.get(data.len() / 2..).unwrap_or(&[]);
+    if std::fs::write(&path, kept).is_err() {
+        return;
+    }
+    let Ok(part) = Part::open(&path) else { return };
+    if part.receive(&mut &*data, &Silent).is_ok() {
+        // What was taken in is a whole delta, digest and all.
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        assert!(info(&mut &bytes[..], &Silent).is_ok());
     }
 }
 

@@ -58,6 +58,13 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         "apply-delta d",
         "delta info",
         "delta verify a b c",
+        "create-delta --resume v 1 2",
+        "create-delta --resume-token x v 1 2",
+        "create-delta --resume --resume-token 0:00 v 1 2",
+        "apply-delta --resume d v",
+        "apply-delta --spool d - v",
+        "apply-delta --resume-token d v",
+        "apply-delta --resume --dry-run - v",
         "delta merge a",
         "delta invert a",
     ];

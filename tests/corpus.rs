@@ -7,6 +7,7 @@ mod targets;
 
 use crate::harness::Rng;
 use ddsnap::format::checkpoint::{Checkpoint, LogPosition, encode_part};
+use ddsnap::format::delta::ResumePoint;
 use ddsnap::format::qcow2::{Backing, BackingFormat, Geometry};
 use ddsnap::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use ddsnap::format::run::{Key, Value, encode_block, encode_directory};
@@ -159,6 +160,15 @@ fn qcow2_seed() -> Vec<u8> {
     bytes
 }
 
+fn continuation_seeds() -> Vec<Vec<u8>> {
+    let point = ResumePoint { bytes: 100, digest: [7; 32] };
+    let delta = delta_seeds().swap_remove(2);
+    let known = delta.len() / 2;
+    let point_of = ResumePoint { bytes: known as u64, digest: *blake3::hash(&delta[..known]).as_bytes() };
+    let rest = [&point_of.encode()[..], &delta[known..]].concat();
+    vec![point.encode().to_vec(), point.to_string().into_bytes(), rest, delta]
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -169,6 +179,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "tables" => tables(),
         "changelist" => vec![changelist_seed()],
         "delta" => delta_seeds(),
+        "continuation" => continuation_seeds(),
         "qcow2" => vec![qcow2_seed()],
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],
     }

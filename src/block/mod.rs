@@ -10,6 +10,7 @@
 //! | [`overlay`] | writes kept in memory over something that is only read (`--dry-run`) |
 //! | [`record`] | logs every write and flush, and builds what a crash may leave behind (tests) |
 //! | [`faulty`] | fails, freezes or flips bits on demand (tests) |
+//! | [`part`] | files that are kept for whoever goes on with them |
 //! | [`mount`] | who holds a device or file already |
 //! | [`signature`] | which known content lies on a device, so that nobody overwrites it unasked |
 
@@ -23,6 +24,7 @@ pub mod memory;
 pub mod mount;
 pub mod overlay;
 mod pages;
+pub mod part;
 pub mod record;
 pub mod signature;
 

@@ -6,17 +6,19 @@ use super::{open, report};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
-use crate::delta::{ApplyOptions, ApplySummary, FileTarget, Input, apply, apply_to_store};
+use crate::delta::{ApplyOptions, ApplySummary, FileTarget, Input, Part, apply, apply_to_store};
 use crate::error::{Error, Kind, Result};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, size};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
   ddsnap apply-delta 1-2.delta copy.img
   ddsnap apply-delta --undo back.delta 1-2.delta copy.img
-  ddsnap create-delta data.snap 1 2 - | ddsnap apply-delta - copy.img
+  ddsnap create-delta data.snap 1 2 - | ddsnap apply-delta --resume - copy.img
+  ddsnap apply-delta --resume-token copy.img
   ddsnap apply-delta --dry-run 1-2.delta copy.img";
 
 /// Apply a delta to a device, a file, or the origin of a volume
@@ -27,6 +29,7 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "ddsnap apply-delta [OPTIONS] DELTA TARGET
+       ddsnap apply-delta --resume-token TARGET
        ddsnap apply-delta --rollback VOL")]
 pub struct Args {
     /// The delta ('-' is standard input), then the device, file or snapshot store to apply it to
@@ -35,6 +38,16 @@ pub struct Args {
     /// Put the origin of VOL back to where it was before an interrupted apply
     #[arg(long, conflicts_with_all = ["undo", "force"])]
     rollback: bool,
+    /// Keep what arrives on standard input in a file, until all of it is there and applied; take the rest of a
+    /// stream that was cut before
+    #[arg(long, conflicts_with_all = ["rollback", "dry_run"])]
+    resume: bool,
+    /// Print what 'create-delta --resume-token' needs to send the rest for TARGET
+    #[arg(long, conflicts_with_all = ["rollback", "resume", "undo", "force", "dry_run", "rate_limit"])]
+    resume_token: bool,
+    /// The folder in which arriving data is kept; if not given, that of TARGET, or /var/tmp for a device
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// First write a delta that takes a plain TARGET back
     #[arg(long, value_name = "FILE")]
     undo: Option<PathBuf>,
@@ -57,26 +70,75 @@ pub struct Args {
 /// `Kind::Damaged`, `Kind::Unsupported` for a bad delta, `Kind::Mismatch` for a wrong base,
 /// `Kind::Refused` if the base cannot be proven; then nothing was written.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
-    match (args.rollback, args.operands.as_slice()) {
+    if args.spool.is_some() && !args.resume && !args.resume_token {
+        return Err(Error::new(Kind::Usage, "--spool goes with --resume and --resume-token"));
+    }
+    match (args.rollback || args.resume_token, args.operands.as_slice()) {
+        (true, [target]) if args.resume_token => print_token(args, target, ui)?,
         (true, [vol]) => roll_back(args, vol, ui)?,
         (false, [delta, target]) => {
             let doing = || format!("cannot apply {} to {}", delta.display(), target.display());
-            let summary = apply_any(args, delta, target, ui).map_err(|error| error.doing(doing()))?;
+            let summary = match args.resume {
+                true => apply_kept(args, delta, target, ui),
+                false => input(args, delta, ui).and_then(|input| apply_any(args, input, delta, target, ui)),
+            };
+            let summary = summary.map_err(|error| error.doing(doing()))?;
             report(args, target, &summary, ui)?;
         }
-        (true, _) => return Err(Error::new(Kind::Usage, "--rollback takes one operand, VOL")),
+        (true, _) => {
+            let what = "--rollback and --resume-token take one operand, VOL or TARGET";
+            return Err(Error::new(Kind::Usage, what));
+        }
         (false, _) => return Err(Error::new(Kind::Usage, "expected two operands, DELTA and TARGET")),
     }
     Ok(Exit::Done)
 }
 
-fn apply_any(args: &Args, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplySummary> {
+/// Receives into the part that belongs to the target, and applies that once it is whole.
+fn apply_kept(args: &Args, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplySummary> {
+    if delta.as_os_str() != "-" {
+        let what = "--resume goes with a delta on standard input";
+        return Err(Error::new(Kind::Usage, what).hint("a delta in a file is all there: leave out --resume"));
+    }
+    let part = Part::open(&part_path(args, target)?)?;
+    let mut stream = Limited::new(ui.data_input()?, args.rate.rate_limit, ui.stop_wanted());
+    let input = part.receive(&mut stream, ui.progress())?;
+    let result = apply_any(args, input, delta, target, ui);
+    // What was applied, and what cannot be applied anywhere, is of no use; the rest may be once its cause is gone.
+    if result.as_ref().map_or_else(|e| matches!(e.kind(), Kind::Damaged | Kind::Unsupported), |_| true) {
+        part.remove()?;
+    }
+    result
+}
+
+fn print_token(args: &Args, target: &Path, ui: &Ui) -> Result<()> {
+    let point = part_path(args, target).and_then(|path| Part::resume_point(&path, ui.progress()));
+    let doing = || format!("cannot tell what was received for {}", target.display());
+    ui.print(&point.map_err(|error| error.doing(doing()))?.to_string())
+}
+
+/// Where data for a target is kept: named by the target, so that the next run finds it.
+fn part_path(args: &Args, target: &Path) -> Result<PathBuf> {
+    let failed = |error| Error::io(format!("cannot find it: {error}"), error).at_path(target);
+    let real = std::fs::canonicalize(target).map_err(failed)?;
+    let is_file = std::fs::metadata(&real).map_err(failed)?.is_file();
+    let folder = match (&args.spool, real.parent()) {
+        (Some(folder), _) => folder.as_path(),
+        (None, Some(parent)) if is_file => parent,
+        _ => Path::new("/var/tmp"),
+    };
+    let hash = blake3::hash(real.as_os_str().as_bytes()).to_hex();
+    let mut name = real.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.ddsnap-part", &hash[..16]));
+    Ok(folder.join(name))
+}
+
+fn apply_any(args: &Args, mut input: Input, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplySummary> {
     if open::is_same(delta, target) {
         return Err(Error::new(Kind::Usage, "DELTA and TARGET are the same"));
     }
     let options =
         ApplyOptions { force: args.force, undo: args.undo.clone(), dry_run: args.dry_run, threads: 0 };
-    let mut input = input(args, delta, ui)?;
     if open::is_store(target)? {
         let vol = volume(args, target);
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };

@@ -2,10 +2,10 @@
 
 use super::common::{AcceptArgs, RateArgs, VolArgs};
 use super::source::{COMPARE_CHUNK_BITS, Source, is_changelist, snap_name, wrong_operands};
-use crate::delta::{ChangelistReader, CreateOptions, create};
+use crate::delta::{ChangelistReader, CreateOptions, CreateSummary, create, resume_file, resume_stream};
 use crate::error::{Error, Kind, Result};
 use crate::format::changelist::Ending;
-use crate::format::delta::Encoding;
+use crate::format::delta::{Encoding, ResumePoint};
 use crate::point::Changes;
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
@@ -13,13 +13,13 @@ use crate::ui::{Ui, size};
 use crate::units::Tag;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
   ddsnap create-delta data.snap 1 2 -o today.delta
   ddsnap create-delta data.snap 1 2 - | ddsnap apply-delta - copy.img
-  ddsnap create-delta data.snap 2 -o full.delta
+  ddsnap create-delta data.snap 2 --resume -o full.delta
   ddsnap create-delta --compare monday.img data.img -o today.delta
   ddsnap create-delta 1-2.changes today.delta monday.img second.img";
 
@@ -60,6 +60,13 @@ pub struct Args {
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
+    /// Go on where an interrupted run with the same operands ended; until it is complete, the delta lies in
+    /// DELTA.part
+    #[arg(long, conflicts_with = "resume_token")]
+    resume: bool,
+    /// Leave out what the receiver has: TOKEN is what 'apply-delta --resume-token' prints there
+    #[arg(long, value_name = "TOKEN")]
+    resume_token: Option<ResumePoint>,
     #[command(flatten)]
     accept: AcceptArgs,
     #[command(flatten)]
@@ -94,10 +101,16 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     let plan = plan(args)?;
     plan.source.ensure_output_elsewhere(&plan.output)?;
     let changes = plan.changelist.as_deref().map(open_changelist).transpose()?;
-    let mut output = Output::create(&plan.output)?;
-    let Source { from, to, .. } = plan.source;
-    let summary =
-        create(plan.source.points(), from, to, changes, &options(args), &mut output, ui.progress())?;
+    let (mut output, summary) = match &args.resume_token {
+        _ if args.resume => make_resumable(args, &plan, changes, ui)?,
+        Some(point) => send_rest(args, &plan, changes, point, ui)?,
+        None => {
+            let mut output = Output::create(&plan.output)?;
+            let summary = make_whole(args, &plan, changes, &mut output, ui)?;
+            (output, summary)
+        }
+    };
+    output.flush().map_err(|error| Error::io("cannot write the delta", error))?;
     output.commit()?;
     ui.explain(&format!(
         "{} chunks ({}) in a delta of {}",
@@ -106,6 +119,79 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
         size::human(summary.stream_bytes)
     ));
     Ok(())
+}
+
+fn make_whole(
+    args: &Args,
+    plan: &Plan,
+    changes: Option<Changes<'_>>,
+    output: &mut Output,
+    ui: &Ui,
+) -> Result<CreateSummary> {
+    let Source { from, to, .. } = plan.source;
+    create(plan.source.points(), from, to, changes, &options(args), output, ui.progress())
+}
+
+/// Goes on in the part that an earlier run left, or starts afresh and says why.
+fn make_resumable(
+    args: &Args,
+    plan: &Plan,
+    changes: Option<Changes<'_>>,
+    ui: &Ui,
+) -> Result<(Output, CreateSummary)> {
+    let mut output = Output::resumable(&plan.output)?;
+    let path = output.path().to_path_buf();
+    let failed = move |error| Error::io("cannot use the part", error).at_path(&path);
+    if output.file_mut().metadata().map_err(&failed)?.len() > 0 {
+        let Source { from, to, .. } = plan.source;
+        let resumed = match (plan.source.is_fixed(), changes.is_none()) {
+            (true, true) => {
+                let (source, file) = (plan.source.points(), output.file_mut());
+                resume_file(source, (from, to), &options(args), file, ui.progress())
+            }
+            _ => Ok(Err("only what is made from snapshots is sure to be the same as before")),
+        };
+        match resumed.map_err(kept)? {
+            Ok(summary) => return Ok((output, summary)),
+            Err(why) => ui.warn(&format!("the part of an earlier run is not used: {why}")),
+        }
+        let file = output.file_mut();
+        file.set_len(0).and_then(|()| file.rewind()).map_err(&failed)?;
+    }
+    let summary = make_whole(args, plan, changes, &mut output, ui).map_err(kept)?;
+    Ok((output, summary))
+}
+
+fn kept(error: Error) -> Error {
+    match error.hint_text() {
+        None => error.hint("what is made is kept; the same command goes on from there"),
+        Some(_) => error,
+    }
+}
+
+/// Sends what a receiver lacks, or everything if what it has is of something else.
+fn send_rest(
+    args: &Args,
+    plan: &Plan,
+    changes: Option<Changes<'_>>,
+    point: &ResumePoint,
+    ui: &Ui,
+) -> Result<(Output, CreateSummary)> {
+    if plan.output.as_os_str() != "-" {
+        let what = "--resume-token goes with a delta on standard output";
+        return Err(Error::new(Kind::Usage, what).hint("--resume continues a delta in a file"));
+    }
+    let mut output = Output::create(&plan.output)?;
+    let Source { from, to, .. } = plan.source;
+    let (source, options) = (plan.source.points(), options(args));
+    let sent = resume_stream(source, (from, to), changes, &options, point, &mut output, ui.progress())?;
+    if let Some(summary) = sent {
+        return Ok((output, summary));
+    }
+    ui.warn("the receiver has the beginning of another delta: sending all of this one");
+    let changes = plan.changelist.as_deref().map(open_changelist).transpose()?;
+    let summary = make_whole(args, plan, changes, &mut output, ui)?;
+    Ok((output, summary))
 }
 
 fn plan(args: &Args) -> Result<Plan> {
@@ -118,6 +204,13 @@ fn plan(args: &Args) -> Result<Plan> {
     if ends_with_dash(operands) && output.is_none() {
         output = Some("-".into());
         operands = &operands[..operands.len() - 1];
+    }
+    let to_file = output.as_ref().is_some_and(|output| output.as_os_str() != "-");
+    if args.resume && !to_file {
+        let what = "--resume goes with a delta in a file";
+        return Err(
+            Error::new(Kind::Usage, what).hint("name it with -o; a stream goes on with --resume-token")
+        );
     }
     let source = match (args.compare, operands) {
         (true, [old, new]) => {

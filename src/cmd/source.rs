@@ -24,6 +24,7 @@ pub struct Source {
     /// The newer point.
     pub to: PointId,
     inputs: Vec<PathBuf>,
+    is_fixed: bool,
 }
 
 impl Source {
@@ -43,7 +44,8 @@ impl Source {
             |name: &SnapName| open::readable_point(&view, &vol.vol, name, accept).map(|point| point.id);
         let (from, to) = (from.map(point).transpose()?, point(to)?);
         let inputs = vec![vol.vol.clone(), open::origin_path(vol, &view.info())];
-        Ok(Self { points: Box::new(view), from, to, inputs })
+        let is_fixed = from != Some(PointId::Origin) && to != PointId::Origin && !accept.accept_taint;
+        Ok(Self { points: Box::new(view), from, to, inputs, is_fixed })
     }
 
     /// Two plain devices or files, with the tags that they shall be known by.
@@ -57,13 +59,20 @@ impl Source {
         };
         let files = Files::new(Some(open(old)?), open(new)?, chunk_bits)?;
         let inputs = vec![old.0.to_path_buf(), new.0.to_path_buf()];
-        Ok(Self { points: Box::new(files), from: Some(Files::OLD), to: Files::NEW, inputs })
+        let (from, to) = (Some(Files::OLD), Files::NEW);
+        Ok(Self { points: Box::new(files), from, to, inputs, is_fixed: false })
     }
 
     /// Where the points can be read.
     #[must_use]
     pub fn points(&self) -> &dyn PointSource {
         &*self.points
+    }
+
+    /// True if the points cannot have changed as long as they have the same identities: sound snapshots of a store.
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
     }
 
     /// What is known of a point of this source.

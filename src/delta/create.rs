@@ -45,22 +45,56 @@ pub fn create(
     out: &mut dyn Write,
     progress: &dyn Progress,
 ) -> Result<CreateSummary> {
-    let points = source.points();
-    let find = |id: PointId| {
-        points
-            .iter()
-            .find(|point| point.id == id)
-            .map(label)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("the source has no point {id:?}")))
-    };
-    let header = Header {
-        chunk_bits: source.chunk_bits(),
-        encoding: options.encoding,
-        level: if options.encoding == Encoding::Raw { 0 } else { options.level },
-        undoes: None,
-        source: from.map(find).transpose()?,
-        target: find(to)?,
-    };
+    let made = Made::new(source, from, to, options)?;
+    let output = Output::begin(out, &made.header, options.rate_limit, progress)?;
+    make(&made, changes, options, output, progress)
+}
+
+/// Between which points a delta is made, and the header that it has.
+pub(crate) struct Made<'a> {
+    source: &'a dyn PointSource,
+    from: Option<PointId>,
+    to: PointId,
+    pub(crate) header: Header,
+}
+
+impl<'a> Made<'a> {
+    /// Looks up both points.
+    pub(crate) fn new(
+        source: &'a dyn PointSource,
+        from: Option<PointId>,
+        to: PointId,
+        options: &CreateOptions,
+    ) -> Result<Self> {
+        let points = source.points();
+        let find = |id: PointId| {
+            points
+                .iter()
+                .find(|point| point.id == id)
+                .map(label)
+                .ok_or_else(|| Error::new(Kind::NotFound, format!("the source has no point {id:?}")))
+        };
+        let header = Header {
+            chunk_bits: source.chunk_bits(),
+            encoding: options.encoding,
+            level: if options.encoding == Encoding::Raw { 0 } else { options.level },
+            undoes: None,
+            source: from.map(find).transpose()?,
+            target: find(to)?,
+        };
+        Ok(Self { source, from, to, header })
+    }
+}
+
+/// The extents and the end of a delta whose output has begun.
+pub(crate) fn make(
+    made: &Made<'_>,
+    changes: Option<Changes<'_>>,
+    options: &CreateOptions,
+    output: Output<'_>,
+    progress: &dyn Progress,
+) -> Result<CreateSummary> {
+    let Made { source, from, to, ref header } = *made;
     let geometry = header.geometry();
     let base_data = matches!(options.encoding, Encoding::ZstdBase | Encoding::Best) && from.is_some();
     let loader = Loader { source, from, to, geometry, base_crc: options.base_crc, base_data };
@@ -70,14 +104,20 @@ pub fn create(
     };
     let mut plan = Plan::new(changes, geometry);
     progress.stage("create delta", from.is_none().then_some(geometry.target_size));
-    write_delta(
-        &header,
-        || Ok(plan.next_run()?.map(|run| (run, ()))),
-        |start, chunks, ()| loader.load(start, chunks),
-        options,
-        out,
-        progress,
-    )
+    let first_chunk = output.first_chunk();
+    let produce = || {
+        while let Some(run) = plan.next_run()? {
+            if run.end() > first_chunk {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
+    };
+    let encode = |encoder: &mut Encoder, run| {
+        encode_run(encoder, &geometry, run, |start, chunks| loader.load(start, chunks))
+    };
+    let encoder = || Encoder::new(geometry, options.encoding, options.level);
+    write_extents(output, options.threads, produce, encoder, encode, progress)
 }
 
 /// Header, extents, end marker, from any producer of runs and any way to load one.

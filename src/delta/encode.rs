@@ -10,6 +10,7 @@ pub(crate) struct Encoded {
     /// Header, CRCs and payload.
     pub(crate) bytes: Vec<u8>,
     pub(crate) kind: ExtentKind,
+    pub(crate) chunk: u64,
     pub(crate) chunks: u32,
     pub(crate) data_bytes: u64,
     pub(crate) payload_bytes: u64,
@@ -157,7 +158,7 @@ pub(crate) fn assemble(
     };
     let mut bytes = extent.encode().to_vec();
     bytes.append(&mut body);
-    Encoded { bytes, kind, chunks, data_bytes, payload_bytes: payload.len() as u64 }
+    Encoded { bytes, kind, chunk: start, chunks, data_bytes, payload_bytes: payload.len() as u64 }
 }
 
 /// zstd with `base` as prefix. The window is set to hold both, for at low levels it would lose the prefix.

@@ -47,6 +47,11 @@ impl Input {
         Self { path: None, source: Source::Stream(reader) }
     }
 
+    /// A delta in an open file; `path` is for messages.
+    pub(crate) fn from_file(file: File, path: &Path) -> Self {
+        Self { path: Some(path.to_path_buf()), source: Source::File(file) }
+    }
+
     /// The header. What of a stream was read for it is read again afterwards.
     pub(crate) fn peek(&mut self) -> Result<Header> {
         if let Source::Stream(_) = &self.source

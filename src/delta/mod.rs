@@ -8,6 +8,7 @@
 //! | `input`, `target`, `check`, `apply`, `undo`, `to_store` | a delta onto a device, a file or a store's origin |
 //! | `invert` | the delta that goes back, made beforehand |
 //! | `merge` | several deltas into one, without the volume |
+//! | `sound`, `resume`, `receive` | a delta that was cut: what is whole of it, and how both sides go on |
 //! | `pipeline` | the threads under all of them: many workers, results in order |
 //!
 //! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
@@ -27,6 +28,9 @@ mod merge;
 mod pipeline;
 mod plan;
 mod read;
+mod receive;
+mod resume;
+mod sound;
 mod target;
 mod to_store;
 mod undo;
@@ -41,12 +45,16 @@ pub use invert::invert;
 pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
 pub(crate) use pipeline::{ordered, workers};
 pub use read::{ReadExtent, Reader};
+pub use receive::Part;
+pub use resume::{resume_file, resume_stream};
 pub use target::{FileTarget, Target, Volume};
 pub use to_store::apply_to_store;
 pub use write::CreateSummary;
 
 #[cfg(test)]
 mod failure_tests;
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]

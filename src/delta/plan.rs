@@ -23,6 +23,14 @@ pub(crate) enum Run {
     },
 }
 
+impl Run {
+    /// One past the last chunk.
+    pub(crate) fn end(self) -> u64 {
+        let (Self::Read { start, chunks } | Self::Hole { start, chunks }) = self;
+        start.saturating_add(u64::from(chunks))
+    }
+}
+
 /// Iterator over the runs of a delta.
 ///
 /// Changes are cut at the end of the target. Incremental: all that lies past the end of a smaller source is

@@ -81,6 +81,11 @@ impl<R: Read> Reader<R> {
         self.offset
     }
 
+    /// After the header or an extent: bytes read, one past the last chunk, and what an end marker would tell.
+    pub(crate) fn so_far(&self) -> (u64, u64, End) {
+        (self.offset, self.next_chunk, self.counted)
+    }
+
     /// The next extent; `None` once the end marker was read and everything before it agrees with it.
     ///
     /// # Errors

@@ -1,10 +1,14 @@
 //! The stream out: counted, digested, and no faster than asked.
 
 use super::encode::Encoded;
-use crate::error::{Error, Result};
-use crate::format::delta::{End, ExtentKind, Header};
+use super::load::to_usize;
+use super::sound::Sound;
+use crate::error::{Error, Kind, Result};
+use crate::format::delta::{End, ExtentKind, Header, ResumePoint};
 use crate::progress::Progress;
+use std::cell::Cell;
 use std::io::Write;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What a delta came to.
@@ -35,6 +39,11 @@ pub(crate) struct Output<'a> {
     zero_bytes: u64,
     end: End,
     throttle: Option<Throttle>,
+    /// The bytes up to here are not written but compared, and stand for themselves in a preamble.
+    left_out: Option<ResumePoint>,
+    /// Extents before this chunk are there already.
+    first_chunk: u64,
+    differs: Rc<Cell<bool>>,
 }
 
 impl<'a> Output<'a> {
@@ -45,7 +54,38 @@ impl<'a> Output<'a> {
         rate: Option<u64>,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let mut output = Self {
+        Self::begin_after(out, header, &ResumePoint::start(), rate, progress)
+    }
+
+    /// As [`Output::begin`], for a reader that has the bytes before `point`. Until these have proven to be the
+    /// same nothing is written.
+    pub(crate) fn begin_after(
+        out: &'a mut dyn Write,
+        header: &Header,
+        point: &ResumePoint,
+        rate: Option<u64>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let mut output = Self::new(out, rate, progress);
+        output.left_out = (point.bytes > 0).then_some(*point);
+        output.put(&header.encode()?)?;
+        Ok(output)
+    }
+
+    /// Goes on after what is known to be sound; `hasher` has seen all of that.
+    pub(crate) fn continued(
+        out: &'a mut dyn Write,
+        hasher: blake3::Hasher,
+        sound: &Sound,
+        rate: Option<u64>,
+        progress: &'a dyn Progress,
+    ) -> Self {
+        let Sound { bytes, next_chunk, counted, .. } = *sound;
+        Self { hasher, bytes, end: counted, first_chunk: next_chunk, ..Self::new(out, rate, progress) }
+    }
+
+    fn new(out: &'a mut dyn Write, rate: Option<u64>, progress: &'a dyn Progress) -> Self {
+        Self {
             out,
             progress,
             hasher: blake3::Hasher::new(),
@@ -53,12 +93,27 @@ impl<'a> Output<'a> {
             zero_bytes: 0,
             end: End::default(),
             throttle: rate.map(Throttle::new),
-        };
-        output.put(&header.encode()?)?;
-        Ok(output)
+            left_out: None,
+            first_chunk: 0,
+            differs: Rc::default(),
+        }
+    }
+
+    /// Chunks before this need not be made.
+    pub(crate) fn first_chunk(&self) -> u64 {
+        self.first_chunk
+    }
+
+    /// Set when an error says that what is there already is not the beginning of this delta.
+    pub(crate) fn differs(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.differs)
     }
 
     pub(crate) fn extent(&mut self, extent: &Encoded) -> Result<()> {
+        if extent.chunk < self.first_chunk {
+            let end = extent.chunk.saturating_add(u64::from(extent.chunks));
+            return if end <= self.first_chunk { Ok(()) } else { Err(self.not_this_one()) };
+        }
         self.put(&extent.bytes)?;
         self.end.extents = self.end.extents.saturating_add(1);
         self.end.chunks = self.end.chunks.saturating_add(u64::from(extent.chunks));
@@ -74,32 +129,51 @@ impl<'a> Output<'a> {
     pub(crate) fn finish(mut self) -> Result<CreateSummary> {
         let marker = self.end.encode();
         let (covered, _) = marker.split_at(End::COVERED_BYTES);
-        self.hasher.update(covered);
+        self.put(covered)?;
         self.end.digest = *self.hasher.finalize().as_bytes();
-        let marker = self.end.encode();
-        self.out.write_all(&marker).and_then(|()| self.out.flush()).map_err(cannot_write)?;
+        let digest = self.end.digest;
+        self.put(&digest)?;
+        if self.left_out.is_some() {
+            return Err(self.not_this_one());
+        }
+        self.out.flush().map_err(cannot_write)?;
         Ok(CreateSummary {
             extents: self.end.extents,
             chunks: self.end.chunks,
             data_bytes: self.end.data_bytes,
             zero_bytes: self.zero_bytes,
             payload_bytes: self.end.payload_bytes,
-            stream_bytes: self.bytes.saturating_add(marker.len() as u64),
-            digest: self.end.digest,
+            stream_bytes: self.bytes,
+            digest,
         })
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        let hidden = self.left_out.map_or(0, |point| to_usize(point.bytes.saturating_sub(self.bytes)));
+        let (hidden, shown) = bytes.split_at(hidden.min(bytes.len()));
+        self.hasher.update(hidden);
+        self.bytes = self.bytes.saturating_add(hidden.len() as u64);
+        if let Some(point) = self.left_out.take_if(|point| point.bytes == self.bytes) {
+            if *self.hasher.finalize().as_bytes() != point.digest {
+                return Err(self.not_this_one());
+            }
+            self.out.write_all(&point.encode()).map_err(cannot_write)?;
+        }
+        self.hasher.update(shown);
+        self.bytes = self.bytes.saturating_add(shown.len() as u64);
         // In pieces, so that a low rate is even and an interruption is noticed soon.
-        for piece in bytes.chunks(64 << 10) {
+        for piece in shown.chunks(64 << 10) {
             if let Some(throttle) = &mut self.throttle {
                 throttle.wait(piece.len() as u64, self.progress)?;
             }
             self.out.write_all(piece).map_err(cannot_write)?;
         }
         Ok(())
+    }
+
+    fn not_this_one(&self) -> Error {
+        self.differs.set(true);
+        Error::new(Kind::Mismatch, "what is there already is not the beginning of this delta")
     }
 }
 

@@ -41,6 +41,7 @@ pub fn tables() -> Vec<field::Table> {
         delta::RawPoint::TABLE,
         delta::RawExtent::TABLE,
         delta::RawEnd::TABLE,
+        delta::RawContinuation::TABLE,
         qcow2::RawHeader::TABLE,
     ]
 }

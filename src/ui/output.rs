@@ -1,6 +1,7 @@
 //! Where data goes: standard output, a device, or a regular file that appears whole or not at all.
 
 use super::terminal;
+use crate::block::part::open_part;
 use crate::error::{Error, Kind, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -18,6 +19,7 @@ enum Inner {
     Stdout(File),
     Direct(File),
     Temporary { file: NamedTempFile, destination: PathBuf },
+    Part { file: File, part: PathBuf, destination: PathBuf },
 }
 
 impl Output {
@@ -66,6 +68,28 @@ impl Output {
         Ok(Self { inner: Inner::Temporary { file, destination }, path: path_owned })
     }
 
+    /// Opens the regular file `path` for data that is kept under the name `path`.part if the command ends early,
+    /// for the next one to go on with. What such a file holds already is not touched.
+    ///
+    /// # Errors
+    /// `Kind::Usage` if `path` is something else; `Kind::Busy` if another command is writing it.
+    pub fn resumable(path: &Path) -> Result<Self> {
+        if path.as_os_str() == "-" || std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(Error::new(Kind::Usage, "only a regular file can be resumed").at_path(path));
+        }
+        let destination = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let mut part = destination.clone().into_os_string();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let file = open_part(&part, 0o666)?;
+        Ok(Self { inner: Inner::Part { file, part, destination }, path: path.to_path_buf() })
+    }
+
+    /// The open file, where it is one.
+    pub fn file_mut(&mut self) -> &mut File {
+        self.file()
+    }
+
     /// As [`Output::create`]; text may also go to a terminal.
     ///
     /// # Errors
@@ -95,7 +119,7 @@ impl Output {
 
     fn file(&mut self) -> &mut File {
         match &mut self.inner {
-            Inner::Stdout(file) | Inner::Direct(file) => file,
+            Inner::Stdout(file) | Inner::Direct(file) | Inner::Part { file, .. } => file,
             Inner::Temporary { file, .. } => file.as_file_mut(),
         }
     }
@@ -128,16 +152,24 @@ impl Output {
             Inner::Temporary { file, destination } => {
                 file.as_file().sync_all().map_err(|error| fail("cannot make durable", error))?;
                 file.persist(&destination).map_err(|error| fail("cannot rename into place", error.error))?;
-                let folder = match destination.parent() {
-                    Some(parent) if !parent.as_os_str().is_empty() => parent,
-                    _ => Path::new("."),
-                };
-                File::open(folder)
-                    .and_then(|folder| folder.sync_all())
-                    .map_err(|error| fail("cannot make the new name durable", error))
+                sync_folder(&destination).map_err(|error| fail("cannot make the new name durable", error))
+            }
+            Inner::Part { file, part, destination } => {
+                file.sync_all().map_err(|error| fail("cannot make durable", error))?;
+                std::fs::rename(&part, &destination)
+                    .map_err(|error| fail("cannot rename into place", error))?;
+                sync_folder(&destination).map_err(|error| fail("cannot make the new name durable", error))
             }
         }
     }
+}
+
+fn sync_folder(destination: &Path) -> io::Result<()> {
+    let folder = match destination.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(folder).and_then(|folder| folder.sync_all())
 }
 
 impl Write for Output {

@@ -2,8 +2,8 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::{
-    CHUNK_BITS_MAX, CHUNK_BITS_MIN, Geometry, HEADER_BYTES_MAX, MAGIC, NAME_BYTES_MAX, PREAMBLE_BYTES,
-    VERSION, VOLUME_BYTES_MAX, crc, ensure,
+    CHUNK_BITS_MAX, CHUNK_BITS_MIN, CONTINUATION_MAGIC, Geometry, HEADER_BYTES_MAX, MAGIC, NAME_BYTES_MAX,
+    PREAMBLE_BYTES, VERSION, VOLUME_BYTES_MAX, crc, ensure,
 };
 use crate::error::{Error, Kind, Result};
 use crate::format::field::raw_struct;
@@ -229,6 +229,10 @@ impl Header {
     /// `Kind::Damaged` if the magic is not that of a delta or the length is out of bounds.
     pub fn length(preamble: &[u8; PREAMBLE_BYTES]) -> Result<usize> {
         let (magic, rest) = preamble.split_at(MAGIC.len());
+        ensure(magic != CONTINUATION_MAGIC.as_slice(), || {
+            "this is the continuation of a stream that was cut; only apply-delta --resume can use it"
+                .to_owned()
+        })?;
         ensure(magic == MAGIC.as_slice(), || {
             format!("not a delta: magic is {}, expected {}", hex::encode(magic), hex::encode(MAGIC))
         })?;

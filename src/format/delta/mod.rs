@@ -20,15 +20,20 @@
 //! without base CRCs may be longer. A full-volume delta has no source and covers every chunk of the target; an
 //! incremental one covers what differs, and always all that lies past the end of a smaller source.
 //!
+//! **A stream that was cut** is continued by [`RawContinuation`] and the rest of its bytes. Only a receiver that
+//! has the beginning can read that.
+//!
 //! **Promises to later versions**: magic, version and header length keep their places, and the last four bytes
 //! of the header are the CRC of the rest, so that a newer version can be told from damage.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+mod continuation;
 mod end;
 mod extent;
 mod geometry;
 mod header;
 
+pub use continuation::{RawContinuation, ResumePoint};
 pub use end::{End, RawEnd};
 pub use extent::{Extent, RawExtent};
 pub use geometry::Geometry;
@@ -41,6 +46,8 @@ pub const VERSION: u32 = 1;
 /// First eight bytes of a delta. The first is not ASCII and the last is a line feed, so that a text-mode
 /// transfer shows at once.
 pub const MAGIC: [u8; 8] = *b"\x89ddelta\n";
+/// First eight bytes of what a cut stream is continued with.
+pub const CONTINUATION_MAGIC: [u8; 8] = *b"\x89ddcont\n";
 /// Bytes of volume data in one extent, at most.
 pub const EXTENT_BYTES_MAX: u32 = 1 << 20;
 /// Smallest chunk: 512 bytes.
