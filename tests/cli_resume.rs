@@ -108,9 +108,9 @@ fn transfer(dir: &Dir, target: &str, rng: &mut Rng, rate: &str) -> bool {
     let mut receiver = spawn(dir, &receive, Stdio::from(pipe), Stdio::null());
     if !rate.is_empty() {
         std::thread::sleep(Duration::from_millis(rng.below(250)));
-        match rng.below(3) {
-            0 => sender.kill().unwrap(),
-            1 => receiver.kill().unwrap(),
+        match rng.below(8) {
+            0..4 => sender.kill().unwrap(),
+            4..7 => receiver.kill().unwrap(),
             _ => {}
         }
     }
