@@ -19,7 +19,7 @@ fn spawn(dir: &Dir, args: &str, stdin: Stdio, stdout: Stdio) -> Child {
 /// A volume with a delta of a few hundred KiB in many extents.
 fn sparse_changes() -> Dir {
     let dir = volume();
-    for (at, seed) in (0..20).map(|n| (n * 48 << 10, n as u64)) {
+    for (at, seed) in (0..20).map(|n| ((n * 48) << 10, n as u64)) {
         dir.ok_with(&format!("write data.snap --offset {at}"), &noise(seed + 10, 12 << 10));
     }
     dir.ok("create data.snap 3");

@@ -6,7 +6,8 @@ use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Opens the part at `path`, made with `mode` if it is not there, and locked for as long as it is open. A link is not followed and a file of somebody else is not believed: the folder may be open to all.
+/// Opens the part at `path`, made with `mode` if it is not there, and locked for as long as it is open. A
+/// link is not followed and a file of somebody else is not believed: the folder may be open to all.
 ///
 /// # Errors
 /// `Kind::Busy` if another process has it; `Kind::Refused` for what is not a file of this user; `Kind::Io`.
