@@ -284,7 +284,7 @@ fn options(args: &Args) -> CreateOptions {
     };
     CreateOptions {
         encoding,
-        level: args.level.unwrap_or(if args.best { 9 } else { 3 }),
+        level: args.level.unwrap_or(3),
         base_crc: true,
         threads: 0,
         rate_limit: args.rate.rate_limit,

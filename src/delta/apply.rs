@@ -108,7 +108,9 @@ pub fn apply(
     if target.can_resize() && size_before < wanted {
         target.set_size(wanted).and_then(|()| target.flush()).map_err(resume)?;
     }
-    summary.written_bytes = write_all(input, target, trust, options.threads, progress).map_err(resume)?;
+    let digest = verified.info.digest;
+    summary.written_bytes =
+        write_all(input, digest, target, trust, options.threads, progress).map_err(resume)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
     target.flush().map_err(resume)?;
     // Last, and after everything else is durable: what lies beyond is part of the proof that a resume needs.
@@ -153,19 +155,25 @@ pub(crate) fn verify_for(
     })
 }
 
-/// Pass two: returns the bytes written. The delta is checked again on the way, for its file may have changed.
+/// Pass two: returns the bytes written. Extents are checked again on the way, for the delta's file may have changed
+/// since it had this digest.
 pub(crate) fn write_all(
     input: &mut Input,
+    digest: [u8; 32],
     target: &dyn Target,
     trust: Trust,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    input.again(|reader| {
-        let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
+    let trusted = trust.force || trust.proven;
+    input.again_known(digest, |reader| {
         let mut pieces = Pieces::new(reader);
         progress.stage("apply delta", None);
-        each_piece(&mut pieces, target, trust.force || trust.proven, threads, |_, checked| {
+        if target.takes_any_order() {
+            return write_at_once(&mut pieces, target, trusted, threads, progress);
+        }
+        let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
+        each_piece(&mut pieces, target, trusted, threads, |_, checked| {
             progress.check()?;
             progress.advance(checked.data.len() as u64);
             if checked.differs { out.put(checked.offset, checked.data) } else { Ok(()) }
@@ -173,6 +181,37 @@ pub(crate) fn write_all(
         out.flush()?;
         Ok(out.written)
     })
+}
+
+/// Every thread writes what it has checked.
+fn write_at_once<R: Read + Send>(
+    pieces: &mut Pieces<R>,
+    target: &dyn Target,
+    trusted: bool,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<u64> {
+    let geometry = pieces.reader.header().geometry();
+    let mut written = 0u64;
+    ordered(
+        workers(threads),
+        || pieces.next_piece(),
+        || Checker::new(target, geometry, trusted),
+        |checker, extent| {
+            let checked = checker.check(extent)?;
+            if checked.differs {
+                target.write(checked.offset, &checked.data)?;
+            }
+            Ok((checked.data.len() as u64, checked.differs))
+        },
+        |(bytes, differs)| {
+            progress.check()?;
+            progress.advance(bytes);
+            written = written.saturating_add(if differs { bytes } else { 0 });
+            Ok(())
+        },
+    )?;
+    Ok(written)
 }
 
 /// Checks every piece against the volume, whose base needs no proof if `trusted`.
@@ -188,7 +227,7 @@ pub(crate) fn each_piece<R: Read + Send>(
         workers(threads),
         || pieces.next_piece(),
         || Checker::new(volume, geometry, trusted),
-        |checker, extent| Ok((extent.head.kind, checker.check(&extent)?)),
+        |checker, extent| Ok((extent.head.kind, checker.check(extent)?)),
         |(kind, checked)| each(kind, checked),
     )
 }

@@ -49,12 +49,17 @@ impl<'a> Checker<'a> {
     ///
     /// That a chunk holds the result is taken from the decoded data, byte by byte, wherever it can be decoded:
     /// a chance collision of two CRCs must not make an apply skip a chunk.
-    pub(crate) fn check(&mut self, extent: &ReadExtent) -> Result<Checked> {
+    pub(crate) fn check(&mut self, mut extent: ReadExtent) -> Result<Checked> {
+        let raw = match extent.head.kind {
+            ExtentKind::Raw => std::mem::take(&mut extent.payload),
+            _ => Vec::new(),
+        };
+        let extent = &extent;
         let seen = self.look(extent)?;
         if !self.trusted && self.geometry.source_size.is_some() {
             self.ensure_base(extent, &seen)?;
         }
-        let data = self.result(extent, &seen)?;
+        let data = self.result(extent, raw, &seen)?;
         let resumed = seen.is_base.iter().zip(&seen.is_result).any(|(base, result)| *result && !*base);
         let offset = self.decoder.offset(extent);
         Ok(Checked { offset, differs: data != seen.current, resumed, data })
@@ -122,9 +127,9 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    fn result(&mut self, extent: &ReadExtent, seen: &Seen) -> Result<Vec<u8>> {
+    fn result(&mut self, extent: &ReadExtent, raw: Vec<u8>, seen: &Seen) -> Result<Vec<u8>> {
         if extent.head.kind != ExtentKind::ZstdBase {
-            return self.decoder.decode(extent, &[]);
+            return self.decoder.decode_owned(extent, raw, &[]);
         }
         let all_base = seen.is_base.iter().all(|is_base| *is_base);
         let all_result = seen.is_result.iter().all(|is_result| *is_result);

@@ -22,12 +22,21 @@ impl Decoder {
     ///
     /// The extent must not be longer than the limit for extents with data.
     pub(crate) fn decode(&mut self, extent: &ReadExtent, base: &[u8]) -> Result<Vec<u8>> {
+        let payload = match extent.head.kind {
+            ExtentKind::Raw => extent.payload.clone(),
+            _ => Vec::new(),
+        };
+        self.decode_owned(extent, payload, base)
+    }
+
+    /// As [`Decoder::decode`]; `raw` is the payload of a raw extent, which becomes the result without a copy.
+    pub(crate) fn decode_owned(&mut self, extent: &ReadExtent, raw: Vec<u8>, base: &[u8]) -> Result<Vec<u8>> {
         let at = |error: Error| error.at_offset(extent.offset_bytes);
         let (_, len) = span(&self.geometry, &extent.head);
-        let mut data = vec![0; len];
+        let mut data = if extent.head.kind == ExtentKind::Raw { raw } else { vec![0; len] };
         match extent.head.kind {
             ExtentKind::Zero => return Ok(data),
-            ExtentKind::Raw => data.clone_from(&extent.payload),
+            ExtentKind::Raw => {}
             ExtentKind::Zstd => {
                 let got = self.zstd.decompress_to_buffer(&extent.payload, data.as_mut_slice());
                 ensure_len(got.map_err(|e| e.to_string()), len).map_err(at)?;

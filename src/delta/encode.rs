@@ -2,7 +2,7 @@
 
 use super::load::{Loaded, chunk_crcs, to_usize};
 use crate::error::{Error, Kind, Result};
-use crate::format::delta::{Encoding, Extent, ExtentKind, Geometry, crc};
+use crate::format::delta::{Encoding, Extent, ExtentKind, Geometry, RawExtent, crc};
 use zstd::zstd_safe::{CCtx, CParameter};
 
 /// An extent ready to be written.
@@ -23,6 +23,10 @@ pub(crate) struct Encoder {
     level: i32,
     zstd: Option<zstd::bulk::Compressor<'static>>,
 }
+
+/// Data that shrinks more than this with its base at hand is not tried without: what is left to win is small, and
+/// looking for it costs most of the time.
+const SETTLED_RATIO: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
@@ -99,11 +103,17 @@ impl Encoder {
                 best = (kind, Some(bytes));
             }
         };
-        if plain && let Some(zstd) = &mut self.zstd {
-            offer(ExtentKind::Zstd, zstd.compress(data).map_err(|e| Error::io("cannot compress", e))?);
-        }
+        let mut settled = false;
         if with_base {
-            offer(ExtentKind::ZstdBase, compress_with_base(data, base, self.level)?);
+            let bytes = compress_with_base(data, base, self.level)?;
+            settled = bytes.len() < data.len() / SETTLED_RATIO;
+            offer(ExtentKind::ZstdBase, bytes);
+        }
+        if plain
+            && !settled
+            && let Some(zstd) = &mut self.zstd
+        {
+            offer(ExtentKind::Zstd, zstd.compress(data).map_err(|e| Error::io("cannot compress", e))?);
         }
         let (kind, payload) = best;
         let payload = payload.as_deref().unwrap_or(data);
@@ -143,21 +153,24 @@ pub(crate) fn assemble(
     base_crcs: Option<&[u32]>,
     payload: &[u8],
 ) -> Encoded {
-    let mut body = Vec::with_capacity(payload.len().saturating_add(16 << 10));
-    for sum in result_crcs.iter().chain(base_crcs.unwrap_or(&[])) {
-        body.extend_from_slice(&sum.to_le_bytes());
-    }
-    body.extend_from_slice(payload);
+    let head_bytes = size_of::<RawExtent>();
+    let crcs = result_crcs.iter().chain(base_crcs.unwrap_or(&[]));
+    let arrays = result_crcs.len().saturating_add(base_crcs.map_or(0, <[u32]>::len)).saturating_mul(4);
+    let mut bytes = Vec::with_capacity(head_bytes.saturating_add(arrays).saturating_add(payload.len()));
+    // The header comes first and tells of the rest, so its place is kept.
+    bytes.resize(head_bytes, 0);
+    crcs.for_each(|sum| bytes.extend_from_slice(&sum.to_le_bytes()));
+    bytes.extend_from_slice(payload);
+    let (head, body) = bytes.split_at_mut(head_bytes);
     let extent = Extent {
         kind,
         chunk: start,
         chunks,
         base_crcs: base_crcs.is_some(),
         payload_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-        body_crc: crc(&body),
+        body_crc: crc(body),
     };
-    let mut bytes = extent.encode().to_vec();
-    bytes.append(&mut body);
+    head.copy_from_slice(&extent.encode());
     Encoded { bytes, kind, chunk: start, chunks, data_bytes, payload_bytes: payload.len() as u64 }
 }
 

@@ -6,6 +6,7 @@ use crate::format::delta::Header;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use tempfile::SpooledTempFile;
 
 /// Up to this much of a stream is kept in memory, the rest in an unlinked temporary file.
@@ -15,6 +16,8 @@ const SPOOL_MEMORY_BYTES: usize = 64 << 20;
 pub struct Input {
     path: Option<PathBuf>,
     source: Source,
+    /// Size and time of modification of a file when it was read first.
+    stamp: Option<(u64, SystemTime)>,
 }
 
 enum Source {
@@ -38,18 +41,18 @@ impl Input {
         let file = File::open(path).map_err(failed)?;
         let is_regular = file.metadata().map_err(failed)?.is_file();
         let source = if is_regular { Source::File(file) } else { Source::Stream(Box::new(file)) };
-        Ok(Self { path: Some(path.to_path_buf()), source })
+        Ok(Self { path: Some(path.to_path_buf()), source, stamp: None })
     }
 
     /// A delta from a stream that can be read once.
     #[must_use]
     pub fn from_reader(reader: Box<dyn Read + Send>) -> Self {
-        Self { path: None, source: Source::Stream(reader) }
+        Self { path: None, source: Source::Stream(reader), stamp: None }
     }
 
     /// A delta in an open file; `path` is for messages.
     pub(crate) fn from_file(file: File, path: &Path) -> Self {
-        Self { path: Some(path.to_path_buf()), source: Source::File(file) }
+        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None }
     }
 
     /// The header. What of a stream was read for it is read again afterwards.
@@ -87,10 +90,29 @@ impl Input {
             }
             source => {
                 self.source = source;
+                self.stamp = self.stamp_now();
                 self.again(first)
             }
         }
         .map_err(|error| if error.kind() == Kind::Damaged { named(error) } else { error })
+    }
+
+    /// As [`Input::again`], after all of it was read and had this digest. As long as nobody wrote to the file
+    /// since, it is not hashed again.
+    pub(crate) fn again_known<T>(
+        &mut self,
+        digest: [u8; 32],
+        then: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
+    ) -> Result<T> {
+        let is_spool = matches!(self.source, Source::Spool(_));
+        let is_same = is_spool || (self.stamp.is_some() && self.stamp == self.stamp_now());
+        self.read_again(is_same.then_some(digest), then)
+    }
+
+    fn stamp_now(&self) -> Option<(u64, SystemTime)> {
+        let Source::File(file) = &self.source else { return None };
+        let meta = file.metadata().ok()?;
+        Some((meta.len(), meta.modified().ok()?))
     }
 
     /// Reads the delta from its beginning once more.
@@ -98,17 +120,29 @@ impl Input {
         &mut self,
         then: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
     ) -> Result<T> {
+        self.read_again(None, then)
+    }
+
+    fn read_again<T>(
+        &mut self,
+        known: Option<[u8; 32]>,
+        then: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
+    ) -> Result<T> {
+        let open = |input| match known {
+            Some(digest) => Reader::open_known(input, digest),
+            None => Reader::open(input),
+        };
         let rewound =
             |result: std::io::Result<u64>| result.map_err(|e| Error::io("cannot rewind the delta", e));
         match &mut self.source {
             Source::File(file) => {
                 rewound(file.seek(SeekFrom::Start(0)))?;
                 let mut buffered = BufReader::with_capacity(256 << 10, file);
-                Reader::open(&mut buffered as &mut (dyn Read + Send)).and_then(then)
+                open(&mut buffered as &mut (dyn Read + Send)).and_then(then)
             }
             Source::Spool(spool) => {
                 rewound(spool.seek(SeekFrom::Start(0)))?;
-                Reader::open(spool as &mut (dyn Read + Send)).and_then(then)
+                open(spool as &mut (dyn Read + Send)).and_then(then)
             }
             Source::Stream(_) | Source::Gone => {
                 Err(Error::new(Kind::Io, "the delta stream cannot be read twice"))

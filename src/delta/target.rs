@@ -33,8 +33,13 @@ pub trait Volume: Sync {
     }
 }
 
-/// A volume that a delta changes. Written by one thread.
+/// A volume that a delta changes.
 pub trait Target: Volume {
+    /// True if many threads may write at once, in any order. If not, one thread writes, in ascending order.
+    fn takes_any_order(&self) -> bool {
+        false
+    }
+
     /// True if [`Target::set_size`] can change the size.
     fn can_resize(&self) -> bool;
 
@@ -113,6 +118,10 @@ impl Volume for FileTarget<'_> {
 }
 
 impl Target for FileTarget<'_> {
+    fn takes_any_order(&self) -> bool {
+        true
+    }
+
     fn can_resize(&self) -> bool {
         !self.is_device
     }

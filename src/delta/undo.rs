@@ -94,7 +94,7 @@ pub(crate) fn write_inverse(
             let mut new = vec![0; to_usize(geometry.result_bytes(start, u64::from(chunks)))];
             volume.read(offset, &mut new)?;
             let mut base = match extent {
-                Some(extent) => Checker::new(volume, delta, true)?.check(&extent)?.data,
+                Some(extent) => Checker::new(volume, delta, true)?.check(extent)?.data,
                 None => new.clone(),
             };
             base.truncate(to_usize(geometry.base_bytes(start, u64::from(chunks))));
