@@ -5,6 +5,7 @@ pub use crate::random::{Random, depth, seeds};
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::{Error, Kind};
 use ddsnap::point::{Identity, PointId, PointSource};
+use ddsnap::progress::Silent;
 use ddsnap::store::{InitOptions, SnapshotInfo, SnapshotState, View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,8 @@ pub struct Model {
     pub versions: Vec<Arc<Vec<u8>>>,
     pub snaps: BTreeMap<u64, Snap>,
     pub pending: Option<Pending>,
+    /// The state before a long operation that the last call both began and ended.
+    pub passing: Option<Arc<Vec<u8>>>,
     /// What the store may say that the origin equals, and the content meant.
     pub equals: Option<(Identity, Arc<Vec<u8>>)>,
     /// Chunks of the origin written in each epoch; `None` after a crash, when that is not known exactly.
@@ -58,6 +61,7 @@ impl Model {
             origin,
             snaps: BTreeMap::new(),
             pending: None,
+            passing: None,
             equals: None,
             touched: Some(BTreeMap::new()),
             epoch: 0,
@@ -80,6 +84,21 @@ impl Model {
             let chunks = offset / self.chunk_size..=(offset + length - 1) / self.chunk_size;
             touched.entry(self.epoch).or_default().extend(chunks);
         }
+    }
+
+    /// Cuts or lengthens the origin.
+    fn resize(&mut self, size: usize) {
+        let before = self.origin.len();
+        Arc::make_mut(&mut self.origin).resize(size, 0);
+        let (low, high) = (before.min(size) as u64, before.max(size) as u64);
+        self.touch(low, high - low);
+    }
+
+    /// A long operation has begun.
+    fn begun(&mut self, before: u64, token: [u8; 32]) {
+        self.pending = Some(Pending { before, bytes: Arc::clone(&self.origin), token });
+        self.epoch = before;
+        self.settle_origin();
     }
 
     fn settle_origin(&mut self) {
@@ -203,6 +222,13 @@ fn check_changes(view: &View, model: &Model, a: PointId, b: PointId, what: &str)
         let number = number as u64;
         assert!(x == y || listed.contains(&number), "{what}: {a:?}..{b:?} misses chunk {number}");
     }
+    let shared = model.bytes(a).len().min(model.bytes(b).len()) / size;
+    let total = model.bytes(b).len().div_ceil(size);
+    if model.bytes(a).len() != model.bytes(b).len() {
+        let tail: BTreeSet<u64> = (shared as u64..total as u64).collect();
+        assert!(tail.is_subset(&listed), "{what}: {a:?}..{b:?} misses what only one has");
+        return;
+    }
     if let Some(touched) = model.touched_between(a, b) {
         let extra: Vec<_> = listed.difference(&touched).collect();
         assert!(extra.is_empty(), "{what}: {a:?}..{b:?} lists chunks never written: {extra:?}");
@@ -293,18 +319,21 @@ impl World {
     /// Does something at random to both; says what.
     pub fn step(&mut self) -> String {
         self.model.given_up.clear();
+        self.model.passing = None;
         let label = match self.random.below(100) {
             0..=47 => self.write(),
-            48..=62 => self.create(),
-            63..=71 => self.delete(),
-            72..=78 => self.write_snapshot(),
-            79..=81 => self.set_priority(),
-            82..=84 => self.use_count(),
-            85..=87 => self.reopen(true),
-            88..=90 => self.reopen(false),
-            91..=95 => self.begin(),
-            96..=97 => self.end(),
-            _ => self.roll_back(),
+            48..=61 => self.create(),
+            62..=69 => self.delete(),
+            70..=76 => self.write_snapshot(),
+            77..=78 => self.set_priority(),
+            79..=80 => self.use_count(),
+            81..=83 => self.reopen(true),
+            84..=86 => self.reopen(false),
+            87..=90 => self.begin(),
+            91..=92 => self.end(),
+            93..=94 => self.roll_back(),
+            95..=97 => self.resize_origin(),
+            _ => self.revert(),
         };
         self.follow(&label);
         label
@@ -322,8 +351,8 @@ impl World {
         }
     }
 
-    fn extent(&mut self) -> (u64, Vec<u8>) {
-        let size = self.model.origin.len() as u64;
+    fn extent(&mut self, size: usize) -> (u64, Vec<u8>) {
+        let size = size as u64;
         let offset = self.random.below(size);
         let most = [1, 700, 4096, 20_000, 90_000, 400_000][self.random.pick(6)];
         let length = (1 + self.random.below(most)).min(size - offset);
@@ -339,7 +368,7 @@ impl World {
     }
 
     pub fn write(&mut self) -> String {
-        let (offset, data) = self.extent();
+        let (offset, data) = self.extent(self.model.origin.len());
         let label = format!("write {} at {offset}", data.len());
         let outcome = self.writer().write_origin(offset, &data);
         match self.granted(outcome, &label) {
@@ -389,6 +418,10 @@ impl World {
             assert_eq!(outcome.expect_err("deleted while in use").kind(), Kind::Busy);
             return format!("delete {id}, in use");
         }
+        if let (Some(_), Err(error)) = (&self.model.pending, &outcome) {
+            assert_eq!(error.to_string(), format!("snapshot {} is needed by an incomplete operation", self.model.snaps[&id].tag));
+            return format!("delete {id}, needed");
+        }
         // A full store can always delete.
         outcome.expect("delete");
         self.model.snaps.remove(&id);
@@ -401,7 +434,7 @@ impl World {
             return self.create();
         }
         let id = ids[self.random.pick(ids.len())];
-        let (offset, data) = self.extent();
+        let (offset, data) = self.extent(self.model.snaps[&id].bytes.len());
         let label = format!("write {} at {offset} of snapshot {id}", data.len());
         let outcome = self.writer().write_snapshot(Epoch(id), offset, &data);
         if outcome.is_err() && self.lost_now(id) {
@@ -484,9 +517,7 @@ impl World {
         let outcome = self.writer().begin_operation("an operation", token, false, None);
         if self.granted(outcome, "begin").is_some() {
             let before = self.view().info().pending.expect("begun").before.0;
-            self.model.pending = Some(Pending { before, bytes: Arc::clone(&self.model.origin), token });
-            self.model.epoch = before;
-            self.model.settle_origin();
+            self.model.begun(before, token);
         }
         "begin".into()
     }
@@ -508,11 +539,74 @@ impl World {
 
     pub fn roll_back(&mut self) -> String {
         let Some(pending) = self.model.pending.take() else { return self.write() };
-        self.writer().roll_back().expect("roll back");
+        self.writer().roll_back(&Silent).expect("roll back");
+        self.model.resize(pending.bytes.len());
         self.model.origin = pending.bytes;
         self.model.settle_origin();
         self.model.equals = None;
         "roll back".into()
+    }
+
+    /// Gives the origin any size; what it gains holds what its device says.
+    pub fn resize_origin(&mut self) -> String {
+        let size = index(40_000 + self.random.below(160_000));
+        let label = format!("resize the origin to {size}");
+        let outcome = self.writer().resize_origin(size as u64, &Silent);
+        if self.model.pending.is_some() {
+            assert_eq!(outcome.expect_err("resized while pending").kind(), Kind::Busy);
+            return "resize while an operation is pending".into();
+        }
+        let before = self.model.origin.len();
+        if self.granted(outcome, &label).is_none() {
+            self.model.touched = None;
+            return label;
+        }
+        self.model.resize(size);
+        if size > before {
+            let origin = Arc::make_mut(&mut self.model.origin);
+            self.origin.read_at(&mut origin[before..], before as u64).expect("gained");
+        }
+        if size != before {
+            self.model.equals = None;
+        }
+        self.model.versions.push(Arc::clone(&self.model.origin));
+        label
+    }
+
+    pub fn revert(&mut self) -> String {
+        let ids = self.model.readable();
+        if ids.is_empty() {
+            return self.create();
+        }
+        let id = ids[self.random.pick(ids.len())];
+        let label = format!("revert to snapshot {id}");
+        let outcome = self.writer().revert(Epoch(id), &Silent);
+        if self.model.pending.is_some() && outcome.as_ref().is_err_and(|error| error.kind() == Kind::Busy) {
+            return "revert while an operation is pending".into();
+        }
+        self.model.touched = None;
+        if let Some(pending) = self.model.pending.take() {
+            assert!(outcome.as_ref().is_ok_and(|reverted| reverted.resumed), "{label}: begun {pending:?}");
+        } else {
+            self.model.passing = Some(Arc::clone(&self.model.origin));
+        }
+        let Some(reverted) = self.granted(outcome, &label) else {
+            if let Some(pending) = self.view().info().pending {
+                self.model.begun(pending.before.0, pending.token);
+                self.roll_back();
+            }
+            return label;
+        };
+        let bytes = Arc::clone(&self.model.snaps[&id].bytes);
+        assert_eq!(reverted.size_before, self.model.origin.len() as u64, "{label}");
+        assert_eq!(reverted.size_after, bytes.len() as u64, "{label}");
+        let points = self.view().points();
+        let identity = points.iter().find(|point| point.id == PointId::Snapshot(Epoch(id))).map(|point| point.identity);
+        self.model.resize(bytes.len());
+        self.model.origin = Arc::clone(&bytes);
+        self.model.settle_origin();
+        self.model.equals = identity.map(|identity| (identity, bytes));
+        label
     }
 
     /// Lets the model follow what a full store gave up, and compares the tables.

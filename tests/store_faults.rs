@@ -6,6 +6,7 @@ use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::Kind;
 use ddsnap::point::{PointId, PointSource};
+use ddsnap::progress::Silent;
 use ddsnap::store::{View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
 use std::sync::Arc;
@@ -36,13 +37,15 @@ fn calls(
     let mut writer = Writer::open(Arc::clone(store), Some(Arc::clone(origin)), 3)?;
     let mut random = Random(9);
     for round in 0..3 {
-        writer.write_origin(random.below(100_000), &random.bytes(90_000))?;
+        writer.resize_origin(200_000 - 10_000 * u64::from(round), &Silent)?;
+        writer.write_origin(random.below(90_000), &random.bytes(90_000))?;
         writer.create_snapshot(Tag(1000 + round), None)?;
-        writer.write_origin(random.below(100_000), &random.bytes(60_000))?;
-        let mut buf = vec![0; 100_000];
+        writer.write_origin(random.below(90_000), &random.bytes(60_000))?;
+        let mut buf = vec![0; 40_000];
         for id in live {
             writer.view().read(PointId::Snapshot(Epoch(*id)), 0, &mut buf)?;
         }
+        writer.revert(Epoch(live[round as usize % live.len()]), &Silent)?;
     }
     writer.close()
 }
@@ -52,7 +55,7 @@ fn a_device_that_fails_once_costs_an_error_and_no_snapshot() {
     let (store, origin, model) = sample(3, 16 << 20);
     let live = model.readable();
     let mut failures = 0;
-    for operation in [Operation::Read, Operation::Write, Operation::Flush] {
+    for operation in [Operation::Read, Operation::Write, Operation::Flush, Operation::SetSize] {
         for on_store in [true, false] {
             for nth in 1..120 {
                 let devices =

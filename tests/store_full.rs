@@ -4,6 +4,7 @@ use ddsnap::block::WriteAt;
 use ddsnap::block::memory::Memory;
 use ddsnap::error::Kind;
 use ddsnap::point::{PointId, PointSource};
+use ddsnap::progress::Silent;
 use ddsnap::store::{InitOptions, Writer};
 use ddsnap::units::Tag;
 use std::path::PathBuf;
@@ -67,6 +68,6 @@ fn an_operation_that_fills_the_store_can_always_be_rolled_back() {
     }
     assert!(refused > 0, "the store held all of it");
     assert!(origin.to_vec().unwrap() != image);
-    writer.roll_back().unwrap();
+    writer.roll_back(&Silent).unwrap();
     assert!(origin.to_vec().unwrap() == image);
 }

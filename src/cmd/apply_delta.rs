@@ -213,7 +213,7 @@ fn roll_back(args: &Args, vol: &Path, ui: &Ui) -> Result<()> {
     let result = (|| {
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
         let label = writer.view().info().pending.map(|pending| pending.label);
-        let bytes = writer.roll_back()?;
+        let bytes = writer.roll_back(ui.progress())?;
         if !args.dry_run {
             writer.close()?;
         }

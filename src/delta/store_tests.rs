@@ -243,7 +243,7 @@ fn cut_everywhere(past: &Past, encoding: Encoding, cut_store: bool) {
         let mut writer = back.writer().unwrap();
         let ended = writer.view().info().origin_equals == Some(past.ids[1]);
         if writer.view().info().pending.is_some() {
-            writer.roll_back().unwrap();
+            writer.roll_back(&Silent).unwrap();
         }
         writer.close().unwrap();
         let wanted = if ended { &past.states[1] } else { &past.states[0] };

@@ -163,6 +163,15 @@ pub fn combine<'a>(a: Pages<'a>, b: Pages<'a>, combine: fn(u128, u128) -> u128) 
     }))
 }
 
+/// Pages in which all chunks of `start..end` are changed.
+pub fn all_pages(start: u64, end: u64) -> Pages<'static> {
+    let pages = start >> PAGE_BITS..end.div_ceil(1 << PAGE_BITS);
+    Box::new(pages.map(move |page| {
+        let first = start.saturating_sub(page << PAGE_BITS);
+        Ok((page, u128::MAX << first))
+    }))
+}
+
 /// The number of the page in front; `Err` if an error is.
 fn front(pages: &mut Peekable<Pages<'_>>) -> std::result::Result<Option<u64>, ()> {
     match pages.peek() {
@@ -242,6 +251,14 @@ mod tests {
         assert_eq!(collect(&[(0, u128::MAX), (1, 1)], 1000), [(0, 129)]);
         assert_eq!(collect(&[(0, 1 << 127), (1, u128::MAX), (3, 2)], 200), [(127, 200)]);
         assert_eq!(collect(&[], 5), []);
+    }
+
+    #[test]
+    fn all_pages_begin_inside_the_first() {
+        let list = |start, end| ranges(all_pages(start, end), end).map(|range| range.unwrap()).collect::<Vec<_>>();
+        assert_eq!(list(130, 400), [ChunkRange { start: 130, end: 400 }]);
+        assert_eq!(list(128, 129), [ChunkRange { start: 128, end: 129 }]);
+        assert_eq!(list(5, 5), []);
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! | `state` | what every record means; liveness |
 //! | `index`, `changes` | look-ups and unions over memory table and runs |
 //! | `view` | reading points |
-//! | `writer`, `origin`, `snapshots`, `operation` | commits: the log's end, copy-out, the snapshot table |
+//! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
+//! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
 //! | `space`, `publish`, `merge`, `room` | segments, checkpoints, index merges, the full store |
 //! | `check`, `scan`, `rebuild` | looking for damage; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
@@ -22,9 +23,11 @@ mod index;
 mod merge;
 mod operation;
 mod origin;
+mod origin_size;
 mod publish;
 pub mod rebuild;
 mod recover;
+mod revert;
 mod room;
 mod scan;
 mod snapshots;
@@ -34,6 +37,8 @@ mod types;
 mod view;
 mod writer;
 
+pub use origin_size::Preserved;
+pub use revert::Reverted;
 pub use types::{FullPolicy, InitOptions, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
 pub use view::View;
 pub use writer::Writer;

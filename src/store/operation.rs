@@ -1,15 +1,12 @@
-//! Long operations on the origin: begun, resumed, ended or rolled back, across crashes.
+//! Long operations on the origin: begun, resumed and ended, across crashes. `revert` rolls them back.
 
 use super::state::encode_deletion;
 use super::writer::{Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::format::table::{Deletion, Operation};
-use crate::point::{ChunkRange, Identity, PointId, PointSource};
-use crate::units::{Epoch, index};
-
-/// Bytes put back by one commit of a rollback.
-const STEP: u64 = 1 << 20;
+use crate::point::Identity;
+use crate::units::Epoch;
 
 impl Writer {
     /// Begins a long change of the origin: a hidden snapshot keeps the state before it until
@@ -30,11 +27,7 @@ impl Writer {
             if pending.token == token {
                 return Ok(());
             }
-            return Err(Error::new(
-                Kind::Busy,
-                format!("another operation is incomplete: {}", pending.label),
-            )
-            .hint("finish it with the same command, or roll it back with `ddsnap apply-delta --rollback`"));
+            self.ensure_idle()?;
         }
         let hidden = self.new_snapshot(u32::MAX, "", true);
         let operation = Operation {
@@ -74,40 +67,18 @@ impl Writer {
         self.sweep_if_due()
     }
 
-    /// Puts the origin back to where it was before the pending operation, then ends it. Interruptible and
-    /// repeatable. Returns the number of bytes put back.
-    ///
-    /// # Errors
-    /// `Kind::NotFound` if none is pending; `Kind::Io`.
-    pub fn roll_back(&mut self) -> Result<u64> {
-        let before = PointId::Snapshot(Epoch(self.pending()?));
-        let ranges: Vec<ChunkRange> =
-            self.view.changed(Some(PointId::Origin), before)?.collect::<Result<_>>()?;
-        let size = self.view.size_of(before)?;
-        if !ranges.is_empty() {
-            // What goes back was copied out already: a full store must not keep the origin half changed.
-            self.need_origin()?;
-            self.touch_origin(Need::Reserve)?;
-        }
-        let bits = self.view.state.sb.chunk_bits;
-        let mut total = 0;
-        for range in ranges {
-            let end = (range.end << bits).min(size);
-            let mut at = range.start << bits;
-            while at < end {
-                let mut bytes = vec![0; index(STEP.min(end - at))];
-                self.view.read(before, at, &mut bytes)?;
-                self.write_origin(at, &bytes)?;
-                at += bytes.len() as u64;
-                total += bytes.len() as u64;
-            }
-        }
-        self.end_operation(None)?;
-        Ok(total)
-    }
-
-    fn pending(&self) -> Result<u64> {
+    /// The hidden snapshot of the pending operation.
+    pub(super) fn pending(&self) -> Result<u64> {
         let pending = self.view.state.operation.as_ref().map(|operation| operation.before);
         pending.ok_or_else(|| Error::new(Kind::NotFound, "no operation is incomplete"))
+    }
+
+    /// Refuses while a long operation is pending.
+    pub(super) fn ensure_idle(&self) -> Result<()> {
+        match &self.view.state.operation {
+            None => Ok(()),
+            Some(pending) => Err(Error::new(Kind::Busy, format!("'{}' is incomplete", pending.label))
+                .hint("finish it with the same command, or undo it with `ddsnap revert --rollback`")),
+        }
     }
 }

@@ -15,7 +15,7 @@ const COPIED_PAGES_MAX: usize = 512 << 10;
 const RECORD_BYTES_MAX: u64 = 2 << 20;
 
 /// True if every byte of `bytes` is zero.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_le_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
@@ -96,7 +96,7 @@ impl Writer {
 
     /// Appends records that preserve every chunk of the byte `ranges` that some snapshot still has from the
     /// origin.
-    fn copy_out(&mut self, ranges: &[(u64, u64)]) -> Result<()> {
+    pub(super) fn copy_out(&mut self, ranges: &[(u64, u64)]) -> Result<()> {
         let bits = self.view.state.sb.chunk_bits;
         let mut needed = Vec::new();
         for (offset, end) in ranges {
@@ -133,7 +133,7 @@ impl Writer {
     }
 
     /// True if the newest live snapshot still has `chunk` from the origin.
-    fn needs_copy(&mut self, chunk: u64) -> Result<bool> {
+    pub(super) fn needs_copy(&mut self, chunk: u64) -> Result<bool> {
         let Some(newest) = self.view.state.newest_live() else { return Ok(false) };
         let page = chunk >> PAGE_BITS;
         if let Some(bits) = self.copied.get(&page) {

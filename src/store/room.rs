@@ -217,6 +217,9 @@ impl Writer {
 
     /// Deletes or squashes the snapshot that the policy gives up first. False if there is none.
     fn give_up_a_snapshot(&mut self) -> Result<bool> {
+        if self.keeps_snapshots {
+            return Ok(false);
+        }
         let state = &self.view.state;
         let pinned = state.operation.as_ref().map_or(0, |operation| operation.pinned);
         let candidates = |in_use: bool| {

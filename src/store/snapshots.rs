@@ -24,10 +24,7 @@ impl Writer {
         if name.len() > NAME_MAX {
             return Err(Error::new(Kind::Usage, format!("name has {} bytes, at most 255 fit", name.len())));
         }
-        if let Some(operation) = &self.view.state.operation {
-            return Err(Error::new(Kind::Busy, format!("{} is incomplete", operation.label))
-                .hint("finish it with the same command, or `ddsnap apply-delta --rollback`"));
-        }
+        self.ensure_idle()?;
         for snapshot in self.view.state.snapshots.values().filter(|snapshot| !snapshot.hidden) {
             if snapshot.tag == tag.0 {
                 return Err(Error::new(Kind::Exists, format!("snapshot {tag} exists already")));

@@ -323,13 +323,18 @@ impl PointSource for View {
             let all = ChunkRange { start: 0, end: chunks };
             return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
         };
-        self.size_of(from)?;
         let epoch = |point| match point {
             PointId::Snapshot(id) => id.0,
             PointId::Origin => u64::MAX,
         };
         let (low, high) = (epoch(from).min(epoch(to)), epoch(from).max(epoch(to)));
         let mut pages = self.index().changed_pages(low, high);
+        // What only one of the two has differs, whoever wrote it; a chunk of which one has less than the other too.
+        let other = self.size_of(from)?;
+        if other != size {
+            let shared = other.min(size) >> self.state.sb.chunk_bits;
+            pages = changes::combine(pages, changes::all_pages(shared, chunks), |a, b| a | b);
+        }
         for point in [from, to] {
             if let PointId::Snapshot(id) = point {
                 pages = changes::combine(pages, self.index().overlay_pages(id.0)?, |a, b| a | b);

@@ -48,6 +48,8 @@ pub struct Writer {
     pub(super) writing: Option<u64>,
     /// Snapshots that got a new content generation in this session.
     pub(super) touched_snapshots: HashSet<u64>,
+    /// A full store fails what is being done rather than give up any snapshot.
+    pub(super) keeps_snapshots: bool,
 }
 
 /// Whether a record may use the space kept for deletes and repairs.
@@ -218,6 +220,7 @@ impl Writer {
             copied: HashMap::new(),
             writing: None,
             touched_snapshots: HashSet::new(),
+            keeps_snapshots: false,
         };
         let state = &writer.view.state;
         if tainted && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
@@ -273,6 +276,7 @@ impl Writer {
         }
         // What recovery found may still be in the device's cache: the open record builds on it.
         self.device.flush()?;
+        self.wipe_remains()?;
         self.started = true;
         let last = self.view.state.chain.position;
         self.view.state.durable = last.sequence;
@@ -280,6 +284,21 @@ impl Writer {
         put(&mut body, &RawOpen { incarnation: U64::new(last.incarnation), end: U64::new(last.sequence) });
         let epoch = self.view.state.epoch;
         self.append_started(Draft::plain(RecordKind::Open, epoch, body))
+    }
+
+    /// Makes what a crash left half written at the log's end unrecognisable: the next record, torn in its turn,
+    /// must not complete it.
+    fn wipe_remains(&self) -> Result<()> {
+        let state = &self.view.state;
+        let Some((_, address)) = state.chain.next_place(&state.sb) else { return Ok(()) };
+        let mut block = vec![0; state.sb.block_size() as usize];
+        self.device.read_at(&mut block, address)?;
+        if Record::peek(&block, address, state.sb.uuid).is_none() {
+            return Ok(());
+        }
+        block.fill(0xff);
+        self.device.write_at(&block, address)?;
+        self.device.flush()
     }
 
     fn append_started(&mut self, draft: Draft) -> Result<()> {
@@ -371,9 +390,22 @@ impl Writer {
     pub fn set_full_policy(&mut self, policy: FullPolicy) -> Result<()> {
         let mut volume = self.view.state.volume.clone();
         volume.squash_when_full = policy == FullPolicy::Squash;
+        self.log_volume(&volume)
+    }
+
+    /// Appends and commits what is now known of the volume.
+    pub(super) fn log_volume(&mut self, volume: &Volume) -> Result<()> {
         let mut body = Vec::new();
         volume.encode(&mut body);
         self.log(RecordKind::Volume, body)
+    }
+
+    /// Runs `work`, in which a full store fails rather than give up a snapshot.
+    pub(super) fn sparing<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.keeps_snapshots = true;
+        let outcome = work(self);
+        self.keeps_snapshots = false;
+        outcome
     }
 
     /// Accepts that the origin was changed behind the store's back: clears every taint.
