@@ -332,7 +332,8 @@ impl World {
             87..=90 => self.begin(),
             91..=92 => self.end(),
             93..=94 => self.roll_back(),
-            95..=97 => self.resize_origin(),
+            95..=96 => self.resize_origin(),
+            97 => self.resize_store(),
             _ => self.revert(),
         };
         self.follow(&label);
@@ -573,6 +574,31 @@ impl World {
         label
     }
 
+    /// Makes the store larger, or as small as its plan says it can be.
+    pub fn resize_store(&mut self) -> String {
+        let before = self.view().info().store_size;
+        let smallest = self.writer().plan_store_size(before).smallest_bytes;
+        let size = match self.random.below(3) {
+            0 => smallest,
+            1 => smallest + self.random.below(before - smallest + 1),
+            _ => before + self.random.below(1 << 20),
+        };
+        let label = format!("resize the store to {size}");
+        let outcome = self.writer().resize_store(size, &Silent);
+        if self.model.pending.is_some() {
+            assert_eq!(outcome.expect_err("resized while pending").kind(), Kind::Busy);
+            return "resize the store while an operation is pending".into();
+        }
+        let plan = outcome.expect(&label);
+        assert_eq!(self.view().info().store_size, plan.size_after, "{label}");
+        assert_eq!(self.store.size(), size, "{label}");
+        if smallest > 5 << 18 {
+            let refused = self.writer().resize_store(5 << 18, &Silent);
+            assert_eq!(refused.expect_err("far too small").kind(), Kind::Refused, "{label}");
+        }
+        label
+    }
+
     pub fn revert(&mut self) -> String {
         let ids = self.model.readable();
         if ids.is_empty() {
@@ -594,6 +620,9 @@ impl World {
             if let Some(pending) = self.view().info().pending {
                 self.model.begun(pending.before.0, pending.token);
                 self.roll_back();
+                // A crash before it was rolled back finds some of it.
+                let bytes = Arc::clone(&self.model.snaps[&id].bytes);
+                self.model.versions.push(bytes);
             }
             return label;
         };
@@ -635,8 +664,10 @@ impl World {
             for (kept_id, kept) in unused.filter(|(kept_id, _)| !gone.contains(kept_id)) {
                 let order = (snap.priority, *id) < (kept.priority, *kept_id);
                 // What was made by this very call came after the choice, and what it writes to is no choice.
-                let spared =
-                    *kept_id == self.model.epoch || label.ends_with(&format!("of snapshot {kept_id}"));
+                let pinned = self.view().info().pending.and_then(|pending| pending.pinned);
+                let spared = *kept_id == self.model.epoch
+                    || pinned == Some(Epoch(*kept_id))
+                    || label.ends_with(&format!("of snapshot {kept_id}"));
                 assert!(order || spared, "{label}: {id} went before {kept_id}");
             }
             self.lost += 1;

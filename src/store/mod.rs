@@ -11,7 +11,8 @@
 //! | `view` | reading points |
 //! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
-//! | `space`, `publish`, `merge`, `room` | segments, checkpoints, index merges, the full store |
+//! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
+//! | `room`, `resize` | the full store, a larger or smaller store |
 //! | `check`, `scan`, `rebuild` | looking for damage; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
@@ -27,6 +28,8 @@ mod origin_size;
 mod publish;
 pub mod rebuild;
 mod recover;
+mod relocate;
+mod resize;
 mod revert;
 mod room;
 mod scan;
@@ -38,6 +41,7 @@ mod view;
 mod writer;
 
 pub use origin_size::Preserved;
+pub use resize::StorePlan;
 pub use revert::Reverted;
 pub use types::{FullPolicy, InitOptions, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
 pub use view::View;

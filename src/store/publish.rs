@@ -63,6 +63,7 @@ pub fn publish(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, pl
             copy.push(Extent { address, length: u32::try_from(length).unwrap_or(0), crc: 0 });
         }
     }
+    state.renounce();
     state.collect_empty();
     state.promise(plan.extra)?;
     let mut payload = state.to_checkpoint().encode();

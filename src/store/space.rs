@@ -19,7 +19,7 @@ pub enum Stream {
 impl State {
     /// Segments that hold nothing and can be used now.
     pub fn free_segments(&self) -> u64 {
-        u64::from(self.sb.segments).saturating_sub(self.segments.len() as u64)
+        u64::from(self.limit).saturating_sub(self.segments.range(..self.limit).count() as u64)
     }
 
     /// Bytes of index pieces and checkpoints.
@@ -37,8 +37,10 @@ impl State {
     /// Takes a free segment.
     pub fn take_segment(&mut self, role: Role, stream: Stream) -> Result<u32> {
         let found = match stream {
-            Stream::Low => lowest_gap(self.segments.keys().copied(), self.sb.segments),
-            Stream::High => highest_gap(self.segments.keys().rev().copied(), self.sb.segments),
+            Stream::Low => lowest_gap(self.segments.keys().copied(), self.limit),
+            Stream::High => {
+                highest_gap(self.segments.range(..self.limit).rev().map(|(number, _)| *number), self.limit)
+            }
         };
         let number = found.ok_or_else(|| Error::new(Kind::NoSpace, "the store has no free segment left"))?;
         self.segments.insert(number, Segment { role, count: 0, live: 0, digest: 0 });
@@ -55,7 +57,7 @@ impl State {
             Stream::High => self.high,
         };
         let (segment, offset) = match open {
-            Some((segment, offset)) if offset + length <= size => (segment, offset),
+            Some((segment, offset)) if offset + length <= size && segment < self.limit => (segment, offset),
             _ => (self.take_segment(Role::Index, stream)?, 0),
         };
         let open = Some((segment, offset + length));
@@ -120,6 +122,16 @@ impl State {
                 *segment = Segment { role: Role::Emptied, count: 0, live: 0, digest: 0 };
             }
         }
+    }
+
+    /// Takes back what is promised to the log beyond the limit and not begun yet.
+    pub fn renounce(&mut self) {
+        let limit = self.limit;
+        let at = self.chain.at + 1;
+        let (begun, mut ahead) = (self.chain.promised.clone(), Vec::new());
+        let (begun, later) = begun.split_at_checked(at).unwrap_or((&begun, &[]));
+        ahead.extend(later.iter().filter(|segment| **segment < limit));
+        self.chain.promised = [begun, &ahead].concat();
     }
 
     /// Promises more free segments to the log, `extra` of them even out of the reserve.

@@ -61,12 +61,15 @@ pub struct State {
     pub log_bytes: u64,
     /// Records since the checkpoint.
     pub log_records: u64,
+    /// Only segments below this are taken; fewer than the store has while it is being made smaller.
+    pub limit: u32,
 }
 
 impl State {
     /// The state a checkpoint stands for.
     pub fn new(sb: Superblock, checkpoint: Checkpoint) -> Self {
         Self {
+            limit: sb.segments,
             sb,
             chain: Chain::new(checkpoint.log, checkpoint.promised),
             durable: checkpoint.log.sequence,

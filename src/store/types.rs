@@ -67,6 +67,8 @@ pub struct SnapshotInfo {
 pub struct PendingOperation {
     /// The hidden snapshot that keeps the state before it.
     pub before: Epoch,
+    /// A snapshot that it needs.
+    pub pinned: Option<Epoch>,
     /// What it is, for people ("apply-delta 3 to 4").
     pub label: String,
     /// Digest that names the delta, so that a resume can tell it is the same one.

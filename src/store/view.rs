@@ -81,6 +81,7 @@ impl View {
             },
             pending: state.operation.as_ref().map(|operation| PendingOperation {
                 before: Epoch(operation.before),
+                pinned: (operation.pinned != 0).then_some(Epoch(operation.pinned)),
                 label: operation.label.clone(),
                 token: operation.token,
                 forced: operation.forced,

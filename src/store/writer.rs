@@ -22,7 +22,7 @@ use zerocopy::little_endian::U64;
 /// Blocks of promised log that ordinary commits leave for deletes, attributes and marks.
 const LOG_RESERVE_BLOCKS: u64 = 16;
 /// Fewest segments a store can have.
-const SEGMENTS_MIN: u64 = 24;
+pub(super) const SEGMENTS_MIN: u64 = 24;
 
 /// A store opened for writing, exclusively. Dropping it without [`Writer::close`] is a crash: safe, but
 /// the next open replays the log.
@@ -361,11 +361,17 @@ impl Writer {
 
     /// Makes a checkpoint.
     pub(super) fn checkpoint(&mut self, plan: Plan) -> Result<()> {
+        self.checkpoint_with(plan, |_| {})
+    }
+
+    /// Makes a checkpoint of tables that `change` has changed.
+    pub(super) fn checkpoint_with(&mut self, plan: Plan, change: impl FnOnce(&mut State)) -> Result<()> {
         self.ensure_sound()?;
         let View { state, reader, .. } = &mut self.view;
         // Made on a copy: half of a failed checkpoint would let the view take what is preserved for absent and
         // read the origin's newer bytes instead.
         let mut next = state.clone();
+        change(&mut next);
         let outcome = publish::publish(self.device.as_ref(), reader, &mut next, plan);
         match &outcome {
             Ok(()) => *state = next,
