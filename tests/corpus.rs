@@ -80,6 +80,7 @@ fn snapshot() -> Snapshot {
         squashed: false,
         tainted: false,
         hidden: false,
+        holds: vec!["offsite".into(), "usb".into()],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::common::{RateArgs, VolArgs};
 use super::transfer::Limited;
-use super::{open, report};
+use super::{open, report, revert};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
@@ -75,7 +75,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     }
     match (args.rollback || args.resume_token, args.operands.as_slice()) {
         (true, [target]) if args.resume_token => print_token(args, target, ui)?,
-        (true, [vol]) => roll_back(args, vol, ui)?,
+        (true, [vol]) => revert::roll_back(&volume(args, vol), args.dry_run, ui)?,
         (false, [delta, target]) => {
             let doing = || format!("cannot apply {} to {}", delta.display(), target.display());
             let summary = match args.resume {
@@ -205,25 +205,5 @@ fn report(args: &Args, target: &Path, summary: &ApplySummary, ui: &Ui) -> Result
     }
     let resumed = if summary.resumed { "resumed: " } else { "" };
     ui.explain(&format!("{resumed}wrote {} to {target}", size::human(written)));
-    Ok(())
-}
-
-fn roll_back(args: &Args, vol: &Path, ui: &Ui) -> Result<()> {
-    let vol = volume(args, vol);
-    let result = (|| {
-        let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
-        let label = writer.view().info().pending.map(|pending| pending.label);
-        let bytes = writer.roll_back(ui.progress())?;
-        if !args.dry_run {
-            writer.close()?;
-        }
-        Ok((bytes, label.unwrap_or_default()))
-    })();
-    let (bytes, label) =
-        result.map_err(|error: Error| error.doing(format!("cannot roll back {}", vol.vol.display())))?;
-    if args.dry_run {
-        return ui.print(&format!("would put back {bytes} bytes of the origin: '{label}' is incomplete"));
-    }
-    ui.explain(&format!("put back {}: '{label}' is undone", size::human(bytes)));
     Ok(())
 }

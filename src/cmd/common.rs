@@ -1,6 +1,7 @@
 //! Operands and options that several commands share, checked as far as they can be without the store.
 
 use crate::error::{Error, Kind, Result};
+use crate::format::table::HOLD_MAX;
 use crate::store::{SnapshotInfo, SnapshotState};
 use crate::ui::size;
 use crate::units::Tag;
@@ -157,6 +158,17 @@ pub fn parse_name(text: &str) -> std::result::Result<String, String> {
             "'{text}' is no name: write a letter, then letters, digits and . _ - : + (at most 255 bytes), not 'origin'"
         ))
     }
+}
+
+/// Reads the name of a hold: written as the name of a snapshot, at most 64 bytes.
+///
+/// # Errors
+/// A sentence for the user.
+pub fn parse_hold(text: &str) -> std::result::Result<String, String> {
+    parse_name(text)
+        .ok()
+        .filter(|name| name.len() <= HOLD_MAX)
+        .ok_or_else(|| format!("'{text}' is no name of a hold: write a letter, then letters, digits and . _ - : +"))
 }
 
 /// Reads a size.

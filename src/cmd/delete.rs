@@ -4,7 +4,7 @@ use super::common::{SnapName, VolArgs, title};
 use super::open;
 use crate::error::{Error, Kind, Result};
 use crate::store::SnapshotInfo;
-use crate::ui::Ui;
+use crate::ui::{Ui, escape};
 use crate::ui::exit::Exit;
 
 const EXAMPLES: &str = "Examples:
@@ -13,7 +13,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Delete snapshots
 ///
-/// Every snapshot is looked up before the first is deleted. One with a use count above zero is held and
+/// Every snapshot is looked up before the first is deleted. One that is held or has a use count above zero
 /// stays, unless --force insists.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -23,7 +23,7 @@ pub struct Args {
     /// Which snapshots: tags, @N counted from the newest, or names
     #[arg(value_name = "SNAP", required = true)]
     snaps: Vec<SnapName>,
-    /// Delete held snapshots too
+    /// Delete snapshots in use too
     #[arg(long)]
     force: bool,
     /// Only print what would be deleted, and why
@@ -34,7 +34,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// `Kind::NotFound`, `Kind::Busy` for a held snapshot; then nothing was deleted.
+/// `Kind::NotFound`, `Kind::Busy` for a snapshot in use; then nothing was deleted.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let doing = || format!("cannot delete snapshots of {}", args.vol.vol.display());
     delete(args, ui).map_err(|error| error.doing(doing()))?;
@@ -45,10 +45,10 @@ fn delete(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
         let view = open::view(&args.vol.vol)?;
         for snapshot in choose(args, &view.snapshots())? {
-            let reason = match snapshot.use_count {
-                0 => "named on the command line".to_owned(),
-                count => format!("named on the command line, --force overrides its use count of {count}"),
-            };
+            let mut reason = "named on the command line".to_owned();
+            if let Some(holder) = holder(&snapshot) {
+                reason.push_str(&format!(", --force overrides that {holder}"));
+            }
             ui.print(&format!("would delete {}: {reason}", title(&snapshot)))?;
         }
         return Ok(());
@@ -58,6 +58,9 @@ fn delete(args: &Args, ui: &Ui) -> Result<()> {
     for snapshot in chosen {
         if ui.interrupted() {
             break;
+        }
+        for hold in &snapshot.holds {
+            writer.release(snapshot.id, hold)?;
         }
         if let Ok(count @ 1..) = i32::try_from(snapshot.use_count) {
             writer.add_use_count(snapshot.id, -count)?;
@@ -74,17 +77,26 @@ fn choose(args: &Args, snapshots: &[SnapshotInfo]) -> Result<Vec<SnapshotInfo>> 
     let mut chosen: Vec<SnapshotInfo> = Vec::new();
     for name in &args.snaps {
         let snapshot = name.snapshot(snapshots)?;
-        if snapshot.use_count > 0 && !args.force {
+        if let Some(holder) = holder(snapshot).filter(|_| !args.force) {
             let (tag, count) = (snapshot.tag, snapshot.use_count);
-            return Err(Error::new(
-                Kind::Busy,
-                format!("{} is held: its use count is {count}", title(snapshot)),
-            )
-            .hint(format!("'ddsnap usecount VOL {tag} -{count}' lets go of it; --force insists")));
+            let hint = match snapshot.holds.first() {
+                Some(hold) => format!("'ddsnap release VOL {tag} {hold}' lets go of it; --force insists"),
+                None => format!("'ddsnap usecount VOL {tag} -{count}' lets go of it; --force insists"),
+            };
+            return Err(Error::new(Kind::Busy, format!("{} is in use: {holder}", title(snapshot))).hint(hint));
         }
         if !chosen.iter().any(|other| other.id == snapshot.id) {
             chosen.push(snapshot.clone());
         }
     }
     Ok(chosen)
+}
+
+/// Why a snapshot stays, if it does.
+fn holder(snapshot: &SnapshotInfo) -> Option<String> {
+    match (snapshot.holds.as_slice(), snapshot.use_count) {
+        ([], 0) => None,
+        ([], count) => Some(format!("its use count is {count}")),
+        (holds, _) => Some(format!("it is held for {}", escape::line(&holds.join(", ")))),
+    }
 }

@@ -95,6 +95,7 @@ fn print_table(snapshots: &[SnapshotInfo], ui: &Ui) -> Result<()> {
         ("Size", true),
         ("Prio", true),
         ("Use", true),
+        ("Held for", false),
         ("State", false),
     ];
     let rows: Vec<Vec<String>> = snapshots
@@ -108,6 +109,7 @@ fn print_table(snapshots: &[SnapshotInfo], ui: &Ui) -> Result<()> {
                 size::human(snapshot.size_bytes),
                 snapshot.priority.to_string(),
                 snapshot.use_count.to_string(),
+                escape::line(&snapshot.holds.join(", ")),
                 if snapshot.tainted { format!("{state}, tainted") } else { state.to_owned() },
             ]
         })

@@ -13,6 +13,7 @@ mod delta_invert;
 mod delta_merge;
 mod export;
 mod fsck;
+mod hold;
 mod initialize;
 mod list;
 mod open;
@@ -20,6 +21,8 @@ mod policy;
 mod priority;
 mod read;
 mod report;
+mod resize;
+mod revert;
 mod source;
 mod status;
 mod transfer;
@@ -70,6 +73,10 @@ enum Command {
     Status(status::Args),
     Priority(priority::Args),
     Usecount(usecount::Args),
+    Hold(hold::Args),
+    Release(hold::ReleaseArgs),
+    Revert(revert::Args),
+    Resize(resize::Args),
     Read(read::Args),
     Write(write::Args),
     Export(export::Args),
@@ -84,8 +91,8 @@ enum Command {
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "policy", "fsck"]),
-    ("Snapshots", &["create", "delete", "list", "priority", "usecount"]),
+    ("Snapshot stores", &["initialize", "status", "resize", "policy", "fsck"]),
+    ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
 ];
@@ -100,6 +107,10 @@ impl Command {
             Self::Status(args) => status::run(args, ui),
             Self::Priority(args) => priority::run(args, ui),
             Self::Usecount(args) => usecount::run(args, ui),
+            Self::Hold(args) => hold::run(args, ui),
+            Self::Release(args) => hold::release(args, ui),
+            Self::Revert(args) => revert::run(args, ui),
+            Self::Resize(args) => resize::run(args, ui),
             Self::Read(args) => read::run(args, ui),
             Self::Write(args) => write::run(args, ui),
             Self::Export(args) => export::run(args, ui),

@@ -80,6 +80,16 @@ pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     Writer::open(store, Some(origin), time::now_secs()).map_err(|error| error.at_path(&args.vol))
 }
 
+/// As [`dry_writer`], without the origin.
+///
+/// # Errors
+/// As [`view`].
+pub fn dry_writer_alone(vol: &Path) -> Result<Writer> {
+    refuse_special(vol)?;
+    let store = Arc::new(Overlay::new(FileReader::open(vol)?));
+    Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(vol))
+}
+
 /// Opens the device of a store for reading, locked against writers.
 ///
 /// # Errors
@@ -240,7 +250,7 @@ pub fn ensure_complete(view: &View, vol: &Path, accept: bool) -> Result<()> {
             let what =
                 format!("the origin is between two states: '{}' was begun and not ended", pending.label);
             Err(Error::new(Kind::Refused, what).hint(format!(
-                "run the same apply-delta again to resume it, or 'ddsnap apply-delta --rollback {}'; \
+                "run the same command again to resume it, or 'ddsnap revert --rollback {}'; \
                  --accept-incomplete reads the origin as it is",
                 vol.display()
             )))

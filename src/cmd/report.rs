@@ -33,6 +33,7 @@ pub fn snapshot(snapshot: &SnapshotInfo) -> Value {
         "generation": snapshot.generation,
         "state": state_word(snapshot.state),
         "tainted": snapshot.tainted,
+        "holds": snapshot.holds,
     })
 }
 

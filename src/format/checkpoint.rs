@@ -586,6 +586,7 @@ mod tests {
                 squashed: false,
                 tainted: true,
                 hidden: false,
+                holds: vec!["offsite".into(), "usb".into()],
             }],
             graves: vec![Grave { id: 6, created_at: 0, created_sequence: 1 }],
             segments: vec![(3, Segment { role: Role::Index, count: 1, live: 4096, digest: 0 })],

@@ -10,11 +10,15 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 /// Longest snapshot name in bytes.
 pub const NAME_MAX: usize = 255;
+/// Longest name of a hold in bytes.
+pub const HOLD_MAX: usize = 64;
+/// Most holds of a snapshot.
+pub const HOLDS_MAX: usize = 100;
 /// Longest path, label or reason in bytes.
 pub const TEXT_MAX: usize = 4096;
 
 raw_struct! {
-    /// A snapshot. Followed by its name.
+    /// A snapshot. Followed by its name and its holds.
     pub struct RawSnapshot, "Snapshot", 64 {
         id: U64, "u64", "internal id: the epoch its creation began; never reused";
         tag: U32, "u32", "the user's tag";
@@ -27,7 +31,8 @@ raw_struct! {
         flags: U32, "u32 bits", "1 squashed, 2 tainted, 4 hidden";
         priority: i8, "i8", "-128 to 127; higher survives longer";
         name_length: u8, "u8 bytes", "length of the name that follows";
-        reserved: [u8; 2], "bytes", "zero";
+        holds: u8, "u8", "number of holds that follow the name: each a length (u8), then so many bytes";
+        reserved: u8, "u8", "zero";
     }
 }
 
@@ -122,6 +127,16 @@ pub struct Snapshot {
     pub tainted: bool,
     /// Made by a long operation, not by a user.
     pub hidden: bool,
+    /// Who needs it, by name, ascending.
+    pub holds: Vec<String>,
+}
+
+impl Snapshot {
+    /// True if somebody needs it: it is neither deleted unasked nor given up before all others.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        self.use_count > 0 || !self.holds.is_empty()
+    }
 }
 
 /// What is known of the volume.
@@ -228,10 +243,16 @@ impl Snapshot {
                 flags: U32::new(flags),
                 priority: self.priority,
                 name_length: u8::try_from(name.len()).unwrap_or(u8::MAX),
-                reserved: [0; 2],
+                holds: u8::try_from(self.holds.len()).unwrap_or(u8::MAX),
+                reserved: 0,
             },
         );
         out.extend_from_slice(name);
+        for hold in self.holds.iter().take(usize::from(u8::MAX)) {
+            let hold = clip(hold, HOLD_MAX);
+            out.push(u8::try_from(hold.len()).unwrap_or(u8::MAX));
+            out.extend_from_slice(hold);
+        }
     }
 
     /// Takes one from the front of `bytes`.
@@ -241,8 +262,14 @@ impl Snapshot {
     pub fn decode(bytes: &mut &[u8]) -> Result<Self> {
         let raw: RawSnapshot = take(bytes)?;
         let name = take_text(bytes, u32::from(raw.name_length), NAME_MAX)?;
+        let mut holds = Vec::with_capacity(usize::from(raw.holds));
+        for _ in 0..raw.holds {
+            let length: u8 = take(bytes)?;
+            holds.push(take_text(bytes, u32::from(length), HOLD_MAX)?);
+        }
         let flags = raw.flags.get();
         Ok(Self {
+            holds,
             id: raw.id.get(),
             tag: raw.tag.get(),
             name,

@@ -232,6 +232,7 @@ fn lost_snapshot(state: &State, record: &Record) -> Snapshot {
         squashed: false,
         tainted: true,
         hidden: false,
+        holds: Vec::new(),
     }
 }
 

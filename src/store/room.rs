@@ -126,7 +126,7 @@ impl Writer {
                 .values()
                 .filter(|snapshot| !snapshot.hidden && !snapshot.squashed)
                 .filter(|snapshot| snapshot.id != pinned && Some(snapshot.id) != self.writing)
-                .filter(|snapshot| (snapshot.use_count > 0) == in_use)
+                .filter(|snapshot| snapshot.in_use() == in_use)
                 .min_by_key(|snapshot: &&Snapshot| (snapshot.priority, snapshot.id))
                 .map(|snapshot| (snapshot.id, snapshot.tag))
         };

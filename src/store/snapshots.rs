@@ -7,7 +7,7 @@ use super::view::describe;
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
-use crate::format::table::{Deletion, NAME_MAX, Snapshot};
+use crate::format::table::{Deletion, HOLD_MAX, HOLDS_MAX, NAME_MAX, Snapshot};
 use crate::units::{Epoch, Tag};
 
 impl Writer {
@@ -58,6 +58,7 @@ impl Writer {
             squashed: false,
             tainted: false,
             hidden,
+            holds: Vec::new(),
         }
     }
 
@@ -76,7 +77,7 @@ impl Writer {
     /// Deletes a snapshot; durable when this returns.
     ///
     /// # Errors
-    /// `Kind::NotFound`; `Kind::Busy` if its use count is not zero or it is pinned.
+    /// `Kind::NotFound`; `Kind::Busy` if its use count is not zero, it is held or pinned.
     pub fn delete_snapshot(&mut self, id: Epoch) -> Result<()> {
         let snapshot = self.table_entry(id)?;
         let tag = snapshot.tag;
@@ -86,6 +87,10 @@ impl Writer {
                 format!("snapshot {tag} has use count {}", snapshot.use_count),
             )
             .hint("lower it with `ddsnap usecount` first"));
+        }
+        if let Some(name) = snapshot.holds.first() {
+            return Err(Error::new(Kind::Busy, format!("snapshot {tag} is held for '{name}'"))
+                .hint("let go of it with `ddsnap release` first"));
         }
         if self.view.state.operation.as_ref().is_some_and(|operation| operation.pinned == id.0) {
             return Err(Error::new(
@@ -165,5 +170,55 @@ impl Writer {
             self.log_attributes(&Snapshot { use_count, ..snapshot })?;
         }
         Ok(use_count)
+    }
+
+    /// Holds a snapshot for `name`: it is not deleted while somebody holds it. Durable when this returns; false if
+    /// it was held for that name already.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Usage` if the name is empty or longer than 64 bytes, or there are 100 holds.
+    pub fn hold(&mut self, id: Epoch, name: &str) -> Result<bool> {
+        let mut snapshot = self.table_entry(id)?.clone();
+        if name.is_empty() || name.len() > HOLD_MAX {
+            let what = format!("the name of a hold has {} bytes, expected 1 to {HOLD_MAX}", name.len());
+            return Err(Error::new(Kind::Usage, what));
+        }
+        let Err(at) = snapshot.holds.binary_search_by(|hold| hold.as_str().cmp(name)) else { return Ok(false) };
+        if snapshot.holds.len() >= HOLDS_MAX {
+            return Err(Error::new(Kind::Usage, format!("snapshot {} has {HOLDS_MAX} holds", snapshot.tag)));
+        }
+        snapshot.holds.insert(at, name.to_owned());
+        self.log_attributes(&snapshot).map(|()| true)
+    }
+
+    /// Lets go of a snapshot that is held for `name`. Durable when this returns.
+    ///
+    /// # Errors
+    /// `Kind::NotFound` if there is no such snapshot or hold.
+    pub fn release(&mut self, id: Epoch, name: &str) -> Result<()> {
+        let mut snapshot = self.table_entry(id)?.clone();
+        let before = snapshot.holds.len();
+        snapshot.holds.retain(|hold| hold != name);
+        if snapshot.holds.len() == before {
+            let what = format!("snapshot {} is not held for '{name}'", snapshot.tag);
+            return Err(Error::new(Kind::NotFound, what));
+        }
+        self.log_attributes(&snapshot)
+    }
+
+    /// Holds what the target `name` needs while it goes from `from` (`None`: from nothing) to `to`: both are held,
+    /// and what is older than `from` is let go of, for a target that takes a delta from there has come so far.
+    ///
+    /// # Errors
+    /// As [`Writer::hold`].
+    pub fn move_hold(&mut self, name: &str, from: Option<Epoch>, to: Epoch) -> Result<()> {
+        for id in from.into_iter().chain([to]) {
+            self.hold(id, name)?;
+        }
+        let Some(from) = from else { return Ok(()) };
+        let older = self.view.state.snapshots.range(..from.0.min(to.0));
+        let held = older.filter(|(_, snapshot)| snapshot.holds.iter().any(|hold| hold == name));
+        let held: Vec<u64> = held.map(|(id, _)| *id).collect();
+        held.into_iter().try_for_each(|id| self.release(Epoch(id), name))
     }
 }

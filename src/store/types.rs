@@ -60,6 +60,8 @@ pub struct SnapshotInfo {
     pub state: SnapshotState,
     /// True when the origin was changed behind the store's back after this snapshot was made.
     pub tainted: bool,
+    /// Who needs it, by name, ascending; while there is a hold it cannot be deleted.
+    pub holds: Vec<String>,
 }
 
 /// A long operation that was begun and neither ended nor rolled back.

@@ -294,6 +294,7 @@ pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
         generation: snapshot.generation,
         state: if snapshot.squashed { SnapshotState::Squashed } else { SnapshotState::Normal },
         tainted: snapshot.tainted,
+        holds: snapshot.holds.clone(),
     }
 }
 

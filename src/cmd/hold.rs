@@ -1,0 +1,81 @@
+//! `hold` and `release`: snapshots that somebody needs.
+
+use super::common::{SnapName, VolArgs, parse_hold, title};
+use super::open;
+use crate::error::Result;
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+
+const HOLD_EXAMPLES: &str = "Examples:
+  ddsnap hold data.snap 1 offsite
+  ddsnap hold data.snap @0 usb-disk";
+
+const RELEASE_EXAMPLES: &str = "Examples:
+  ddsnap release data.snap 1 offsite";
+
+/// Hold a snapshot for somebody who needs it
+///
+/// A snapshot that is held is not deleted, by nobody and by no full store, until every hold is released. Give each
+/// target of a replication a hold of its own: 'ddsnap create-delta --hold NAME' moves it along.
+#[derive(Debug, clap::Args)]
+#[command(after_help = HOLD_EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    held: HeldArgs,
+}
+
+/// Let go of a snapshot that is held
+#[derive(Debug, clap::Args)]
+#[command(after_help = RELEASE_EXAMPLES)]
+pub struct ReleaseArgs {
+    #[command(flatten)]
+    held: HeldArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct HeldArgs {
+    #[command(flatten)]
+    vol: VolArgs,
+    /// The snapshot: a tag, @N counted from the newest, or a name
+    #[arg(value_name = "SNAP")]
+    snap: SnapName,
+    /// Who needs it: a word of your choice, at most 64 bytes
+    #[arg(value_name = "NAME", value_parser = parse_hold)]
+    name: String,
+}
+
+/// Runs `hold`.
+///
+/// # Errors
+/// `Kind::NotFound`; those of opening the store.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let HeldArgs { vol, snap, name } = &args.held;
+    let hold = || {
+        let mut writer = open::writer(&vol.vol)?;
+        let snapshot = snap.snapshot(&writer.view().snapshots())?.clone();
+        let new = writer.hold(snapshot.id, name)?;
+        writer.close()?;
+        let already = if new { "" } else { " already" };
+        ui.explain(&format!("{} is{already} held for {name}", title(&snapshot)));
+        Ok(Exit::Done)
+    };
+    hold().map_err(|error: crate::error::Error| error.doing(format!("cannot hold {snap} of {}", vol.vol.display())))
+}
+
+/// Runs `release`.
+///
+/// # Errors
+/// `Kind::NotFound`; those of opening the store.
+pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
+    let HeldArgs { vol, snap, name } = &args.held;
+    let release = || {
+        let mut writer = open::writer(&vol.vol)?;
+        let snapshot = snap.snapshot(&writer.view().snapshots())?.clone();
+        writer.release(snapshot.id, name)?;
+        writer.close()?;
+        ui.explain(&format!("{} is no longer held for {name}", title(&snapshot)));
+        Ok(Exit::Done)
+    };
+    release()
+        .map_err(|error: crate::error::Error| error.doing(format!("cannot release {snap} of {}", vol.vol.display())))
+}

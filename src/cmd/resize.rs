@@ -1,0 +1,145 @@
+//! `resize`: another size for the origin or the store.
+
+use super::common::{VolArgs, parse_size};
+use super::open;
+use crate::error::{Error, Kind, Result};
+use crate::store::{StorePlan, Writer};
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap resize --dry-run data.snap -o 8M
+  ddsnap resize -y data.snap -o 8M
+  ddsnap resize data.snap -s 64M";
+
+/// Change the size of the origin or of the store
+///
+/// Files are made longer or cut. A block device must be made larger before this command, or smaller after it.
+/// Snapshots keep their own size: what a smaller origin no longer has is preserved in the store first. A store that
+/// is made smaller moves what lies beyond its new end; --dry-run says how much that is, and which size is sure to
+/// work. Interrupted, the command leaves the old size; run it again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    vol: VolArgs,
+    /// The new size of the origin
+    #[arg(short = 'o', long = "origin-size", value_name = "SIZE", value_parser = parse_size)]
+    origin_size: Option<u64>,
+    /// The new size of the store
+    #[arg(short = 's', long = "store-size", value_name = "SIZE", value_parser = parse_size)]
+    store_size: Option<u64>,
+    /// Means nothing any more: metadata is in the store
+    #[arg(short = 'm', value_name = "SIZE", value_parser = parse_size, hide = true)]
+    metadata_size: Option<u64>,
+    /// Make the origin smaller without asking: what lies beyond its new end is then in snapshots only
+    #[arg(short, long)]
+    yes: bool,
+    /// Only print what would be preserved and moved, and which sizes work
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::Refused` if the store cannot have that size or nobody agreed; `Kind::NoSpace` if the store cannot take
+/// in what snapshots need, `Kind::Mismatch` if a device is too small, `Kind::Busy`: nothing has changed then.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    if args.metadata_size.is_some() {
+        ui.warn("-m means nothing any more: metadata is in the store");
+    }
+    resize(args, ui).map_err(|error| error.doing(format!("cannot resize {}", args.vol.vol.display())))?;
+    Ok(Exit::Done)
+}
+
+fn resize(args: &Args, ui: &Ui) -> Result<()> {
+    if args.origin_size.is_none() && args.store_size.is_none() && args.metadata_size.is_none() {
+        return Err(Error::new(Kind::Usage, "nothing to do: give -o SIZE or -s SIZE"));
+    }
+    if args.origin_size == Some(0) {
+        return Err(Error::new(Kind::Usage, "an origin of no bytes is none"));
+    }
+    let mut writer = match (args.dry_run, args.origin_size) {
+        (true, Some(_)) => open::dry_writer(&args.vol)?,
+        (true, None) => open::dry_writer_alone(&args.vol.vol)?,
+        (false, Some(_)) => open::writer_with_origin(&args.vol)?,
+        (false, None) => open::writer(&args.vol.vol)?,
+    };
+    if args.dry_run {
+        return tell_plans(args, &mut writer, ui);
+    }
+    let result = change(args, &mut writer, ui);
+    ui.end_progress();
+    let closed = writer.close();
+    result.and(closed)
+}
+
+/// A larger store comes before what it may have to take in, a smaller one after it.
+fn change(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
+    let grows = args.store_size.is_some_and(|size| size >= writer.view().info().store_size);
+    if grows {
+        change_store(args, writer, ui)?;
+    }
+    change_origin(args, writer, ui)?;
+    if grows { Ok(()) } else { change_store(args, writer, ui) }
+}
+
+fn change_origin(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
+    let Some(size) = args.origin_size else { return Ok(()) };
+    let info = writer.view().info();
+    let (before, path) = (info.origin_size, open::origin_path(&args.vol, &info));
+    if size < before && !args.yes {
+        let cut = before - size;
+        ui.confirm(&format!("the last {cut} bytes of {} would be in snapshots only", path.display()), "-y")?;
+    }
+    ui.progress().stage("preserve", Some(before.saturating_sub(size)));
+    let preserved = writer.resize_origin(size, ui.progress())?;
+    ui.explain(&format!(
+        "the origin has {size} bytes, it had {before}; {} chunks ({} bytes) were preserved for snapshots",
+        preserved.chunks, preserved.bytes
+    ));
+    Ok(())
+}
+
+fn change_store(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
+    let Some(size) = args.store_size else { return Ok(()) };
+    let plan = writer.resize_store(size, ui.progress())?;
+    ui.explain(&format!(
+        "the store uses {} bytes, it used {}; {} bytes were moved",
+        plan.size_after, plan.size_before, plan.moved_bytes
+    ));
+    Ok(())
+}
+
+fn tell_plans(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
+    if let Some(size) = args.origin_size {
+        let before = writer.view().info().origin_size;
+        let plan = writer.plan_origin_size(size, ui.progress())?;
+        ui.end_progress();
+        ui.print(&format!("would change the origin from {before} to {size} bytes: -o says so"))?;
+        ui.print(&format!(
+            "would preserve {} chunks ({} bytes): snapshots need them beyond the new end",
+            plan.chunks, plan.bytes
+        ))?;
+    }
+    if let Some(size) = args.store_size {
+        tell_store_plan(size, &writer.plan_store_size(size), ui)?;
+    }
+    Ok(())
+}
+
+fn tell_store_plan(size: u64, plan: &StorePlan, ui: &Ui) -> Result<()> {
+    let (before, after) = (plan.size_before, plan.size_after);
+    ui.print(&format!("would change the store from {before} to {after} used bytes: -s says so"))?;
+    ui.print(&format!("would move {} bytes: they lie beyond the new end", plan.moved_bytes))?;
+    ui.print(&format!("sizes from {} to {} bytes are sure to work", plan.smallest_bytes, plan.largest_bytes))?;
+    if after < before && size < plan.smallest_bytes {
+        let what = format!("{size} bytes may be too few; things would be packed closer first");
+        return Err(Error::new(Kind::Refused, what));
+    }
+    if after > plan.largest_bytes {
+        return Err(Error::new(Kind::Refused, format!("{size} bytes are too many")));
+    }
+    Ok(())
+}
