@@ -247,8 +247,9 @@ pub fn data_holds(device: &dyn ReadAt, sb: &Superblock, record: &Record) -> Resu
 /// Refuses a chain that ends although a later record claims durability of what is missing: that is damage,
 /// not a torn tail, and going on would serve newer data as older.
 ///
-/// Looks at the rest of the current segment and all of the next promised one block by block, and at the
-/// first block of every other: only damage that swallows all of these passes for a tail.
+/// Looks block by block at the rest of the current segment, at the next promised one, and at those after it that
+/// begin with a later record: one commit can span many small segments. Of the others it looks at the first block.
+/// Only damage that swallows all of these passes for a tail.
 fn refuse_gap(device: &dyn ReadAt, state: &State) -> Result<()> {
     let sb = &state.sb;
     let sequence = state.chain.position.sequence;
@@ -259,7 +260,8 @@ fn refuse_gap(device: &dyn ReadAt, state: &State) -> Result<()> {
         let (start, end) = match number {
             0 => (address, segment_end(sb, *segment)),
             1 => (start, segment_end(sb, *segment)),
-            _ => (start, start + u64::from(sb.block_size())),
+            _ if begins_later(device, sb, start, sequence)? => (start, segment_end(sb, *segment)),
+            _ => continue,
         };
         if let Some(found) = later_claim(device, sb, start, end, sequence)? {
             return Err(Error::damaged(format!(
@@ -272,6 +274,15 @@ fn refuse_gap(device: &dyn ReadAt, state: &State) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// True if a sound record beyond `sequence` lies at `address`.
+fn begins_later(device: &dyn ReadAt, sb: &Superblock, address: u64, sequence: u64) -> Result<bool> {
+    match read_record(device, sb, address) {
+        Ok(record) => Ok(record.sequence > sequence),
+        Err(error) if error.kind() == Kind::Damaged => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The first sound record in `start..end` that claims durability beyond `sequence`.

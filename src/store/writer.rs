@@ -443,7 +443,9 @@ impl Writer {
     /// `Kind::Io`.
     pub fn close(mut self) -> Result<()> {
         self.flush_origin()?;
-        if !self.started {
+        // After a session that was not closed even one that changed nothing leaves a mark: until a later record
+        // claims the last one durable, damage to it would pass for a torn tail.
+        if !self.started && self.last_fingerprint.is_some() {
             return self.ensure_sound();
         }
         let fingerprint = match &self.origin {
@@ -452,9 +454,10 @@ impl Writer {
         };
         let mut body = Vec::new();
         encode_fingerprint(fingerprint.as_ref(), &mut body);
-        // A mark that does not fit or does not reach the disk costs only the comparison at the next open.
-        if !self.fits(self.block(), Need::Reserve) {
-            return Ok(());
+        match self.ensure_space(self.block(), Need::Reserve) {
+            // A mark that does not fit costs the comparison at the next open, and the claim of durability.
+            Err(error) if error.kind() == Kind::NoSpace => return Ok(()),
+            other => other?,
         }
         let epoch = self.view.state.epoch;
         self.append(Draft::plain(RecordKind::Idle, epoch, body))
