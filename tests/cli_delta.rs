@@ -391,7 +391,7 @@ fn an_interrupted_apply_is_seen_and_resumed() {
     ] {
         dir.untouched(|dir| dir.run(args)).expect(5).says("hint: ");
     }
-    dir.untouched(|dir| dir.run_with("write replica.snap", b"x")).expect(5).says("apply-delta --rollback");
+    dir.untouched(|dir| dir.run_with("write replica.snap", b"x")).expect(5).says("revert --rollback");
     dir.untouched(|dir| dir.ok("read replica.snap origin --length 1 --accept-incomplete"));
     assert!(dir.ok("read replica.snap 1").stdout == old, "the snapshot changed");
     dir.ok("apply-delta x.delta replica.snap");

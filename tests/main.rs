@@ -15,6 +15,7 @@ mod cli_examples;
 mod cli_export;
 mod cli_fsck;
 mod cli_model;
+mod cli_resize;
 mod cli_resume;
 mod cli_signals;
 mod cli_store;

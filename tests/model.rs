@@ -420,7 +420,10 @@ impl World {
             return format!("delete {id}, in use");
         }
         if let (Some(_), Err(error)) = (&self.model.pending, &outcome) {
-            assert_eq!(error.to_string(), format!("snapshot {} is needed by an incomplete operation", self.model.snaps[&id].tag));
+            assert_eq!(
+                error.to_string(),
+                format!("snapshot {} is needed by an incomplete operation", self.model.snaps[&id].tag)
+            );
             return format!("delete {id}, needed");
         }
         // A full store can always delete.
@@ -630,7 +633,8 @@ impl World {
         assert_eq!(reverted.size_before, self.model.origin.len() as u64, "{label}");
         assert_eq!(reverted.size_after, bytes.len() as u64, "{label}");
         let points = self.view().points();
-        let identity = points.iter().find(|point| point.id == PointId::Snapshot(Epoch(id))).map(|point| point.identity);
+        let identity =
+            points.iter().find(|point| point.id == PointId::Snapshot(Epoch(id))).map(|point| point.identity);
         self.model.resize(bytes.len());
         self.model.origin = Arc::clone(&bytes);
         self.model.settle_origin();

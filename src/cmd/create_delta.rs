@@ -1,6 +1,7 @@
 //! `create-delta`: the chunks that turn one point into another, as a stream.
 
-use super::common::{AcceptArgs, RateArgs, VolArgs};
+use super::common::{AcceptArgs, RateArgs, VolArgs, parse_hold};
+use super::hold;
 use super::source::{COMPARE_CHUNK_BITS, Source, is_changelist, snap_name, wrong_operands};
 use crate::delta::{ChangelistReader, CreateOptions, CreateSummary, create, resume_file, resume_stream};
 use crate::error::{Error, Kind, Result};
@@ -67,6 +68,9 @@ pub struct Args {
     /// Leave out what the receiver has: TOKEN is what 'apply-delta --resume-token' prints there
     #[arg(long, value_name = "TOKEN")]
     resume_token: Option<ResumePoint>,
+    /// Hold both snapshots for the target NAME, and let go of what it needed before SNAP1
+    #[arg(long, value_name = "NAME", value_parser = parse_hold, conflicts_with = "compare")]
+    hold: Option<String>,
     #[command(flatten)]
     accept: AcceptArgs,
     #[command(flatten)]
@@ -224,6 +228,9 @@ fn plan(args: &Args) -> Result<Plan> {
                 [to, ..] => (None, to),
                 [] => return Err(wrong_operands("VOL [SNAP1] SNAP2", operands)),
             };
+            if let Some(name) = &args.hold {
+                hold::move_along(&vol.vol, from, to, name)?;
+            }
             Source::volume(&vol, from, to, &args.accept, true)?
         }
         (true, found) => return Err(wrong_operands("OLD NEW", found)),
@@ -239,6 +246,9 @@ fn ends_with_dash(operands: &[OsString]) -> bool {
 fn plan_of_2008(args: &Args, operands: &[OsString]) -> Result<Plan> {
     if args.output.is_some() {
         return Err(Error::new(Kind::Usage, "-o and the operand DELTA are one too many"));
+    }
+    if args.hold.is_some() {
+        return Err(Error::new(Kind::Usage, "--hold needs snapshots of a VOL"));
     }
     let (changelist, output, devices) = match operands {
         [changelist, output, devices @ ..] if matches!(devices.len(), 1 | 2) => (changelist, output, devices),

@@ -4,8 +4,8 @@ use super::common::{SnapName, VolArgs, title};
 use super::open;
 use crate::error::{Error, Kind, Result};
 use crate::store::SnapshotInfo;
-use crate::ui::{Ui, escape};
 use crate::ui::exit::Exit;
+use crate::ui::{Ui, escape};
 
 const EXAMPLES: &str = "Examples:
   ddsnap delete data.snap 1

@@ -5,13 +5,14 @@ use super::open;
 use crate::error::Result;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
+use std::path::Path;
 
 const HOLD_EXAMPLES: &str = "Examples:
   ddsnap hold data.snap 1 offsite
   ddsnap hold data.snap @0 usb-disk";
 
 const RELEASE_EXAMPLES: &str = "Examples:
-  ddsnap release data.snap 1 offsite";
+  ddsnap hold data.snap 1 usb && ddsnap release data.snap 1 usb";
 
 /// Hold a snapshot for somebody who needs it
 ///
@@ -59,7 +60,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
         ui.explain(&format!("{} is{already} held for {name}", title(&snapshot)));
         Ok(Exit::Done)
     };
-    hold().map_err(|error: crate::error::Error| error.doing(format!("cannot hold {snap} of {}", vol.vol.display())))
+    hold().map_err(|error: crate::error::Error| {
+        error.doing(format!("cannot hold {snap} of {}", vol.vol.display()))
+    })
 }
 
 /// Runs `release`.
@@ -76,6 +79,19 @@ pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
         ui.explain(&format!("{} is no longer held for {name}", title(&snapshot)));
         Ok(Exit::Done)
     };
-    release()
-        .map_err(|error: crate::error::Error| error.doing(format!("cannot release {snap} of {}", vol.vol.display())))
+    release().map_err(|error: crate::error::Error| {
+        error.doing(format!("cannot release {snap} of {}", vol.vol.display()))
+    })
+}
+
+/// Holds for the target `name` what a delta from `from` to `to` makes it need, and lets go of what it no longer does.
+///
+/// # Errors
+/// `Kind::NotFound`; `Kind::Usage` for the origin, which cannot be held; those of opening the store.
+pub fn move_along(vol: &Path, from: Option<&SnapName>, to: &SnapName, name: &str) -> Result<()> {
+    let mut writer = open::writer(vol)?;
+    let snapshots = writer.view().snapshots();
+    let id = |snap: &SnapName| snap.snapshot(&snapshots).map(|snapshot| snapshot.id);
+    writer.move_hold(name, from.map(id).transpose()?, id(to)?)?;
+    writer.close()
 }

@@ -250,8 +250,9 @@ pub fn ensure_complete(view: &View, vol: &Path, accept: bool) -> Result<()> {
             let what =
                 format!("the origin is between two states: '{}' was begun and not ended", pending.label);
             Err(Error::new(Kind::Refused, what).hint(format!(
-                "run the same command again to resume it, or 'ddsnap revert --rollback {}'; \
+                "run the same {} again to resume it, or 'ddsnap revert --rollback {}'; \
                  --accept-incomplete reads the origin as it is",
+                pending.label.split(' ').next().unwrap_or_default(),
                 vol.display()
             )))
         }

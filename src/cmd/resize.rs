@@ -133,7 +133,10 @@ fn tell_store_plan(size: u64, plan: &StorePlan, ui: &Ui) -> Result<()> {
     let (before, after) = (plan.size_before, plan.size_after);
     ui.print(&format!("would change the store from {before} to {after} used bytes: -s says so"))?;
     ui.print(&format!("would move {} bytes: they lie beyond the new end", plan.moved_bytes))?;
-    ui.print(&format!("sizes from {} to {} bytes are sure to work", plan.smallest_bytes, plan.largest_bytes))?;
+    ui.print(&format!(
+        "sizes from {} to {} bytes are sure to work",
+        plan.smallest_bytes, plan.largest_bytes
+    ))?;
     if after < before && size < plan.smallest_bytes {
         let what = format!("{size} bytes may be too few; things would be packed closer first");
         return Err(Error::new(Kind::Refused, what));

@@ -11,8 +11,7 @@ use crate::units::Epoch;
 
 const EXAMPLES: &str = "Examples:
   ddsnap revert --dry-run data.snap 1
-  ddsnap revert data.snap 1
-  ddsnap revert --rollback data.snap";
+  ddsnap revert data.snap 1";
 
 /// Make the origin what it was at a snapshot
 ///
@@ -75,7 +74,10 @@ fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
     })?;
     closed?;
     let resumed = if reverted.resumed { "resumed: " } else { "" };
-    ui.explain(&format!("{resumed}put back {}: the origin equals {snap}", size::human(reverted.changed_bytes)));
+    ui.explain(&format!(
+        "{resumed}put back {}: the origin equals {snap}",
+        size::human(reverted.changed_bytes)
+    ));
     Ok(())
 }
 
@@ -89,7 +91,10 @@ fn snapshot(args: &Args, snap: &SnapName, writer: &Writer) -> Result<Epoch> {
 
 fn tell_plan(plan: &Reverted, snap: &SnapName, ui: &Ui) -> Result<()> {
     let resumed = if plan.resumed { "go on and " } else { "" };
-    ui.print(&format!("would {resumed}change {} bytes of the origin: {snap} differs there", plan.changed_bytes))?;
+    ui.print(&format!(
+        "would {resumed}change {} bytes of the origin: {snap} differs there",
+        plan.changed_bytes
+    ))?;
     if plan.size_before != plan.size_after {
         ui.print(&format!(
             "would change the size of the origin from {} to {} bytes: {snap} has that size",

@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn all_pages_begin_inside_the_first() {
-        let list = |start, end| ranges(all_pages(start, end), end).map(|range| range.unwrap()).collect::<Vec<_>>();
+        let list =
+            |start, end| ranges(all_pages(start, end), end).map(|range| range.unwrap()).collect::<Vec<_>>();
         assert_eq!(list(130, 400), [ChunkRange { start: 130, end: 400 }]);
         assert_eq!(list(128, 129), [ChunkRange { start: 128, end: 129 }]);
         assert_eq!(list(5, 5), []);

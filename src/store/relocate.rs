@@ -1,8 +1,8 @@
 //! Emptying segments: what still lives in them moves to the log, so that they can be freed.
 
+use super::publish::{Plan, padded};
 use super::recover::read_record;
 use super::room::{PLAIN, SWEEP};
-use super::publish::{Plan, padded};
 use super::state::{State, data_address, key_of};
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};

@@ -38,7 +38,8 @@ impl Writer {
             self.ensure_idle()?;
         }
         let resumed = pending.is_some();
-        let (size_before, size_after) = (self.view.state.volume.origin_size, self.view.endpoint(to)?.size_bytes);
+        let (size_before, size_after) =
+            (self.view.state.volume.origin_size, self.view.endpoint(to)?.size_bytes);
         let mut changed_bytes = size_after.saturating_sub(size_before);
         let point = PointId::Snapshot(to);
         let shared = size_before.min(size_after);
@@ -149,7 +150,9 @@ impl Writer {
         for (wanted, found) in wanted.chunks(chunk).zip(found.chunks(chunk)) {
             if wanted != found {
                 match pieces.last_mut() {
-                    Some((offset, data)) if *offset + data.len() as u64 == at => data.extend_from_slice(wanted),
+                    Some((offset, data)) if *offset + data.len() as u64 == at => {
+                        data.extend_from_slice(wanted)
+                    }
                     _ => pieces.push((at, wanted.to_vec())),
                 }
             }
@@ -168,7 +171,9 @@ impl Writer {
 fn steps(ranges: &[ChunkRange], chunk_bits: u32, size: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
     ranges.iter().flat_map(move |range| {
         let end = (range.end << chunk_bits).min(size);
-        (range.start << chunk_bits..end).step_by(index(STEP)).map(move |start| (start, (start + STEP).min(end)))
+        (range.start << chunk_bits..end)
+            .step_by(index(STEP))
+            .map(move |start| (start, (start + STEP).min(end)))
     })
 }
 

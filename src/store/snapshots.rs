@@ -183,7 +183,9 @@ impl Writer {
             let what = format!("the name of a hold has {} bytes, expected 1 to {HOLD_MAX}", name.len());
             return Err(Error::new(Kind::Usage, what));
         }
-        let Err(at) = snapshot.holds.binary_search_by(|hold| hold.as_str().cmp(name)) else { return Ok(false) };
+        let Err(at) = snapshot.holds.binary_search_by(|hold| hold.as_str().cmp(name)) else {
+            return Ok(false);
+        };
         if snapshot.holds.len() >= HOLDS_MAX {
             return Err(Error::new(Kind::Usage, format!("snapshot {} has {HOLDS_MAX} holds", snapshot.tag)));
         }
