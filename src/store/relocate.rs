@@ -154,7 +154,7 @@ pub(super) fn movable(state: &State, chosen: impl Fn(u32) -> bool) -> Vec<(u64, 
     found
 }
 
-/// Bytes of one record's data, so that a commit stays well inside a segment.
+/// Bytes of chunks in one relocation record, at most.
 pub(super) fn batch_bytes(writer: &Writer) -> usize {
     let sb = &writer.view.state.sb;
     index(u64::from(sb.segment_size() / 4).clamp(u64::from(sb.chunk_size()), 1 << 20))
