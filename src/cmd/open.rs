@@ -31,12 +31,12 @@ pub fn view(vol: &Path) -> Result<View> {
 /// # Errors
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
 pub fn view_with_origin(args: &VolArgs) -> Result<View> {
-    let store = store_reader(&args.vol)?;
-    let info = View::open(Arc::clone(&store), None).map_err(|error| error.at_path(&args.vol))?.info();
+    let view = view(&args.vol)?;
+    let info = view.info();
     let path = origin_path(args, &info);
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
-    View::open(store, Some(Arc::new(origin))).map_err(|error| error.at_path(&args.vol))
+    view.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
 /// Opens a store for changing its tables, without its origin.
@@ -54,14 +54,13 @@ pub fn writer(vol: &Path) -> Result<Writer> {
 /// As [`writer`]; `Kind::Busy` if the origin is mounted or in use; `Kind::NotFound` if it is not where it is
 /// remembered.
 pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
-    let store = Arc::new(store_writer(&args.vol)?);
-    let reader: Arc<dyn ReadAt> = Arc::<FileWriter>::clone(&store);
-    let info = View::open(reader, None).map_err(|error| error.at_path(&args.vol))?.info();
+    let writer = writer(&args.vol)?;
+    let info = writer.view().info();
     let path = origin_path(args, &info);
     ensure_not_held(&path).map_err(|error| origin_hint(args, error))?;
     let origin = FileWriter::open_origin_write(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
-    Writer::open(store, Some(Arc::new(origin)), time::now_secs()).map_err(|error| error.at_path(&args.vol))
+    writer.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
 /// A writer whose every write ends in memory: for `--dry-run`, so that it runs the same code.
@@ -70,14 +69,13 @@ pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
 /// As [`view_with_origin`].
 pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     refuse_special(&args.vol)?;
-    let store = Arc::new(FileReader::open(&args.vol)?);
-    let reader: Arc<dyn ReadAt> = Arc::<FileReader>::clone(&store);
-    let info = View::open(reader, None).map_err(|error| error.at_path(&args.vol))?.info();
+    let store = Arc::new(Overlay::new(Arc::new(FileReader::open(&args.vol)?)));
+    let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
+    let info = writer.view().info();
     let path = origin_path(args, &info);
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
-    let (store, origin) = (Arc::new(Overlay::new(store)), Arc::new(Overlay::new(origin)));
-    Writer::open(store, Some(origin), time::now_secs()).map_err(|error| error.at_path(&args.vol))
+    writer.with_origin(Arc::new(Overlay::new(origin))).map_err(|error| error.at_path(&args.vol))
 }
 
 /// As [`dry_writer`], without the origin.

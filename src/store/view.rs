@@ -36,17 +36,28 @@ impl View {
     /// `Kind::Damaged` if `store` is not a sound store, `Kind::Unsupported` if it is of a newer version,
     /// `Kind::Mismatch` if `origin` is smaller than the store says.
     pub fn open(store: Arc<dyn ReadAt>, origin: Option<Arc<dyn ReadAt>>) -> Result<Self> {
-        let mut state = recover::load(store.as_ref())?;
-        if let Some(origin) = &origin
-            && origin_changed(&state, origin.as_ref())?
-        {
-            state.volume.equals = None;
-            for snapshot in state.snapshots.values_mut() {
+        let state = recover::load(store.as_ref())?;
+        let reader = BlockReader::new(Arc::clone(&store));
+        let view = Self { device: store, origin: None, state, reader };
+        match origin {
+            Some(origin) => view.with_origin(origin),
+            None => Ok(view),
+        }
+    }
+
+    /// The same store with its origin, which can be looked for once the store has said where it is.
+    ///
+    /// # Errors
+    /// `Kind::Mismatch` if `origin` is smaller than the store says.
+    pub fn with_origin(mut self, origin: Arc<dyn ReadAt>) -> Result<Self> {
+        if origin_changed(&self.state, origin.as_ref())? {
+            self.state.volume.equals = None;
+            for snapshot in self.state.snapshots.values_mut() {
                 snapshot.tainted = true;
             }
         }
-        let reader = BlockReader::new(Arc::clone(&store));
-        Ok(Self { device: store, origin, state, reader })
+        self.origin = Some(origin);
+        Ok(self)
     }
 
     pub(super) fn index(&self) -> Index<'_> {

@@ -197,18 +197,13 @@ impl Writer {
             store.flush()?;
             publish::write_superblocks(store.as_ref(), &state.sb)?;
         }
-        let tainted = match &origin {
-            Some(origin) => origin_changed(&state, origin.as_ref())?,
-            None => false,
-        };
         let last_fingerprint = state.fingerprint.clone();
         let unclean = last_fingerprint.is_none();
         let reader = BlockReader::new(as_reader(&store));
-        let reading = origin.as_ref().map(as_reader);
-        let mut writer = Self {
-            view: View { device: as_reader(&store), origin: reading, state, reader },
+        let writer = Self {
+            view: View { device: as_reader(&store), origin: None, state, reader },
             device: store,
-            origin,
+            origin: None,
             now_secs,
             incarnation: random_u64()?,
             started: false,
@@ -222,11 +217,25 @@ impl Writer {
             touched_snapshots: HashSet::new(),
             keeps_snapshots: false,
         };
-        let state = &writer.view.state;
-        if tainted && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
-            writer.taint(true)?;
+        match origin {
+            Some(origin) => writer.with_origin(origin),
+            None => Ok(writer),
         }
-        Ok(writer)
+    }
+
+    /// The same store with its origin, which can be looked for once the store has said where it is.
+    ///
+    /// # Errors
+    /// As [`View::with_origin`]; `Kind::Io`.
+    pub fn with_origin(mut self, origin: Arc<dyn WriteAt>) -> Result<Self> {
+        let tainted = origin_changed(&self.view.state, origin.as_ref())?;
+        self.view.origin = Some(as_reader(&origin));
+        self.origin = Some(origin);
+        let state = &self.view.state;
+        if tainted && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
+            self.taint(true)?;
+        }
+        Ok(self)
     }
 
     /// What can be read of it now.
