@@ -31,17 +31,18 @@ pub fn rows() -> Vec<Row> {
             number: 12,
             what: "peak memory of every command",
             volumes: 4,
-            commands: "time ddsnap COMMAND ... on a volume of 1 TiB (sparse) whose store preserves 4 million chunks",
+            commands: "time ddsnap COMMAND ...   # on a sparse volume of 256 times the size, one chunk in 16 preserved",
             limit: "Index blocks are read through a cache of 24 MiB, unions of change bits through a window of 8 MiB, \
                     pipelines hold a few extents for each processor. Commands that read a whole volume do so on one \
-                    of the ordinary size, because a TiB of zeroes takes minutes.",
+                    of the ordinary size, because a TiB of zeroes takes minutes. A size \
+                    of 4096 MiB makes a TiB and 4 million chunks.",
             measure: memory,
         },
         Row {
             number: 13,
             what: "metadata in the store",
             volumes: 4,
-            commands: "du of a store that preserves 4 million chunks of zeroes: all of it is metadata\n\
+            commands: "du of that store: its chunks are zeroes and store no data, so all of it is metadata\n\
                        segments in use of a store of real data, written in order in batches of 1 MiB",
             limit: "A chunk costs 40 bytes in its record's header, which is padded to a block of 4 KiB, and 40 bytes \
                     in the index. The bound is the padding: a commit of a single chunk costs a whole block, which the \

@@ -171,11 +171,15 @@ pub fn machine(folder: &Path, size_mib: u64, runs: u16) -> String {
     let memory = memory.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.split('-').next().unwrap_or_default().trim().to_owned();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').nth(2).unwrap_or("unknown").to_owned();
     let processor = field("/proc/cpuinfo", "model name");
     format!(
         "- processor: {processor}, {cores} cores; memory: {:.0} GiB; Linux {kernel}\n\
          - scratch files on {}; where a line says \"in memory\", on tmpfs\n\
-         - volume: {size_mib} MiB; {runs} repetitions of each side; everything that is read is in the page cache\n",
+         - volume: {size_mib} MiB, the goals are meant for 4096; {runs} repetitions of each side; everything that is read is in the page cache\n\
+         - load average of the last 15 minutes: {load}; a run by itself makes 1 to 2. Above that others worked, too: then a\n  \
+         pipeline of threads waits at every hand-over and a single process does not, so rows 1 to 4 read too low\n",
         memory / f64::from(1 << 20),
         file_system(folder),
     )
