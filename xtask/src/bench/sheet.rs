@@ -174,15 +174,18 @@ pub fn machine(folder: &Path, size_mib: u64, runs: u16) -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').nth(2).unwrap_or("unknown").to_owned();
     let processor = field("/proc/cpuinfo", "model name");
-    format!(
-        "- processor: {processor}, {cores} cores; memory: {:.0} GiB; Linux {kernel}\n\
-         - scratch files on {}; where a line says \"in memory\", on tmpfs\n\
-         - volume: {size_mib} MiB, the goals are meant for 4096; {runs} repetitions of each side; everything that is read is in the page cache\n\
-         - load average of the last 15 minutes: {load}; a run by itself makes 1 to 2. Above that others worked, too: then a\n  \
-         pipeline of threads waits at every hand-over and a single process does not, so rows 1 to 4 read too low\n",
-        memory / f64::from(1 << 20),
-        file_system(folder),
-    )
+    let memory = memory / f64::from(1 << 20);
+    let (place, full) = (file_system(folder), super::FULL_SIZE);
+    [
+        format!("- processor: {processor}, {cores} cores; memory: {memory:.0} GiB; Linux {kernel}"),
+        format!("- scratch files on {place}; where a line says \"in memory\", on tmpfs"),
+        format!("- volume: {size_mib} MiB, the goals are meant for {full}; {runs} repetitions of each side;"),
+        "  everything that is read is in the page cache".into(),
+        format!("- load average of the last 15 minutes: {load}; a run by itself makes 1 to 2. Above that others"),
+        "  worked, too: a pipeline of threads then waits at every hand-over and a single process does not, so".into(),
+        "  rows 1 to 4 read too low\n".into(),
+    ]
+    .join("\n")
 }
 
 /// The type of the file system that holds `folder`.
