@@ -4,6 +4,7 @@ use super::fingerprint;
 use super::index::BlockReader;
 use super::publish::{self, Plan};
 use super::recover::{self, OPEN_JUMP, Superblocks};
+use super::room::PLAIN;
 use super::state::State;
 use super::types::{FullPolicy, InitOptions};
 use super::view::{View, origin_changed};
@@ -21,6 +22,8 @@ use zerocopy::little_endian::U64;
 
 /// Blocks of promised log that ordinary commits leave for deletes, attributes and marks.
 const LOG_RESERVE_BLOCKS: u64 = 16;
+/// Records since the checkpoint from which on a session makes another one when it closes.
+const CLOSE_RECORDS: u64 = 128;
 /// Fewest segments a store can have.
 pub(super) const SEGMENTS_MIN: u64 = 24;
 
@@ -456,6 +459,10 @@ impl Writer {
         // claims the last one durable, damage to it would pass for a torn tail.
         if !self.started && self.last_fingerprint.is_some() {
             return self.ensure_sound();
+        }
+        // The next session replays what is left here before it does anything.
+        if self.view.state.log_records >= CLOSE_RECORDS {
+            self.checkpoint_if_possible(PLAIN)?;
         }
         let fingerprint = match &self.origin {
             Some(origin) => Some(fingerprint::take(origin.as_ref(), self.view.state.volume.origin_size)?),
