@@ -18,6 +18,7 @@ mod cli_model;
 mod cli_resize;
 mod cli_resume;
 mod cli_signals;
+mod cli_sources;
 mod cli_store;
 mod cli_usage;
 mod corpus;

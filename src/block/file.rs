@@ -4,13 +4,15 @@
 //! file, vanish with the process, and are taken without waiting, so a held store answers at once with
 //! [`Kind::Busy`].
 
-use super::{ReadAt, WriteAt, ensure_inside};
+use super::shared::{self, SharedExtents, Space};
+use super::{ReadAt, WriteAt, ensure_inside, sparse};
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -60,6 +62,8 @@ struct Handle {
 #[derive(Debug)]
 pub struct FileReader {
     handle: Handle,
+    /// Set once the system refused to read without caching.
+    caches_always: AtomicBool,
 }
 
 /// A file or block device that can be read and written.
@@ -77,7 +81,7 @@ impl FileReader {
     /// `Kind::NotFound`; `Kind::Busy` if a writer holds it; `Kind::Usage` if it is neither a regular file nor a
     /// block device; `Kind::Io`.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { handle: open(path, Access::ReadLocked)? })
+        Ok(Self::from_handle(open(path, Access::ReadLocked)?))
     }
 
     /// Opens an origin (or any plain device) for reading, without a lock: it may be in use by anyone.
@@ -85,13 +89,17 @@ impl FileReader {
     /// # Errors
     /// As [`FileReader::open`], without `Kind::Busy`.
     pub fn open_origin_read(path: &Path) -> Result<Self> {
-        Ok(Self { handle: open(path, Access::Read)? })
+        Ok(Self::from_handle(open(path, Access::Read)?))
     }
 
     /// True for a block device, false for a regular file.
     #[must_use]
     pub fn is_device(&self) -> bool {
         self.handle.is_device
+    }
+
+    fn from_handle(handle: Handle) -> Self {
+        Self { handle, caches_always: AtomicBool::new(false) }
     }
 }
 
@@ -289,17 +297,16 @@ impl Handle {
     /// `read_exact_at` loops over short reads and EINTR.
     fn read_at(&self, size: u64, buf: &mut [u8], offset: u64) -> Result<()> {
         ensure_inside("read", &self.path, size, offset, buf.len())?;
-        self.file.read_exact_at(buf, offset).map_err(|e| {
-            let error = if e.kind() == ErrorKind::UnexpectedEof {
-                Error::damaged(format!(
-                    "read of {} bytes ends early: the file shrank below {size}",
-                    buf.len()
-                ))
-            } else {
-                Error::io(format!("read of {} bytes failed: {e}", buf.len()), e)
-            };
-            error.at_path(&self.path).at_offset(offset)
-        })
+        self.file.read_exact_at(buf, offset).map_err(|e| self.read_error(size, buf.len(), offset, e))
+    }
+
+    fn read_error(&self, size: u64, len: usize, offset: u64, e: std::io::Error) -> Error {
+        let error = if e.kind() == ErrorKind::UnexpectedEof {
+            Error::damaged(format!("read of {len} bytes ends early: the file shrank below {size}"))
+        } else {
+            Error::io(format!("read of {len} bytes failed: {e}"), e)
+        };
+        error.at_path(&self.path).at_offset(offset)
     }
 
     /// What changes when somebody else writes this. A file: device, inode with time of birth (an inode is reused
@@ -332,6 +339,35 @@ impl ReadAt for FileReader {
 
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         self.handle.stamp()
+    }
+
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let (handle, size) = (&self.handle, self.handle.size);
+        ensure_inside("read", &handle.path, size, offset, buf.len())?;
+        if self.caches_always.load(Ordering::Relaxed) {
+            return handle.read_at(size, buf, offset);
+        }
+        match sparse::read_uncached(&handle.file, buf, offset) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.caches_always.store(true, Ordering::Relaxed);
+                handle.read_at(size, buf, offset)
+            }
+            Err(e) => Err(handle.read_error(size, buf.len(), offset, e)),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        let (handle, size) = (&self.handle, self.handle.size);
+        sparse::next_data(&handle.file, size, offset).map_err(|e| handle.read_error(size, 0, offset, e))
+    }
+
+    fn space(&self) -> Option<Space> {
+        if self.handle.is_device { None } else { shared::space(&self.handle.file) }
+    }
+
+    fn shared_extents(&self, offset: u64) -> Option<SharedExtents> {
+        shared::shared_extents(&self.handle.file, offset)
     }
 }
 

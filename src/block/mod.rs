@@ -6,6 +6,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`file`] | regular files and block devices, opened and locked |
+//! | [`sparse`] | holes of a file, and reading it without displacing what the system has cached |
+//! | [`shared`] | which bytes of a file lie on blocks that other files share |
 //! | [`memory`] | a sparse device in memory |
 //! | [`overlay`] | writes kept in memory over something that is only read (`--dry-run`) |
 //! | [`record`] | logs every write and flush, and builds what a crash may leave behind (tests) |
@@ -15,6 +17,8 @@
 //! | [`signature`] | which known content lies on a device, so that nobody overwrites it unasked |
 
 use crate::error::{Error, Kind, Result};
+use shared::{SharedExtents, Space};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,7 +30,9 @@ pub mod overlay;
 mod pages;
 pub mod part;
 pub mod record;
+pub mod shared;
 pub mod signature;
+pub mod sparse;
 
 /// Something that can be read at any byte offset, by many threads at once.
 pub trait ReadAt: Send + Sync {
@@ -44,6 +50,37 @@ pub trait ReadAt: Send + Sync {
 
     /// Device number, inode and modification time (nanoseconds since 1970) if this is a regular file.
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
+        None
+    }
+
+    /// As [`ReadAt::read_at`], for bytes that nobody is expected to read again soon: where the system can, they
+    /// do not displace what it has cached.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_at(buf, offset)
+    }
+
+    /// The first range of bytes at or after `offset` that may be other than zero, as far as that is known
+    /// without reading: what lies between `offset` and its start is zeros. Empty, at the size, if only zeros
+    /// follow. Never empty otherwise.
+    ///
+    /// # Errors
+    /// `Kind::Io`; `Kind::Damaged` if a file has become smaller since it was opened.
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        Ok(offset.min(self.size())..self.size())
+    }
+
+    /// Where the addresses of [`ReadAt::shared_extents`] count, if this is a file that can share its blocks with
+    /// others.
+    fn space(&self) -> Option<Space> {
+        None
+    }
+
+    /// Which bytes from `offset` on lie on blocks that are shared. None if that cannot be told.
+    fn shared_extents(&self, offset: u64) -> Option<SharedExtents> {
+        let _ = offset;
         None
     }
 }
@@ -82,6 +119,18 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         (**self).file_stamp()
+    }
+    fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        (**self).read_once_at(buf, offset)
+    }
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        (**self).next_data(offset)
+    }
+    fn space(&self) -> Option<Space> {
+        (**self).space()
+    }
+    fn shared_extents(&self, offset: u64) -> Option<SharedExtents> {
+        (**self).shared_extents(offset)
     }
 }
 

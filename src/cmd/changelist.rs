@@ -77,7 +77,7 @@ fn source(args: &Args) -> Result<(Source, &Path)> {
     match (args.compare, args.operands.as_slice()) {
         (true, [old, new, path]) => {
             let (old, new) = ((Path::new(old), Tag(0)), (Path::new(new), Tag(1)));
-            Ok((Source::files(old, new, COMPARE_CHUNK_BITS)?, Path::new(path)))
+            Ok((Source::files(old, new, COMPARE_CHUNK_BITS, false)?, Path::new(path)))
         }
         (false, [vol, path, from, to]) => {
             let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };

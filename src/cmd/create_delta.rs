@@ -218,7 +218,7 @@ fn plan(args: &Args) -> Result<Plan> {
     }
     let source = match (args.compare, operands) {
         (true, [old, new]) => {
-            Source::files((Path::new(old), Tag(0)), (Path::new(new), Tag(1)), COMPARE_CHUNK_BITS)?
+            Source::files((Path::new(old), Tag(0)), (Path::new(new), Tag(1)), COMPARE_CHUNK_BITS, true)?
         }
         (false, [vol, snaps @ ..]) if matches!(snaps.len(), 1 | 2) => {
             let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
@@ -260,7 +260,7 @@ fn plan_of_2008(args: &Args, operands: &[OsString]) -> Result<Plan> {
         both => PathBuf::from(&both[index]),
     };
     let (old, new) = (path(0, header.source), path(1, header.target));
-    let source = Source::files((&old, header.source), (&new, header.target), header.chunk_bits)?;
+    let source = Source::files((&old, header.source), (&new, header.target), header.chunk_bits, true)?;
     Ok(Plan { source, changelist: Some(changelist.into()), output: output.into() })
 }
 

@@ -48,16 +48,17 @@ impl Source {
         Ok(Self { points: Box::new(view), from, to, inputs, is_fixed })
     }
 
-    /// Two plain devices or files, with the tags that they shall be known by.
+    /// Two plain devices or files, with the tags that they shall be known by. With `with_data`, what differs
+    /// will be read after it was compared.
     ///
     /// # Errors
     /// What opening says.
-    pub fn files(old: (&Path, Tag), new: (&Path, Tag), chunk_bits: u32) -> Result<Self> {
+    pub fn files(old: (&Path, Tag), new: (&Path, Tag), chunk_bits: u32, with_data: bool) -> Result<Self> {
         let open = |(path, tag): (&Path, Tag)| {
             let file: Arc<dyn ReadAt> = Arc::new(FileReader::open_origin_read(path)?);
             Ok::<_, Error>((file, tag))
         };
-        let files = Files::new(Some(open(old)?), open(new)?, chunk_bits)?;
+        let files = Files::new(Some(open(old)?), open(new)?, chunk_bits, !with_data)?;
         let inputs = vec![old.0.to_path_buf(), new.0.to_path_buf()];
         let (from, to) = (Some(Files::OLD), Files::NEW);
         Ok(Self { points: Box::new(files), from, to, inputs, is_fixed: false })

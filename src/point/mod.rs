@@ -3,7 +3,9 @@
 //! Everything that makes changelists, deltas or exports stands on [`PointSource`] alone, so a store, a pair
 //! of plain devices or a store of 2008 are the same to it.
 
+mod compare;
 pub mod files;
+mod same_blocks;
 
 use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
