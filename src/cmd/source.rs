@@ -58,7 +58,8 @@ impl Source {
             let file: Arc<dyn ReadAt> = Arc::new(FileReader::open_origin_read(path)?);
             Ok::<_, Error>((file, tag))
         };
-        let files = Files::new(Some(open(old)?), open(new)?, chunk_bits, !with_data)?;
+        let files = Files::new(Some(open(old)?), open(new)?, chunk_bits)?;
+        let files = if with_data { files } else { files.read_once() };
         let inputs = vec![old.0.to_path_buf(), new.0.to_path_buf()];
         let (from, to) = (Some(Files::OLD), Files::NEW);
         Ok(Self { points: Box::new(files), from, to, inputs, is_fixed: false })

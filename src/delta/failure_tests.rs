@@ -15,7 +15,7 @@ use std::sync::Arc;
 const CHUNK: usize = 4096;
 
 fn files(old: Arc<dyn ReadAt>, new: Arc<dyn ReadAt>) -> Files {
-    Files::new(Some((old, Tag(1))), (new, Tag(2)), 12, false).unwrap()
+    Files::new(Some((old, Tag(1))), (new, Tag(2)), 12).unwrap()
 }
 
 fn pair() -> (Vec<u8>, Vec<u8>) {

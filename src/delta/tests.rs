@@ -20,7 +20,7 @@ pub(super) fn options(encoding: Encoding, threads: usize) -> CreateOptions {
 
 pub(super) fn make(old: Option<&[u8]>, new: &[u8], bits: u32, options: &CreateOptions) -> Vec<u8> {
     let memory = |bytes: &[u8], tag| (Arc::new(Memory::from_bytes(bytes)) as Arc<dyn ReadAt>, Tag(tag));
-    let files = Files::new(old.map(|old| memory(old, 1)), memory(new, 2), bits, false).unwrap();
+    let files = Files::new(old.map(|old| memory(old, 1)), memory(new, 2), bits).unwrap();
     let from = old.map(|_| Files::OLD);
     let mut out = Vec::new();
     create(&files, from, Files::NEW, None, options, &mut out, &Silent).unwrap();

@@ -15,8 +15,9 @@ use std::thread::{self, JoinHandle};
 
 /// Bytes that one thread compares at a time; the size of its two buffers.
 const PIECE_BYTES: u64 = 1 << 20;
+const PIECE_LEN: usize = crate::units::index(PIECE_BYTES);
 /// Bits for the smallest chunks of a piece.
-const FOUND_WORDS: usize = (PIECE_BYTES >> 9 >> 6) as usize;
+const FOUND_WORDS: usize = PIECE_LEN >> 9 >> 6;
 /// As many threads as there are processors, but at least these many: a medium works best when asked ahead.
 const THREADS: Range<usize> = 4..17;
 
@@ -272,7 +273,7 @@ impl Pool {
         for _ in 0..threads {
             let (pair, work, out) = (pair.clone(), work.clone(), out.clone());
             let spawned = thread::Builder::new().name("compare".into()).spawn(move || {
-                let (mut old, mut new) = (vec![0; PIECE_BYTES as usize], vec![0; PIECE_BYTES as usize]);
+                let (mut old, mut new) = (vec![0; PIECE_LEN], vec![0; PIECE_LEN]);
                 for (number, piece) in work {
                     let mut answer = Answer { number, result: None, out: &out };
                     answer.result = Some(compare(&pair, &piece, &mut old, &mut new));
@@ -339,6 +340,7 @@ mod tests {
     use super::*;
     use crate::block::shared::{SharedExtent, SharedExtents, Space};
     use crate::error::Result;
+    use crate::units::index;
     use std::path::Path;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -367,7 +369,7 @@ mod tests {
                 return Err(Error::new(Kind::Io, "the medium failed").at_offset(offset));
             }
             self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
-            buf.copy_from_slice(&self.bytes[offset as usize..end as usize]);
+            buf.copy_from_slice(&self.bytes[index(offset)..index(end)]);
             Ok(())
         }
         fn next_data(&self, offset: u64) -> Result<Range<u64>> {
@@ -381,6 +383,10 @@ mod tests {
             let extents = self.shared.iter().filter(|extent| extent.end > offset).copied().collect();
             Some(SharedExtents { extents, until: (offset / self.step + 1) * self.step })
         }
+    }
+
+    fn one(range: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(range).collect()
     }
 
     fn pair(old: Fake, new: Fake, chunk_bits: u32) -> (Pair, Arc<Fake>, Arc<Fake>) {
@@ -407,6 +413,10 @@ mod tests {
     struct Dice(u64);
 
     impl Dice {
+        fn byte(&mut self) -> u8 {
+            self.below(256).to_le_bytes()[0]
+        }
+
         fn below(&mut self, limit: u64) -> u64 {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (self.0 >> 33) % limit
@@ -418,7 +428,7 @@ mod tests {
         let size = 1 + dice.below(3 << 20);
         let mut sides = [Fake::default(), Fake::default()];
         for side in &mut sides {
-            side.bytes = vec![0; size as usize];
+            side.bytes = vec![0; index(size)];
             side.space = Some(Space::for_test(7));
             side.step = 1 + dice.below(size + 1);
         }
@@ -426,12 +436,12 @@ mod tests {
         while at < size {
             let longest = 1 << (4 + dice.below(17));
             let end = size.min(at + 1 + dice.below(longest));
-            let (value, what) = (dice.below(256) as u8, dice.below(6));
-            for (index, side) in sides.iter_mut().enumerate() {
-                if what == index as u64 || what == 2 {
+            let (value, what) = (dice.byte(), dice.below(6));
+            for (number, side) in sides.iter_mut().enumerate() {
+                if what == number as u64 || what == 2 {
                     continue;
                 }
-                side.bytes[at as usize..end as usize].fill(value);
+                side.bytes[index(at)..index(end)].fill(value);
                 match side.data.last_mut() {
                     Some(last) if last.end == at => last.end = end,
                     _ => side.data.push(at..end),
@@ -441,13 +451,13 @@ mod tests {
                 }
             }
             if what == 4 {
-                sides[1].bytes[end as usize - 1] ^= 1;
+                sides[1].bytes[index(end) - 1] ^= 1;
             }
             at = end;
         }
         let [mut old, mut new] = sides;
         let cut = |side: &mut Fake, size: u64| {
-            side.bytes.truncate(size as usize);
+            side.bytes.truncate(index(size));
             side.data.retain(|data| data.start < size);
             side.data.iter_mut().for_each(|data| data.end = data.end.min(size));
             side.shared.retain(|extent| extent.end <= size);
@@ -477,7 +487,7 @@ mod tests {
         const M: u64 = 1 << 20;
         let side = |address| Fake {
             bytes: vec![0; 40 << 20],
-            data: vec![8 * M..24 * M],
+            data: one(8 * M..24 * M),
             shared: vec![SharedExtent { start: 8 * M, end: 20 * M, address }],
             space: Some(Space::for_test(1)),
             step: 9 * M,
@@ -501,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_failing_read_ends_the_list_with_its_error() {
-        let side = || Fake { bytes: vec![0; 9 << 20], data: vec![0..9 << 20], ..Fake::default() };
+        let side = || Fake { bytes: vec![0; 9 << 20], data: one(0..9 << 20), ..Fake::default() };
         let mut old = side();
         old.bytes[5] = 1;
         let (pair, ..) = pair(old, Fake { fails_at: Some(6 << 20), ..side() }, 14);
@@ -513,7 +523,7 @@ mod tests {
 
     #[test]
     fn an_iterator_dropped_early_ends_its_threads() {
-        let side = || Fake { bytes: vec![0; 64 << 20], data: vec![0..64 << 20], ..Fake::default() };
+        let side = || Fake { bytes: vec![0; 64 << 20], data: one(0..64 << 20), ..Fake::default() };
         let mut new = side();
         new.bytes[0] = 1;
         let (pair, old, _) = pair(side(), new, 14);

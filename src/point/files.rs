@@ -23,8 +23,7 @@ impl Files {
     /// The new point.
     pub const NEW: PointId = PointId::Snapshot(Epoch(1));
 
-    /// A source of chunks of 2^`chunk_bits` bytes; the tags are what deltas made of it will say. `once`: after
-    /// [`PointSource::changed`] nothing will be read, so what it reads need not be cached.
+    /// A source of chunks of 2^`chunk_bits` bytes; the tags are what deltas made of it will say.
     ///
     /// # Errors
     /// `Kind::Usage` if `chunk_bits` is not 9 to 20.
@@ -32,14 +31,26 @@ impl Files {
         old: Option<(Arc<dyn ReadAt>, Tag)>,
         new: (Arc<dyn ReadAt>, Tag),
         chunk_bits: u32,
-        once: bool,
     ) -> Result<Self> {
         if !(9..=20).contains(&chunk_bits) {
             let what = format!("chunks of 2^{chunk_bits} bytes, expected 2^9 to 2^20");
             return Err(Error::new(Kind::Usage, what));
         }
         let old_tag = old.as_ref().map_or(Tag::ORIGIN, |(_, tag)| *tag);
-        Ok(Self { old: old.map(|(old, _)| old), new: new.0, chunk_bits, old_tag, new_tag: new.1, once })
+        Ok(Self {
+            old: old.map(|(old, _)| old),
+            new: new.0,
+            chunk_bits,
+            old_tag,
+            new_tag: new.1,
+            once: false,
+        })
+    }
+
+    /// Says that after [`PointSource::changed`] nothing will be read, so what it reads need not be cached.
+    #[must_use]
+    pub fn read_once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     fn at(&self, point: PointId) -> Result<&Arc<dyn ReadAt>> {
