@@ -13,12 +13,14 @@ use ddsnap::format::record::Record;
 use ddsnap::format::run::{decode_block, decode_directory, encode_block};
 use ddsnap::format::superblock::Superblock;
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_fingerprint};
+use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::check::{CheckOptions, check};
 use ddsnap::store::rebuild::rebuild;
 use ddsnap::store::{InitOptions, View, Writer};
 use ddsnap::units::{Tag, Uuid};
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -43,6 +45,7 @@ pub const TARGETS: [Target; 11] = [
     ("continuation", continuation),
     ("qcow2", qcow2),
     ("store", store),
+    ("import", import),
 ];
 
 pub fn superblock(data: &[u8]) {
@@ -110,6 +113,19 @@ pub fn changelist(data: &[u8]) {
         let Ok(range) = range else { return };
         assert!(range.start >= last && range.end > range.start);
         last = range.end;
+    }
+}
+
+pub fn import(data: &[u8]) {
+    for block_size in [None, Some(65536)] {
+        let input = Box::new(Cursor::new(data.to_vec()));
+        let Ok(import) = Import::open(input, ImportOptions { block_size, chunk_bits: 14 }) else { continue };
+        let mut last = None;
+        for range in import {
+            let Ok(range) = range else { break };
+            assert!(range.end > range.start && last.is_none_or(|last| range.start > last));
+            last = Some(range.end);
+        }
     }
 }
 

@@ -9,6 +9,11 @@ fn prepare() -> Dir {
     dir.ok("create-delta data.snap 1 2 -o 1-2.delta");
     dir.ok("create-delta data.snap 2 origin -o 2-now.delta");
     dir.ok("changelist data.snap 1-2.changes 1 2");
+    let different = "<different begin=\"1\" length=\"2\"/>";
+    dir.write(
+        "thin.xml",
+        format!("<superblock data_block_size=\"128\"><diff>{different}</diff></superblock>").as_bytes(),
+    );
     dir
 }
 

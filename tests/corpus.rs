@@ -141,6 +141,13 @@ fn changelist_seed() -> Vec<u8> {
     bytes
 }
 
+/// What the real tools printed.
+fn import_seeds() -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/import");
+    let names = ["thin_delta.xml", "thin_delta-verbose.xml", "era_invalidate.xml", "nbdinfo.json"];
+    names.map(|name| std::fs::read(folder.join(name)).unwrap()).to_vec()
+}
+
 fn delta_seeds() -> Vec<Vec<u8>> {
     let dir = crate::harness::Dir::new();
     let old = vec![0; 1 << 16];
@@ -179,6 +186,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "index" => index_seeds(),
         "tables" => tables(),
         "changelist" => vec![changelist_seed()],
+        "import" => import_seeds(),
         "delta" => delta_seeds(),
         "continuation" => continuation_seeds(),
         "qcow2" => vec![qcow2_seed()],

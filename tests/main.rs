@@ -14,6 +14,7 @@ mod cli_errors;
 mod cli_examples;
 mod cli_export;
 mod cli_fsck;
+mod cli_import;
 mod cli_model;
 mod cli_resize;
 mod cli_resume;

@@ -1,9 +1,10 @@
 //! `changelist`: which chunks differ between two points.
 
-use super::common::{AcceptArgs, VolArgs};
-use super::source::{COMPARE_CHUNK_BITS, Source, snap_name, wrong_operands};
+use super::common::{AcceptArgs, BlockSizeArgs, VolArgs};
+use super::open;
+use super::source::{COMPARE_CHUNK_BITS, List, Source, snap_name, wrong_operands};
 use crate::delta::write_changelist;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::changelist::Header;
 use crate::point::Changes;
 use crate::ui::Ui;
@@ -18,23 +19,31 @@ use std::path::{Path, PathBuf};
 const EXAMPLES: &str = "Examples:
   ddsnap changelist data.snap 1-2.cl 1 2
   ddsnap changelist --json data.snap - monday origin
-  ddsnap changelist --compare monday.img data.img today.cl";
+  ddsnap changelist --compare monday.img data.img today.cl
+  ddsnap changelist --import thin.xml today.cl";
 
 /// List the chunks that differ between two points
 ///
 /// The list names every chunk that differs, and may name some that do not. Making it takes time in
-/// proportion to what changed. With --compare, two plain devices or files are read and compared instead.
+/// proportion to what changed. With --compare, two plain devices or files are read and compared instead. With
+/// --import, the list is what thin_delta, era_invalidate or nbdinfo printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 #[command(override_usage = "ddsnap changelist [OPTIONS] VOL CHANGELIST SNAP1 SNAP2
-       ddsnap changelist [OPTIONS] --compare OLD NEW CHANGELIST")]
+       ddsnap changelist [OPTIONS] --compare OLD NEW CHANGELIST
+       ddsnap changelist [OPTIONS] --import LIST CHANGELIST")]
 pub struct Args {
-    /// VOL CHANGELIST SNAP1 SNAP2, or OLD NEW CHANGELIST; '-' as CHANGELIST is standard output
-    #[arg(value_name = "OPERAND", required = true, num_args = 3..=4)]
+    /// VOL CHANGELIST SNAP1 SNAP2, or OLD NEW CHANGELIST, or CHANGELIST; '-' as CHANGELIST is standard output
+    #[arg(value_name = "OPERAND", required = true, num_args = 1..=4)]
     operands: Vec<OsString>,
     /// Compare two plain devices or files
     #[arg(long)]
     compare: bool,
+    /// Convert what another tool printed; '-' is standard input
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["compare", "json", "origin"])]
+    import: Option<PathBuf>,
+    #[command(flatten)]
+    block_size: BlockSizeArgs,
     /// Write JSON (schema ddsnap.changelist/1) instead of the format of 2008
     #[arg(long)]
     json: bool,
@@ -51,11 +60,21 @@ pub struct Args {
 /// `Kind::NotFound`, `Kind::Refused` for the points; what writing says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let first = args.operands.first().map(|first| first.display().to_string()).unwrap_or_default();
-    make(args, ui).map_err(|error| error.doing(format!("cannot list changes in {first}")))?;
-    Ok(Exit::Done)
+    let done = match &args.import {
+        Some(list) => import(args, list, ui)
+            .map_err(|error| error.doing(format!("cannot import changes from {}", list.display()))),
+        None => make(args, ui).map_err(|error| error.doing(format!("cannot list changes in {first}"))),
+    };
+    done.map(|()| Exit::Done)
 }
 
 fn make(args: &Args, ui: &Ui) -> Result<()> {
+    if args.block_size.block_size.is_some() {
+        return Err(Error::new(
+            Kind::Usage,
+            "--block-size is for lists of other tools: it goes with --import",
+        ));
+    }
     let (source, path) = source(args)?;
     source.ensure_output_elsewhere(path)?;
     let changes = source.points().changed(source.from, source.to)?;
@@ -68,6 +87,24 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     } else {
         write_changelist(&header, changes, &mut output, ui.progress())?.chunks
     };
+    output.commit()?;
+    ui.explain(&format!("{chunks} chunks of {} bytes may differ", 1u64 << header.chunk_bits));
+    Ok(())
+}
+
+fn import(args: &Args, list: &Path, ui: &Ui) -> Result<()> {
+    let [path] = args.operands.as_slice() else { return Err(wrong_operands("CHANGELIST", &args.operands)) };
+    let path = Path::new(path);
+    open::ensure_output_elsewhere(path, &[list])?;
+    let block_size = args.block_size.block_size;
+    let list = if list.as_os_str() == "-" {
+        List::import(Box::new(ui.data_input()?), Path::new("standard input"), block_size)?
+    } else {
+        List::open(list, block_size)?
+    };
+    let header = Header { chunk_bits: list.chunk_bits, source: list.tags.0, target: list.tags.1 };
+    let mut output = Output::create(path)?;
+    let chunks = write_changelist(&header, list.changes(0)?, &mut output, ui.progress())?.chunks;
     output.commit()?;
     ui.explain(&format!("{chunks} chunks of {} bytes may differ", 1u64 << header.chunk_bits));
     Ok(())

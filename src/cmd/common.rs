@@ -39,6 +39,14 @@ pub struct RateArgs {
     pub rate_limit: Option<u64>,
 }
 
+/// What the lists of some tools do not say.
+#[derive(Debug, clap::Args)]
+pub struct BlockSizeArgs {
+    /// Bytes in a block of a list that does not say so (era_invalidate)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub block_size: Option<u64>,
+}
+
 /// A point as the user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapName {

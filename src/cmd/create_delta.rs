@@ -1,11 +1,10 @@
 //! `create-delta`: the chunks that turn one point into another, as a stream.
 
-use super::common::{AcceptArgs, RateArgs, VolArgs, parse_hold};
+use super::common::{AcceptArgs, BlockSizeArgs, RateArgs, VolArgs, parse_hold};
 use super::hold;
-use super::source::{COMPARE_CHUNK_BITS, Source, is_changelist, snap_name, wrong_operands};
-use crate::delta::{ChangelistReader, CreateOptions, CreateSummary, create, resume_file, resume_stream};
+use super::source::{COMPARE_CHUNK_BITS, List, Source, is_list, snap_name, wrong_operands};
+use crate::delta::{CreateOptions, CreateSummary, create, resume_file, resume_stream};
 use crate::error::{Error, Kind, Result};
-use crate::format::changelist::Ending;
 use crate::format::delta::{Encoding, ResumePoint};
 use crate::point::Changes;
 use crate::ui::exit::Exit;
@@ -13,8 +12,7 @@ use crate::ui::output::Output;
 use crate::ui::{Ui, size};
 use crate::units::Tag;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{BufReader, Seek, Write};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
@@ -26,7 +24,8 @@ const EXAMPLES: &str = "Examples:
 
 /// Make a delta that turns one point into another
 ///
-/// What the operands mean is told by the first: a snapshot store, or a changelist file as in 2008. With only
+/// What the operands mean is told by the first: a snapshot store, or a changelist file as in 2008; what
+/// thin_delta, era_invalidate or nbdinfo printed of a dirty bitmap will do for a changelist. With only
 /// one snapshot, the delta holds the whole volume. The delta goes to standard output unless -o, or DELTA,
 /// names a file; a file appears under its name when it is complete, or not at all.
 #[derive(Debug, clap::Args)]
@@ -72,6 +71,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = parse_hold, conflicts_with = "compare")]
     hold: Option<String>,
     #[command(flatten)]
+    block_size: BlockSizeArgs,
+    #[command(flatten)]
     accept: AcceptArgs,
     #[command(flatten)]
     rate: RateArgs,
@@ -104,7 +105,7 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     }
     let plan = plan(args)?;
     plan.source.ensure_output_elsewhere(&plan.output)?;
-    let changes = plan.changelist.as_deref().map(open_changelist).transpose()?;
+    let changes = open_list(args, &plan)?;
     let (mut output, summary) = match &args.resume_token {
         _ if args.resume => make_resumable(args, &plan, changes, ui)?,
         Some(point) => send_rest(args, &plan, changes, point, ui)?,
@@ -193,7 +194,7 @@ fn send_rest(
         return Ok((output, summary));
     }
     ui.warn("the receiver has the beginning of another delta: sending all of this one");
-    let changes = plan.changelist.as_deref().map(open_changelist).transpose()?;
+    let changes = open_list(args, plan)?;
     let summary = make_whole(args, plan, changes, &mut output, ui)?;
     Ok((output, summary))
 }
@@ -201,7 +202,7 @@ fn send_rest(
 fn plan(args: &Args) -> Result<Plan> {
     let mut operands = args.operands.as_slice();
     let first = operands.first().map(Path::new).unwrap_or(Path::new(""));
-    if !args.compare && (operands.len() == 4 && !ends_with_dash(operands) || is_changelist(first)) {
+    if !args.compare && (operands.len() == 4 && !ends_with_dash(operands) || is_list(first)) {
         return plan_of_2008(args, operands);
     }
     let mut output = args.output.clone();
@@ -254,13 +255,14 @@ fn plan_of_2008(args: &Args, operands: &[OsString]) -> Result<Plan> {
         [changelist, output, devices @ ..] if matches!(devices.len(), 1 | 2) => (changelist, output, devices),
         found => return Err(wrong_operands("CHANGELIST DELTA SNAPDEV1 SNAPDEV2", found)),
     };
-    let header = *read_changelist(Path::new(changelist))?.header();
+    let list = List::open(Path::new(changelist), args.block_size.block_size)?;
+    let (old_tag, new_tag) = list.tags;
     let path = |index: usize, tag: Tag| match devices {
         [stem] => PathBuf::from(stem_device(stem, tag)),
         both => PathBuf::from(&both[index]),
     };
-    let (old, new) = (path(0, header.source), path(1, header.target));
-    let source = Source::files((&old, header.source), (&new, header.target), header.chunk_bits, true)?;
+    let (old, new) = (path(0, old_tag), path(1, new_tag));
+    let source = Source::files((&old, old_tag), (&new, new_tag), list.chunk_bits, true)?;
     Ok(Plan { source, changelist: Some(changelist.into()), output: output.into() })
 }
 
@@ -271,19 +273,11 @@ fn stem_device(stem: &OsStr, tag: Tag) -> OsString {
     device
 }
 
-fn read_changelist(path: &Path) -> Result<ChangelistReader<BufReader<File>>> {
-    let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
-    ChangelistReader::open(BufReader::new(file)).map_err(|error| error.at_path(path))
-}
-
-fn open_changelist(path: &Path) -> Result<Changes<'static>> {
-    let path = path.to_path_buf();
-    let summary = read_changelist(&path)?.summarize().map_err(|error| error.at_path(&path))?;
-    if summary.ending == Ending::Unmarked {
-        return Err(Error::damaged("the changelist has no end marker: it was cut short").at_path(&path));
-    }
-    let changes = read_changelist(&path)?;
-    Ok(Box::new(changes.map(move |range| range.map_err(|error| error.at_path(&path)))))
+/// The changes that the list names, if there is one.
+fn open_list(args: &Args, plan: &Plan) -> Result<Option<Changes<'static>>> {
+    let Some(path) = &plan.changelist else { return Ok(None) };
+    let list = List::open(path, args.block_size.block_size)?;
+    list.changes(plan.source.point(plan.source.to)?.size_bytes).map(Some)
 }
 
 fn options(args: &Args) -> CreateOptions {

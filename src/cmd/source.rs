@@ -4,12 +4,16 @@ use super::common::{AcceptArgs, SnapName, VolArgs};
 use super::open;
 use crate::block::ReadAt;
 use crate::block::file::FileReader;
+use crate::delta::ChangelistReader;
 use crate::error::{Error, Kind, Result};
-use crate::format::changelist;
+use crate::format::changelist::{self, Ending};
 use crate::point::files::Files;
-use crate::point::{Point, PointId, PointSource};
+use crate::point::import::{self, Import, ImportOptions};
+use crate::point::{Changes, Point, PointId, PointSource};
 use crate::units::Tag;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -96,18 +100,94 @@ impl Source {
     }
 }
 
-/// True if a changelist file lies at `path`, so that the command is meant in the shape of 2008.
-#[must_use]
-pub fn is_changelist(path: &Path) -> bool {
-    let mut magic = [0; 8];
-    let read = std::fs::File::open(path).and_then(|file| {
-        if !file.metadata()?.is_file() {
-            return Err(std::io::ErrorKind::InvalidInput.into());
+/// A list of changes in a file: a changelist, or what another tool printed.
+pub struct List {
+    /// log2 of the chunk size in bytes.
+    pub chunk_bits: u32,
+    /// How the older and the newer point are known.
+    pub tags: (Tag, Tag),
+    changes: ListChanges,
+}
+
+enum ListChanges {
+    Changelist(PathBuf),
+    Imported(Import, PathBuf),
+}
+
+impl List {
+    /// Opens the list at `path`, whatever it is.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` if it is none; `Kind::Usage` for a block size that is missing or not wanted; `Kind::Io`.
+    pub fn open(path: &Path, block_size: Option<u64>) -> Result<Self> {
+        let head = head(path).unwrap_or_default();
+        if import::recognise(&head).is_some() {
+            let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
+            return Self::import(Box::new(file), path, block_size);
         }
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut magic, 0)
-    });
-    // As in 2008, what follows the first zero byte does not count.
-    read.is_ok() && magic[..4] == changelist::MAGIC[..4]
+        if block_size.is_some() {
+            let what = "a changelist says itself how large its chunks are: --block-size is not for it";
+            return Err(Error::new(Kind::Usage, what).at_path(path));
+        }
+        let header = *read_changelist(path)?.header();
+        let changes = ListChanges::Changelist(path.to_path_buf());
+        Ok(Self { chunk_bits: header.chunk_bits, tags: (header.source, header.target), changes })
+    }
+
+    /// Begins to read what another tool printed; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Import::open`].
+    pub fn import(input: Box<dyn Read + Send>, path: &Path, block_size: Option<u64>) -> Result<Self> {
+        let options = ImportOptions { block_size, chunk_bits: COMPARE_CHUNK_BITS };
+        let import = Import::open(input, options).map_err(|error| error.at_path(path))?;
+        let (chunk_bits, tags) = (import.chunk_bits(), import.tags());
+        Ok(Self { chunk_bits, tags, changes: ListChanges::Imported(import, path.to_path_buf()) })
+    }
+
+    /// The changes. The list must tell of the first `size_bytes` bytes, if it is of a kind that tells how far it
+    /// goes.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` for a changelist that was cut short. What is wrong with another list shows as it is read.
+    pub fn changes(self, size_bytes: u64) -> Result<Changes<'static>> {
+        let (ranges, path): (Changes<'static>, _) = match self.changes {
+            ListChanges::Imported(import, path) => (Box::new(import.covering(size_bytes)), path),
+            ListChanges::Changelist(path) => {
+                let summary = read_changelist(&path)?.summarize().map_err(|error| error.at_path(&path))?;
+                if summary.ending == Ending::Unmarked {
+                    let what = "the changelist has no end marker: it was cut short";
+                    return Err(Error::damaged(what).at_path(&path));
+                }
+                (Box::new(read_changelist(&path)?), path)
+            }
+        };
+        Ok(Box::new(ranges.map(move |range| range.map_err(|error| error.at_path(&path)))))
+    }
+}
+
+fn read_changelist(path: &Path) -> Result<ChangelistReader<BufReader<File>>> {
+    let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
+    ChangelistReader::open(BufReader::new(file)).map_err(|error| error.at_path(path))
+}
+
+/// The first bytes of a regular file.
+fn head(path: &Path) -> Option<Vec<u8>> {
+    let file = File::open(path).ok()?;
+    file.metadata().ok()?.is_file().then_some(())?;
+    let mut head = Vec::new();
+    let limit = import::HEAD_BYTES as u64;
+    file.take(limit).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
+/// True if a list of changes lies at `path`, so that the command is meant in the shape of 2008.
+#[must_use]
+pub fn is_list(path: &Path) -> bool {
+    // As in 2008, what follows the first zero byte of the magic does not count.
+    head(path).is_some_and(|head| {
+        head.len() >= 8 && head.starts_with(&changelist::MAGIC[..4]) || import::recognise(&head).is_some()
+    })
 }
 
 /// Reads an operand that names a point.

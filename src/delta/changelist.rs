@@ -126,8 +126,10 @@ pub fn write_changelist(
     progress.stage("write changelist", None);
     for run in changes {
         let run = run?;
-        progress.check()?;
         for number in run.start..run.end {
+            if number & 0xffff == 0 || number == run.start {
+                progress.check()?;
+            }
             out.write_all(&number.to_le_bytes()).map_err(cannot_write)?;
         }
         runs = runs.saturating_add(1);

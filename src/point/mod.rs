@@ -5,6 +5,7 @@
 
 mod compare;
 pub mod files;
+pub mod import;
 mod same_blocks;
 
 use crate::error::Result;
