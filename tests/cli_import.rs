@@ -25,7 +25,8 @@ fn with_lists() -> Dir {
             "<superblock data_block_size=\"128\">\n<diff left=\"1\" right=\"2\">{inside}</diff></superblock>\n"
         )
     };
-    let plain = "<same begin=\"0\" length=\"10\"/><different begin=\"10\" length=\"3\"/><left_only begin=\"25\" length=\"1\"/>";
+    let plain = "<same begin=\"0\" length=\"10\"/><different begin=\"10\" length=\"3\"/>\
+                 <left_only begin=\"25\" length=\"1\"/>";
     dir.write("thin.xml", thin(plain).as_bytes());
     dir.write("era.xml", b"<blocks><range begin=\"10\" end = \"13\"/><block block=\"25\"/></blocks>");
     let extent = |start: usize, end: usize, kind: usize, word: &str| {
@@ -76,12 +77,13 @@ fn bad_lists_are_refused_and_nothing_is_made() {
     dir.write("dump.xml", b"<superblock data_block_size=\"128\"><device dev_id=\"1\"/></superblock>");
     dir.write("allocation.json", &file("nbdinfo-allocation.json"));
     dir.write("text", b"10\n11\n");
+    dir.ok("changelist --import thin.xml list");
     let half: Vec<u8> = dir.read("new.img");
     dir.write("larger.img", &[half, vec![1; BLOCK]].concat());
     let cases = [
         ("era-without-block-size", "create-delta era.xml out old.img new.img", 2),
         ("thin-other-block-size", "changelist --import thin.xml --block-size 4k out", 3),
-        ("changelist-block-size", "create-delta --block-size 4k text out old.img new.img", 2),
+        ("changelist-block-size", "create-delta --block-size 4k list out old.img new.img", 2),
         ("thin-cut", "create-delta cut.xml out old.img new.img", 3),
         ("map-cut", "changelist --import cut.json out", 3),
         ("thin-unordered", "create-delta back.xml out old.img new.img", 3),

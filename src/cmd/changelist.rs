@@ -13,6 +13,7 @@ use crate::ui::output::Output;
 use crate::units::Tag;
 use serde_json::json;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,8 @@ fn import(args: &Args, list: &Path, ui: &Ui) -> Result<()> {
     let list = if list.as_os_str() == "-" {
         List::import(Box::new(ui.data_input()?), Path::new("standard input"), block_size)?
     } else {
-        List::open(list, block_size)?
+        let file = File::open(list).map_err(|error| Error::io("cannot open", error).at_path(list))?;
+        List::import(Box::new(file), list, block_size)?
     };
     let header = Header { chunk_bits: list.chunk_bits, source: list.tags.0, target: list.tags.1 };
     let mut output = Output::create(path)?;

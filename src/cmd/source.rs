@@ -111,7 +111,7 @@ pub struct List {
 
 enum ListChanges {
     Changelist(PathBuf),
-    Imported(Import, PathBuf),
+    Imported(Box<Import>, PathBuf),
 }
 
 impl List {
@@ -125,11 +125,11 @@ impl List {
             let file = File::open(path).map_err(|error| Error::io("cannot open", error).at_path(path))?;
             return Self::import(Box::new(file), path, block_size);
         }
+        let header = *read_changelist(path)?.header();
         if block_size.is_some() {
             let what = "a changelist says itself how large its chunks are: --block-size is not for it";
             return Err(Error::new(Kind::Usage, what).at_path(path));
         }
-        let header = *read_changelist(path)?.header();
         let changes = ListChanges::Changelist(path.to_path_buf());
         Ok(Self { chunk_bits: header.chunk_bits, tags: (header.source, header.target), changes })
     }
@@ -142,7 +142,7 @@ impl List {
         let options = ImportOptions { block_size, chunk_bits: COMPARE_CHUNK_BITS };
         let import = Import::open(input, options).map_err(|error| error.at_path(path))?;
         let (chunk_bits, tags) = (import.chunk_bits(), import.tags());
-        Ok(Self { chunk_bits, tags, changes: ListChanges::Imported(import, path.to_path_buf()) })
+        Ok(Self { chunk_bits, tags, changes: ListChanges::Imported(Box::new(import), path.to_path_buf()) })
     }
 
     /// The changes. The list must tell of the first `size_bytes` bytes, if it is of a kind that tells how far it
@@ -152,7 +152,7 @@ impl List {
     /// `Kind::Damaged` for a changelist that was cut short. What is wrong with another list shows as it is read.
     pub fn changes(self, size_bytes: u64) -> Result<Changes<'static>> {
         let (ranges, path): (Changes<'static>, _) = match self.changes {
-            ListChanges::Imported(import, path) => (Box::new(import.covering(size_bytes)), path),
+            ListChanges::Imported(import, path) => (Box::new((*import).covering(size_bytes)), path),
             ListChanges::Changelist(path) => {
                 let summary = read_changelist(&path)?.summarize().map_err(|error| error.at_path(&path))?;
                 if summary.ending == Ending::Unmarked {

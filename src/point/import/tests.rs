@@ -6,8 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// File, block size that must be said, runs of chunks.
+type Case = (&'static str, Option<u64>, &'static [(u64, u64)]);
+
 /// What the real tools printed; see testdata/README.md.
-const FILES: [(&str, Option<u64>, &[(u64, u64)]); 4] = [
+const FILES: [Case; 4] = [
     ("thin_delta.xml", None, &[(10, 13), (25, 26), (100, 103)]),
     ("thin_delta-verbose.xml", None, &[(10, 13), (25, 26), (100, 103)]),
     ("era_invalidate.xml", Some(65536), &[(10, 20), (55, 56), (700, 701)]),
