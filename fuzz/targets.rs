@@ -33,7 +33,7 @@ pub const UUID: Uuid = Uuid([7; 16]);
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
