@@ -155,7 +155,8 @@ fn every_golden_error_belongs_to_a_case() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden/cli/errors");
     for entry in std::fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let known = CASES.iter().any(|case| format!("{}.txt", case.name) == name);
+        let known = CASES.iter().any(|case| format!("{}.txt", case.name) == name)
+            || crate::cli_import::CASES.iter().any(|case| format!("import-{}.txt", case.0) == name);
         assert!(known || name.starts_with("delta-"), "{name} is left over");
     }
 }

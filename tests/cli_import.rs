@@ -65,6 +65,24 @@ fn every_list_makes_the_same_delta_as_comparing() {
     dir.ok("create-delta thin.xml z.delta dev");
 }
 
+/// Name of the golden file, command, exit status.
+pub const CASES: [(&str, &str, i32); 14] = [
+    ("era-without-block-size", "create-delta era.xml out old.img new.img", 2),
+    ("thin-other-block-size", "changelist --import thin.xml --block-size 4k out", 3),
+    ("changelist-block-size", "create-delta --block-size 4k list out old.img new.img", 2),
+    ("thin-cut", "create-delta cut.xml out old.img new.img", 3),
+    ("map-cut", "changelist --import cut.json out", 3),
+    ("thin-unordered", "create-delta back.xml out old.img new.img", 3),
+    ("thin-huge", "changelist --import huge.xml out", 3),
+    ("thin-dump", "create-delta dump.xml out old.img new.img", 3),
+    ("allocation", "changelist --import allocation.json out", 3),
+    ("no-list", "changelist --import text out", 3),
+    ("map-too-short", "create-delta map.json out old.img larger.img", 3),
+    ("missing", "changelist --import nowhere out", 1),
+    ("onto-itself", "changelist --import thin.xml thin.xml", 2),
+    ("block-size-alone", "changelist --block-size 4k --compare old.img new.img out", 2),
+];
+
 #[test]
 fn bad_lists_are_refused_and_nothing_is_made() {
     let dir = with_lists();
@@ -80,23 +98,7 @@ fn bad_lists_are_refused_and_nothing_is_made() {
     dir.ok("changelist --import thin.xml list");
     let half: Vec<u8> = dir.read("new.img");
     dir.write("larger.img", &[half, vec![1; BLOCK]].concat());
-    let cases = [
-        ("era-without-block-size", "create-delta era.xml out old.img new.img", 2),
-        ("thin-other-block-size", "changelist --import thin.xml --block-size 4k out", 3),
-        ("changelist-block-size", "create-delta --block-size 4k list out old.img new.img", 2),
-        ("thin-cut", "create-delta cut.xml out old.img new.img", 3),
-        ("map-cut", "changelist --import cut.json out", 3),
-        ("thin-unordered", "create-delta back.xml out old.img new.img", 3),
-        ("thin-huge", "changelist --import huge.xml out", 3),
-        ("thin-dump", "create-delta dump.xml out old.img new.img", 3),
-        ("allocation", "changelist --import allocation.json out", 3),
-        ("no-list", "changelist --import text out", 3),
-        ("map-too-short", "create-delta map.json out old.img larger.img", 3),
-        ("missing", "changelist --import nowhere out", 1),
-        ("onto-itself", "changelist --import thin.xml thin.xml", 2),
-        ("block-size-alone", "changelist --block-size 4k --compare old.img new.img out", 2),
-    ];
-    for (name, args, code) in cases {
+    for (name, args, code) in CASES {
         let run = dir.untouched(|dir| dir.run(args)).expect(code);
         golden(&format!("errors/import-{name}.txt"), &dir.mask(&run.transcript()));
     }
