@@ -5,7 +5,7 @@
 
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
-use ddsnap::delta::{ChangelistReader, Part, info, verify};
+use ddsnap::delta::{ChangelistReader, FileTarget, Part, info, transcode, verify};
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
 use ddsnap::format::delta::ResumePoint;
 use ddsnap::format::qcow2;
@@ -33,7 +33,7 @@ pub const UUID: Uuid = Uuid([7; 16]);
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -44,6 +44,7 @@ pub const TARGETS: [Target; 12] = [
     ("delta", delta),
     ("continuation", continuation),
     ("qcow2", qcow2),
+    ("rbd", rbd),
     ("store", store),
     ("import", import),
 ];
@@ -160,6 +161,18 @@ pub fn continuation(data: &[u8]) {
         // What was taken in is a whole delta, digest and all.
         let bytes = std::fs::read(&path).unwrap_or_default();
         assert!(info(&mut &bytes[..], &Silent).is_ok());
+    }
+}
+
+/// What is accepted as a diff is a sound delta for the target.
+pub fn rbd(data: &[u8]) {
+    let target = Memory::from_bytes(&[1; 50_000]);
+    let mut delta = Vec::new();
+    if let Ok(diff) = transcode(&mut &*data, None, &FileTarget::new(&target), &mut delta, &Silent) {
+        match info(&mut delta.as_slice(), &Silent) {
+            Ok(info) => assert_eq!(info.header.target.size_bytes, diff.size_bytes),
+            Err(error) => panic!("the delta of a diff is refused: {error}"),
+        }
     }
 }
 

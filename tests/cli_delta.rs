@@ -431,3 +431,111 @@ fn a_chain_of_volumes_replicates() {
     dir.ok_with("write copy.snap", b"x");
     assert!(dir.ok("status --json copy.snap").json()["origin"]["equals"].is_null());
 }
+
+#[test]
+fn an_rbd_diff_turns_one_point_into_another() {
+    let dir = volume();
+    dir.ok("create-delta data.snap 1 2 -o 1-2.diff --format rbd");
+    assert_eq!(dir.read("1-2.diff")[..24], *b"rbd diff v1\nf\x06\0\0\0mondayt");
+    let described: serde_json::Value = serde_json::from_slice(&dir.read("1-2.diff.json")).unwrap();
+    assert_eq!(described["blake3"], blake3::hash(&dir.read("1-2.diff")).to_hex().to_string());
+    assert_eq!((&described["source"]["name"], &described["target"]["tag"]), (&"monday".into(), &2.into()));
+    let refused = dir.untouched(|dir| dir.run("apply-delta 1-2.diff copy.img")).expect(5);
+    refused.says("no checksums of its base").says("leads from 'monday' to '2'");
+    dir.untouched(|dir| dir.ok("apply-delta --dry-run --force 1-2.diff copy.img"))
+        .says_out("rbd diff from 'monday' to '2'");
+    dir.ok("apply-delta --force --undo back.delta 1-2.diff copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("second.img"));
+    // Once more proves itself: all is there.
+    dir.untouched(|dir| dir.ok("apply-delta 1-2.diff copy.img"));
+    dir.ok("apply-delta back.delta copy.img");
+    assert_eq!(dir.read("copy.img"), dir.read("monday.img"));
+    let piped =
+        dir.shell("ddsnap create-delta --format rbd data.snap 1 2 - | ddsnap apply-delta --force - copy.img");
+    piped.expect(0).says("nothing proves that copy.img was the base of this rbd diff from 'monday' to '2'");
+    assert_eq!(dir.read("copy.img"), dir.read("second.img"));
+    dir.write("fresh.img", b"");
+    dir.shell("ddsnap create-delta --format rbd data.snap origin - | ddsnap apply-delta - fresh.img")
+        .expect(0);
+    assert_eq!(dir.read("fresh.img"), dir.read("data.img"));
+    dir.ok("create-delta --format rbd --compare fresh.img monday.img -o back.diff");
+    dir.ok("apply-delta --force back.diff fresh.img");
+    assert_eq!(dir.read("fresh.img"), dir.read("monday.img"));
+}
+
+#[test]
+fn a_volume_takes_an_rbd_diff_and_knows_its_base_by_what_lies_beside_it() {
+    let dir = volume();
+    dir.ok("initialize --size 32M copy.snap copy.img");
+    dir.ok("create copy.snap 1");
+    dir.ok("create-delta data.snap 1 -o full.diff --format rbd");
+    dir.ok("apply-delta full.diff copy.snap");
+    dir.ok("create-delta data.snap 1 2 -o 1-2.diff --format rbd");
+    dir.copy("1-2.diff", "alone.diff");
+    dir.untouched(|dir| dir.run("apply-delta --dry-run alone.diff copy.snap")).expect(5);
+    dir.ok("apply-delta 1-2.diff copy.snap");
+    assert_eq!(dir.read("copy.img"), dir.read("second.img"));
+    assert_eq!(dir.ok("read copy.snap 1").stdout, dir.read("monday.img"));
+}
+
+#[test]
+fn bad_rbd_diffs_are_refused_and_nothing_is_touched() {
+    let dir = volume();
+    dir.ok("create-delta data.snap 1 2 -o good.diff --format rbd");
+    let good = dir.read("good.diff");
+    dir.write("cut.diff", &good[..good.len() - 1]);
+    dir.write("v2.diff", b"rbd diff v2\nf");
+    dir.write("export2.diff", b"rbd image v2\nO");
+    dir.write("other.diff", &good);
+    dir.patch("other.diff", good.len() / 2, |bytes| bytes[0] ^= 1);
+    dir.copy("good.diff.json", "other.diff.json");
+    dir.write("vague.diff", &good);
+    dir.write("vague.diff.json", b"{}");
+    for (args, code, word) in [
+        ("apply-delta --force cut.diff copy.img", 3, "ends in the next record or the end marker"),
+        ("apply-delta --force v2.diff copy.img", 3, "expected 'rbd diff v1'"),
+        ("apply-delta --force export2.diff copy.img", 3, "'rbd export-diff' writes version 1"),
+        ("apply-delta --force other.diff copy.img", 3, "the file beside it tells of"),
+        ("apply-delta --force vague.diff copy.img", 3, "not the description of an rbd diff"),
+        ("create-delta --format rbd -b data.snap 1 2 -o x", 2, "leave out -r, -b and -g"),
+        ("create-delta --format rbd --resume data.snap 1 2 -o x", 2, "cannot be continued"),
+        ("create-delta --format vcdiff data.snap 1 2 -o x", 2, "possible values: delta, rbd"),
+    ] {
+        dir.untouched(|dir| dir.run(args)).expect(code).says(word);
+    }
+}
+
+#[test]
+fn a_listing_can_be_continued() {
+    let dir = volume();
+    let whole = dir.ok("changelist --json data.snap 1 2").json();
+    assert_eq!(whole["next_starting_offset"], serde_json::Value::Null);
+    assert_eq!(whole, dir.ok("changelist --json data.snap - 1 2").json());
+    let expected = whole["block_metadata"].as_array().unwrap().clone();
+    let (mut found, mut at) = (Vec::new(), Some(0));
+    while let Some(offset) = at {
+        let page = dir
+            .ok(&format!("changelist --json --max-results 1 --starting-offset {offset} data.snap 1 2"))
+            .json();
+        found.extend(page["block_metadata"].as_array().unwrap().clone());
+        at = page["next_starting_offset"].as_u64();
+    }
+    assert_eq!(found, expected);
+    assert!(expected.len() >= 2);
+    // A range is cut where the listing begins.
+    let start = expected[0]["byte_offset"].as_u64().unwrap() + 5;
+    let page = dir.ok(&format!("changelist --json --starting-offset {start} data.snap 1 2")).json();
+    assert_eq!(page["block_metadata"][0]["byte_offset"], start);
+    let beyond = dir.ok("changelist --json --starting-offset 1T data.snap 1 2").json();
+    assert_eq!(beyond["block_metadata"], serde_json::json!([]));
+    let allocated = dir.ok("changelist --json data.snap 1").json();
+    assert_eq!(allocated["base"], serde_json::Value::Null);
+    assert_eq!(allocated["block_metadata"][0]["byte_offset"], 0);
+    let compared = dir.ok("changelist --json --compare monday.img second.img").json();
+    assert_eq!(compared["block_metadata"], whole["block_metadata"]);
+    for args in
+        ["changelist --max-results 1 data.snap cl 1 2", "changelist --json --max-results 0 data.snap 1 2"]
+    {
+        dir.untouched(|dir| dir.run(args)).expect(2);
+    }
+}

@@ -177,6 +177,20 @@ fn continuation_seeds() -> Vec<Vec<u8>> {
     vec![point.encode().to_vec(), point.to_string().into_bytes(), rest, delta]
 }
 
+fn rbd_seeds() -> Vec<Vec<u8>> {
+    let dir = crate::harness::Dir::new();
+    dir.write("old", &[1; 40_000]);
+    let mut new = vec![1; 50_000];
+    new[5000..5010].fill(2);
+    new[8192..20_000].fill(0);
+    dir.write("new", &new);
+    let mut unaligned = b"rbd diff v1\n".to_vec();
+    unaligned.extend(b"s\x50\xc3\0\0\0\0\0\0");
+    unaligned.extend(b"w\x05\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0abc");
+    unaligned.extend(b"z\x09\0\0\0\0\0\0\0\0\x50\0\0\0\0\0\0e");
+    vec![dir.ok("create-delta --format rbd --compare old new -").stdout, unaligned]
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -189,6 +203,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "import" => import_seeds(),
         "delta" => delta_seeds(),
         "continuation" => continuation_seeds(),
+        "rbd" => rbd_seeds(),
         "qcow2" => vec![qcow2_seed()],
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],
     }

@@ -177,6 +177,13 @@ impl Run {
         self
     }
 
+    pub fn says_out(self, text: &str) -> Self {
+        if !String::from_utf8_lossy(&self.stdout).contains(text) {
+            panic!("{}expected on standard output: {text}", self.describe());
+        }
+        self
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8(self.stdout.clone()).unwrap()
     }

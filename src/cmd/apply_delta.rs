@@ -23,6 +23,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Apply a delta to a device, a file, or the origin of a volume
 ///
+/// DELTA is a delta, or what 'rbd export-diff' writes; such a diff proves nothing of its base and mostly needs --force.
 /// The whole delta and its base are verified before anything is written. If TARGET is a snapshot store, its
 /// origin is changed, its snapshots stay whole, and an apply that was interrupted can be resumed by the same
 /// command or rolled back. On a plain TARGET, the same command resumes, and --undo makes a way back.
@@ -139,11 +140,37 @@ fn apply_any(args: &Args, mut input: Input, delta: &Path, target: &Path, ui: &Ui
     }
     let options =
         ApplyOptions { force: args.force, undo: args.undo.clone(), dry_run: args.dry_run, threads: 0 };
+    let result = apply_input(args, &mut input, target, &options, ui);
+    let Some(diff) = input.diff() else { return result };
+    let quoted =
+        |name: &Option<String>, none: &str| name.as_ref().map_or(none.to_owned(), |name| format!("'{name}'"));
+    let way = format!("from {} to {}", quoted(&diff.from, "nothing"), quoted(&diff.to, "the live image"));
+    if args.dry_run {
+        ui.print(&format!("rbd diff {way}, {} bytes", diff.size_bytes))?;
+    } else if args.force && diff.from.is_some() && !diff.described {
+        ui.warn(&format!("nothing proves that {} was the base of this rbd diff {way}", target.display()));
+    } else {
+        ui.explain(&format!("rbd diff {way}"));
+    }
+    result.map_err(|error| match error.kind() {
+        Kind::Refused if args.force => error,
+        Kind::Refused => error.hint(format!("this rbd diff leads {way}; --force applies it regardless")),
+        _ => error,
+    })
+}
+
+fn apply_input(
+    args: &Args,
+    input: &mut Input,
+    target: &Path,
+    options: &ApplyOptions,
+    ui: &Ui,
+) -> Result<ApplySummary> {
     if open::is_store(target)? {
         let vol = volume(args, target);
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
         let before = writer.view().info().events;
-        let result = apply_to_store(&mut writer, &mut input, &options, ui.progress());
+        let result = apply_to_store(&mut writer, input, options, ui.progress());
         report::warn_of_events(&before, &writer, ui);
         let closed = if args.dry_run { Ok(()) } else { writer.close() };
         let summary = result.map_err(|error| rollback_hint(error, target))?;
@@ -151,11 +178,11 @@ fn apply_any(args: &Args, mut input: Input, delta: &Path, target: &Path, ui: &Ui
     }
     if args.dry_run {
         let file = Overlay::new(FileReader::open_origin_read(target)?);
-        return apply(&mut input, &FileTarget::new(&file), &options, ui.progress());
+        return apply(input, &FileTarget::new(&file), options, ui.progress());
     }
     open::ensure_not_held(target)?;
     let file = FileWriter::open(target)?;
-    let summary = apply(&mut input, &FileTarget::new(&file), &options, ui.progress())?;
+    let summary = apply(input, &FileTarget::new(&file), options, ui.progress())?;
     file.flush()?;
     Ok(summary)
 }

@@ -1,40 +1,42 @@
 //! `changelist`: which chunks differ between two points.
 
+use super::changed_blocks::{self, PageArgs};
 use super::common::{AcceptArgs, BlockSizeArgs, VolArgs};
 use super::open;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, snap_name, wrong_operands};
 use crate::delta::write_changelist;
 use crate::error::{Error, Kind, Result};
 use crate::format::changelist::Header;
-use crate::point::Changes;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
 use crate::units::Tag;
-use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
   ddsnap changelist data.snap 1-2.cl 1 2
-  ddsnap changelist --json data.snap - monday origin
+  ddsnap changelist --json data.snap monday origin
+  ddsnap changelist --json --max-results 100 data.snap 2
   ddsnap changelist --compare monday.img data.img today.cl
   ddsnap changelist --import thin.xml today.cl";
 
 /// List the chunks that differ between two points
 ///
 /// The list names every chunk that differs, and may name some that do not. Making it takes time in
-/// proportion to what changed. With --compare, two plain devices or files are read and compared instead. With
-/// --import, the list is what thin_delta, era_invalidate or nbdinfo printed.
+/// proportion to what changed. With --json and only one snapshot, its allocated ranges are listed. With
+/// --compare, two plain devices or files are read and compared instead. With --import, the list is what
+/// thin_delta, era_invalidate or nbdinfo printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, allow_negative_numbers = true)]
 #[command(override_usage = "ddsnap changelist [OPTIONS] VOL CHANGELIST SNAP1 SNAP2
        ddsnap changelist [OPTIONS] --compare OLD NEW CHANGELIST
-       ddsnap changelist [OPTIONS] --import LIST CHANGELIST")]
+       ddsnap changelist [OPTIONS] --import LIST CHANGELIST
+       ddsnap changelist [OPTIONS] --json VOL [SNAP1] SNAP2
+       ddsnap changelist [OPTIONS] --json --compare OLD NEW")]
 pub struct Args {
-    /// VOL CHANGELIST SNAP1 SNAP2, or OLD NEW CHANGELIST, or CHANGELIST; '-' as CHANGELIST is standard output
+    /// See above; '-' as CHANGELIST is standard output, where JSON goes by itself
     #[arg(value_name = "OPERAND", required = true, num_args = 1..=4)]
     operands: Vec<OsString>,
     /// Compare two plain devices or files
@@ -48,6 +50,8 @@ pub struct Args {
     /// Write JSON (schema ddsnap.changelist/1) instead of the format of 2008
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    page: PageArgs,
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH", conflicts_with = "compare")]
     origin: Option<PathBuf>,
@@ -80,16 +84,20 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     source.ensure_output_elsewhere(path)?;
     let changes = source.points().changed(source.from, source.to)?;
     let to = source.point(source.to)?;
-    let from_tag = source.from.map(|id| source.point(id)).transpose()?.map_or(Tag::ORIGIN, |point| point.tag);
-    let header = Header { chunk_bits: source.points().chunk_bits(), source: from_tag, target: to.tag };
+    let from = source.from.map(|id| source.point(id)).transpose()?;
+    let chunk_bits = source.points().chunk_bits();
     let mut output = Output::create_text(path, args.json)?;
-    let chunks = if args.json {
-        write_json(&header, to.size_bytes, changes, &mut output, ui)?
-    } else {
-        write_changelist(&header, changes, &mut output, ui.progress())?.chunks
-    };
+    if args.json {
+        let points = (from.as_ref(), &to);
+        let bytes = changed_blocks::write(points, chunk_bits, changes, &args.page, &mut output, ui)?;
+        output.commit()?;
+        ui.explain(&format!("{bytes} bytes may differ"));
+        return Ok(());
+    }
+    let header = Header { chunk_bits, source: from.map_or(Tag::ORIGIN, |point| point.tag), target: to.tag };
+    let chunks = write_changelist(&header, changes, &mut output, ui.progress())?.chunks;
     output.commit()?;
-    ui.explain(&format!("{chunks} chunks of {} bytes may differ", 1u64 << header.chunk_bits));
+    ui.explain(&format!("{chunks} chunks of {} bytes may differ", 1u64 << chunk_bits));
     Ok(())
 }
 
@@ -113,49 +121,25 @@ fn import(args: &Args, list: &Path, ui: &Ui) -> Result<()> {
 }
 
 fn source(args: &Args) -> Result<(Source, &Path)> {
-    match (args.compare, args.operands.as_slice()) {
-        (true, [old, new, path]) => {
-            let (old, new) = ((Path::new(old), Tag(0)), (Path::new(new), Tag(1)));
-            Ok((Source::files(old, new, COMPARE_CHUNK_BITS, false)?, Path::new(path)))
-        }
-        (false, [vol, path, from, to]) => {
-            let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
-            let (from, to) = (snap_name(from)?, snap_name(to)?);
-            Ok((Source::volume(&vol, Some(&from), &to, &args.accept, false)?, Path::new(path)))
-        }
-        (true, found) => Err(wrong_operands("OLD NEW CHANGELIST", found)),
-        (false, found) => Err(wrong_operands("VOL CHANGELIST SNAP1 SNAP2", found)),
+    let stdout = Path::new("-");
+    if args.compare {
+        let (old, new, path) = match args.operands.as_slice() {
+            [old, new, path] => (old, new, Path::new(path)),
+            [old, new] if args.json => (old, new, stdout),
+            found => return Err(wrong_operands("OLD NEW CHANGELIST", found)),
+        };
+        let (old, new) = ((Path::new(old), Tag(0)), (Path::new(new), Tag(1)));
+        return Ok((Source::files(old, new, COMPARE_CHUNK_BITS, false)?, path));
     }
-}
-
-/// One document in the words of the changed-block API of Kubernetes, written as it is found: nothing is held
-/// in memory but one range.
-fn write_json(header: &Header, size: u64, changes: Changes<'_>, output: &mut Output, ui: &Ui) -> Result<u64> {
-    let fail = |error| Error::io("cannot write the list", error);
-    let mut output = BufWriter::new(output);
-    let name = |tag: Tag| if tag == Tag::ORIGIN { json!("origin") } else { json!(tag.0) };
-    let head = json!({
-        "schema": "ddsnap.changelist/1",
-        "base": name(header.source),
-        "target": name(header.target),
-        "chunk_size": 1u64 << header.chunk_bits,
-        "volume_capacity_bytes": size,
-        "block_metadata_type": "VARIABLE_LENGTH",
-    })
-    .to_string();
-    let head = head.strip_suffix('}').unwrap_or(&head);
-    write!(output, "{head},\"block_metadata\":[").map_err(fail)?;
-    let mut chunks = 0;
-    for (index, range) in changes.enumerate() {
-        ui.progress().check()?;
-        let range = range?;
-        let start = range.start << header.chunk_bits;
-        let end = (range.end << header.chunk_bits).min(size);
-        let comma = if index == 0 { "" } else { "," };
-        let block = json!({ "byte_offset": start, "size_bytes": end.saturating_sub(start) });
-        write!(output, "{comma}{block}").map_err(fail)?;
-        chunks += range.end - range.start;
-    }
-    writeln!(output, "]}}").and_then(|()| output.flush()).map_err(fail)?;
-    Ok(chunks)
+    let (vol, path, from, to) = match args.operands.as_slice() {
+        [vol, path, from, to] => (vol, Path::new(path), Some(from), to),
+        [vol, from, to] if args.json => (vol, stdout, Some(from), to),
+        [vol, to] if args.json => (vol, stdout, None, to),
+        found => return Err(wrong_operands("VOL CHANGELIST SNAP1 SNAP2", found)),
+    };
+    let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
+    let (from, to) = (from.map(|from| snap_name(from)).transpose()?, snap_name(to)?);
+    // What is allocated can only be told with the origin at hand.
+    let with_data = from.is_none();
+    Ok((Source::volume(&vol, from.as_ref(), &to, &args.accept, with_data)?, path))
 }

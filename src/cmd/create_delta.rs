@@ -3,7 +3,10 @@
 use super::common::{AcceptArgs, BlockSizeArgs, RateArgs, VolArgs, parse_hold};
 use super::hold;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, is_list, snap_name, wrong_operands};
-use crate::delta::{CreateOptions, CreateSummary, create, resume_file, resume_stream};
+use super::transfer::Limited;
+use crate::delta::{
+    CreateOptions, CreateSummary, create, create_rbd, resume_file, resume_stream, sidecar_path,
+};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Encoding, ResumePoint};
 use crate::point::Changes;
@@ -57,6 +60,9 @@ pub struct Args {
     /// Compression level from 0 (none) to 19
     #[arg(short = 'g', long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=19))]
     level: Option<i32>,
+    /// Format of the delta
+    #[arg(long, value_enum, default_value_t = Format::Delta)]
+    format: Format,
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
@@ -76,6 +82,15 @@ pub struct Args {
     accept: AcceptArgs,
     #[command(flatten)]
     rate: RateArgs,
+}
+
+/// What a delta can be written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// The own format: checksums of old and new data, compressed
+    Delta,
+    /// The diff of Ceph's block devices, version 1, as 'rbd import-diff' reads it
+    Rbd,
 }
 
 /// Runs the command.
@@ -103,9 +118,21 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
         )
         .hint("-b stores each extent in the smallest way there is"));
     }
+    if args.format == Format::Rbd && (args.raw || args.best || args.level.is_some()) {
+        return Err(Error::new(
+            Kind::Usage,
+            "an rbd diff holds changed data as it is: leave out -r, -b and -g",
+        ));
+    }
+    if args.format == Format::Rbd && (args.resume || args.resume_token.is_some()) {
+        return Err(Error::new(Kind::Usage, "an rbd diff cannot be continued: leave out --resume"));
+    }
     let plan = plan(args)?;
     plan.source.ensure_output_elsewhere(&plan.output)?;
     let changes = open_list(args, &plan)?;
+    if args.format == Format::Rbd {
+        return make_rbd(args, &plan, changes, ui);
+    }
     let (mut output, summary) = match &args.resume_token {
         _ if args.resume => make_resumable(args, &plan, changes, ui)?,
         Some(point) => send_rest(args, &plan, changes, point, ui)?,
@@ -197,6 +224,32 @@ fn send_rest(
     let changes = open_list(args, plan)?;
     let summary = make_whole(args, plan, changes, &mut output, ui)?;
     Ok((output, summary))
+}
+
+fn make_rbd(args: &Args, plan: &Plan, changes: Option<Changes<'_>>, ui: &Ui) -> Result<()> {
+    let beside = sidecar_path(&plan.output);
+    plan.source.ensure_output_elsewhere(&beside)?;
+    let output = Output::create(&plan.output)?;
+    let has_place = output.is_fresh_file();
+    let mut output = Limited::new(output, args.rate.rate_limit, ui.stop_wanted());
+    let Source { from, to, .. } = plan.source;
+    let summary = create_rbd(plan.source.points(), from, to, changes, &mut output, ui.progress())?;
+    output.into_inner().commit()?;
+    if has_place {
+        // After the diff: until then, an older description beside it does not agree and is refused.
+        let mut output = Output::create(&beside)?;
+        output
+            .write_all(summary.sidecar.encode().as_bytes())
+            .map_err(|error| Error::io("cannot write", error).at_path(&beside))?;
+        output.commit()?;
+    }
+    ui.explain(&format!(
+        "{} of data and {} of zeros in a diff of {}",
+        size::human(summary.data_bytes),
+        size::human(summary.zero_bytes),
+        size::human(summary.sidecar.stream_bytes)
+    ));
+    Ok(())
 }
 
 fn plan(args: &Args) -> Result<Plan> {

@@ -3,6 +3,7 @@
 //! [`Command`] is the one table of them: dispatch, help, manual pages and completions all come from it.
 
 mod apply_delta;
+mod changed_blocks;
 mod changelist;
 mod common;
 mod create;

@@ -84,6 +84,8 @@ pub fn apply(
     progress: &dyn Progress,
 ) -> Result<ApplySummary> {
     let size_before = target.size();
+    input.prepare(target, progress)?;
+    ensure_sure_of_size(input, target, options)?;
     let trust = Trust { force: options.force, proven: false };
     let verified = verify_for(input, target, trust, options, progress)?;
     let wanted = verified.info.header.target.size_bytes;
@@ -119,6 +121,22 @@ pub fn apply(
     }
     summary.size_after = target.size();
     Ok(summary)
+}
+
+/// A diff that says nothing of its base must not cut a target short, or lengthen it, unasked.
+fn ensure_sure_of_size(input: &Input, target: &dyn Target, options: &ApplyOptions) -> Result<()> {
+    let Some(diff) = input.diff().filter(|diff| diff.from.is_some() && !diff.described) else {
+        return Ok(());
+    };
+    if options.force || diff.size_bytes == target.size() {
+        return Ok(());
+    }
+    let what = format!(
+        "the target has {} bytes, the diff makes {}, and nothing proves that it belongs to this target",
+        target.size(),
+        diff.size_bytes
+    );
+    Err(Error::new(Kind::Refused, what).at_path(target.path()).hint("--force applies it regardless"))
 }
 
 /// Pass one.

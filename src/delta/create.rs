@@ -174,7 +174,7 @@ fn encode_run(
     }
 }
 
-fn label(point: &Point) -> PointLabel {
+pub(crate) fn label(point: &Point) -> PointLabel {
     PointLabel {
         volume: point.identity.volume,
         id: point.identity.id,

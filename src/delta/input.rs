@@ -1,8 +1,12 @@
 //! A delta that can be read twice: a file as it is, a stream after it was spooled.
 
+use super::rbd::{Diff, transcode};
 use super::read::Reader;
+use super::target::Target;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::Header;
+use crate::format::rbd;
+use crate::progress::Progress;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +22,7 @@ pub struct Input {
     source: Source,
     /// Size and time of modification of a file when it was read first.
     stamp: Option<(u64, SystemTime)>,
+    diff: Option<Diff>,
 }
 
 enum Source {
@@ -41,18 +46,60 @@ impl Input {
         let file = File::open(path).map_err(failed)?;
         let is_regular = file.metadata().map_err(failed)?.is_file();
         let source = if is_regular { Source::File(file) } else { Source::Stream(Box::new(file)) };
-        Ok(Self { path: Some(path.to_path_buf()), source, stamp: None })
+        Ok(Self { path: Some(path.to_path_buf()), source, stamp: None, diff: None })
     }
 
     /// A delta from a stream that can be read once.
     #[must_use]
     pub fn from_reader(reader: Box<dyn Read + Send>) -> Self {
-        Self { path: None, source: Source::Stream(reader), stamp: None }
+        Self { path: None, source: Source::Stream(reader), stamp: None, diff: None }
+    }
+
+    /// What was read was an rbd diff, once an apply has begun.
+    #[must_use]
+    pub fn diff(&self) -> Option<&Diff> {
+        self.diff.as_ref()
+    }
+
+    /// Makes a delta for `target` of what is an rbd diff; all else stays as it is.
+    pub(crate) fn prepare(&mut self, target: &dyn Target, progress: &dyn Progress) -> Result<()> {
+        let mut head = Vec::new();
+        let failed = |e| Error::io("cannot read the delta", e);
+        let wanted = rbd::MAGIC.len() as u64;
+        let mut input: Box<dyn Read + Send> = match std::mem::replace(&mut self.source, Source::Gone) {
+            Source::Stream(mut inner) => {
+                inner.by_ref().take(wanted).read_to_end(&mut head).map_err(failed)?;
+                Box::new(std::io::Cursor::new(head.clone()).chain(inner))
+            }
+            Source::File(mut file) => {
+                (&file).take(wanted).read_to_end(&mut head).map_err(failed)?;
+                file.seek(SeekFrom::Start(0)).map_err(failed)?;
+                if !rbd::is_diff(&head)? {
+                    self.source = Source::File(file);
+                    return Ok(());
+                }
+                Box::new(BufReader::with_capacity(256 << 10, file))
+            }
+            other => {
+                self.source = other;
+                return Ok(());
+            }
+        };
+        if !rbd::is_diff(&head)? {
+            self.source = Source::Stream(input);
+            return Ok(());
+        }
+        let mut spool = SpooledTempFile::new(SPOOL_MEMORY_BYTES);
+        let diff = transcode(&mut *input, self.path.as_deref(), target, &mut spool, progress);
+        let path = self.path.as_deref().unwrap_or(Path::new("standard input"));
+        self.diff = Some(diff.map_err(|error| error.at_path(path))?);
+        self.source = Source::Spool(spool);
+        Ok(())
     }
 
     /// A delta in an open file; `path` is for messages.
     pub(crate) fn from_file(file: File, path: &Path) -> Self {
-        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None }
+        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None, diff: None }
     }
 
     /// The header. What of a stream was read for it is read again afterwards.

@@ -9,6 +9,7 @@
 //! | `invert` | the delta that goes back, made beforehand |
 //! | `merge` | several deltas into one, without the volume |
 //! | `sound`, `resume`, `receive` | a delta that was cut: what is whole of it, and how both sides go on |
+//! | `rbd` | diffs of Ceph's block devices: written, and read into a delta |
 //! | `pipeline` | the threads under all of them: many workers, results in order |
 //!
 //! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
@@ -27,6 +28,7 @@ mod load;
 mod merge;
 mod pipeline;
 mod plan;
+mod rbd;
 mod read;
 mod receive;
 mod resume;
@@ -44,6 +46,7 @@ pub use inspect::{DeltaInfo, Verdict, info, verify};
 pub use invert::invert;
 pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
 pub(crate) use pipeline::{ordered, workers};
+pub use rbd::{Diff, RbdSummary, Sidecar, create_rbd, sidecar_path, transcode};
 pub use read::{ReadExtent, Reader};
 pub use receive::Part;
 pub use resume::{resume_file, resume_stream};

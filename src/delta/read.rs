@@ -247,7 +247,8 @@ fn numbers(bytes: &[u8]) -> Vec<u32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
 }
 
-fn fill(input: &mut impl Read, buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
+/// Fills `buf` from a stream that has come to byte `offset`; `what` names what would be cut short.
+pub(crate) fn fill(input: &mut (impl Read + ?Sized), buf: &mut [u8], offset: u64, what: &str) -> Result<()> {
     let mut filled = 0;
     while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match input.read(rest) {

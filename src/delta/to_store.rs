@@ -34,6 +34,7 @@ pub fn apply_to_store(
     }
     let info = writer.view().info();
     let before = info.pending.as_ref().map(|pending| PointId::Snapshot(pending.before));
+    input.prepare(&StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin)), progress)?;
     let header = input.peek()?;
     match &info.pending {
         // Which delta it is comes before what it says: the wrong one must not be measured against this base.

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod delta;
 pub mod field;
 pub mod qcow2;
+pub mod rbd;
 pub mod record;
 pub mod run;
 pub mod superblock;

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod dist;
 mod docs;
+mod interop;
 mod man;
 mod report;
 mod shell;
@@ -31,6 +32,8 @@ enum Chore {
     Man(docs::Args),
     /// Measure beside what a user would run instead, and write docs/benchmarks.md
     Bench(bench::Args),
+    /// Exchange diffs with a real Ceph, installed by apt where that is possible
+    Interop,
     /// Build a release archive: binary, pages, completions, licences
     Dist,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Docs(args) => docs::run(args.check),
         Chore::Man(args) => man::run(args.check),
+        Chore::Interop => interop::run(),
         Chore::Dist => dist::run(),
     };
     match result {
