@@ -7,6 +7,7 @@
 //! refers to the old data of its own chunk cannot be decoded again once that chunk was torn; so on a plain
 //! target such deltas demand an undo delta, which can put the chunk back.
 
+use super::buffer::Buffer;
 use super::check::{Checked, Checker};
 use super::input::Input;
 use super::inspect::DeltaInfo;
@@ -56,6 +57,28 @@ pub(crate) struct Verified {
     pub(crate) resumed: bool,
     /// Bytes that pass two will write.
     pub(crate) pending_bytes: u64,
+    /// Which pieces, counted from 0, the target does not hold yet.
+    pub(crate) pending: Pieceset,
+}
+
+/// A set of pieces of a delta: a bit each, 128 KiB for a TiB of data.
+#[derive(Default)]
+pub(crate) struct Pieceset(Vec<u64>);
+
+impl Pieceset {
+    fn insert(&mut self, piece: usize) {
+        let word = piece >> 6;
+        if self.0.len() <= word {
+            self.0.resize(word.saturating_add(1), 0);
+        }
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << (piece & 63);
+        }
+    }
+
+    fn contains(&self, piece: usize) -> bool {
+        self.0.get(piece >> 6).is_some_and(|word| word >> (piece & 63) & 1 == 1)
+    }
 }
 
 /// How far a target must prove to be the base.
@@ -110,9 +133,8 @@ pub fn apply(
     if target.can_resize() && size_before < wanted {
         target.set_size(wanted).and_then(|()| target.flush()).map_err(resume)?;
     }
-    let digest = verified.info.digest;
     summary.written_bytes =
-        write_all(input, digest, target, trust, options.threads, progress).map_err(resume)?;
+        write_all(input, &verified, target, trust, options.threads, progress).map_err(resume)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
     target.flush().map_err(resume)?;
     // Last, and after everything else is durable: what lies beyond is part of the proof that a resume needs.
@@ -150,7 +172,8 @@ pub(crate) fn verify_for(
     input.first(|reader| {
         let header = reader.header().clone();
         check_size(&header, target, trust.force)?;
-        let (mut resumed, mut pending_bytes) = (false, 0u64);
+        let (mut resumed, mut pending_bytes, mut pending) = (false, 0u64, Pieceset::default());
+        let mut piece = 0usize;
         let needs_undo = options.undo.is_none() && !target.keeps_base();
         let mut pieces = Pieces::new(reader);
         progress.stage("verify delta", None);
@@ -165,11 +188,13 @@ pub(crate) fn verify_for(
             resumed |= checked.resumed;
             if checked.differs {
                 pending_bytes = pending_bytes.saturating_add(checked.data.len() as u64);
+                pending.insert(piece);
             }
+            piece = piece.saturating_add(1);
             progress.advance(checked.data.len() as u64);
             Ok(())
         })?;
-        Ok(Verified { info: pieces.info()?, resumed, pending_bytes })
+        Ok(Verified { info: pieces.info()?, resumed, pending_bytes, pending })
     })
 }
 
@@ -177,18 +202,18 @@ pub(crate) fn verify_for(
 /// since it had this digest.
 pub(crate) fn write_all(
     input: &mut Input,
-    digest: [u8; 32],
+    verified: &Verified,
     target: &dyn Target,
     trust: Trust,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<u64> {
     let trusted = trust.force || trust.proven;
-    input.again_known(digest, |reader| {
+    input.again_known(verified.info.digest, |reader| {
         let mut pieces = Pieces::new(reader);
         progress.stage("apply delta", None);
         if target.takes_any_order() {
-            return write_at_once(&mut pieces, target, trusted, threads, progress);
+            return write_at_once(&mut pieces, &verified.pending, target, trusted, (threads, progress));
         }
         let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
         each_piece(&mut pieces, target, trusted, threads, |_, checked| {
@@ -201,26 +226,35 @@ pub(crate) fn write_all(
     })
 }
 
-/// Every thread writes what it has checked.
+/// Every thread writes. Nobody else has the target, so what pass one found to be there is not looked at again; only
+/// data that refers to the base needs that.
 fn write_at_once<R: Read + Send>(
     pieces: &mut Pieces<R>,
+    pending: &Pieceset,
     target: &dyn Target,
     trusted: bool,
-    threads: usize,
-    progress: &dyn Progress,
+    (threads, progress): (usize, &dyn Progress),
 ) -> Result<u64> {
     let geometry = pieces.reader.header().geometry();
-    let mut written = 0u64;
+    let (mut written, mut piece) = (0u64, 0usize);
     ordered(
         workers(threads),
-        || pieces.next_piece(),
+        || {
+            let next = pieces.next_piece()?.map(|extent| (extent, pending.contains(piece)));
+            piece = piece.saturating_add(1);
+            Ok(next)
+        },
         || Checker::new(target, geometry, trusted),
-        |checker, extent| {
-            let checked = checker.check(extent)?;
-            if checked.differs {
-                target.write(checked.offset, &checked.data)?;
+        |checker, (extent, is_pending)| {
+            if !is_pending {
+                return Ok((geometry.result_bytes(extent.head.chunk, u64::from(extent.head.chunks)), false));
             }
-            Ok((checked.data.len() as u64, checked.differs))
+            let checked = match extent.head.kind {
+                ExtentKind::ZstdBase => checker.check(extent)?,
+                _ => checker.decode(extent)?,
+            };
+            target.write(checked.offset, &checked.data)?;
+            Ok((checked.data.len() as u64, true))
         },
         |(bytes, differs)| {
             progress.check()?;
@@ -273,7 +307,7 @@ fn check_size(header: &Header, target: &dyn Target, force: bool) -> Result<()> {
 /// Joins adjacent pieces and hands over many at once, for each write to a store is a commit.
 struct Coalesce<'a> {
     target: &'a dyn Target,
-    pieces: Vec<(u64, Vec<u8>)>,
+    pieces: Vec<(u64, Buffer)>,
     /// Bytes in all pieces.
     held: usize,
     written: u64,
@@ -282,11 +316,11 @@ struct Coalesce<'a> {
 const COALESCE_BYTES: usize = 4 << 20;
 
 impl Coalesce<'_> {
-    fn put(&mut self, offset: u64, mut data: Vec<u8>) -> Result<()> {
+    fn put(&mut self, offset: u64, data: Buffer) -> Result<()> {
         self.held = self.held.saturating_add(data.len());
         match self.pieces.last_mut() {
             Some((start, last)) if start.saturating_add(last.len() as u64) == offset => {
-                last.append(&mut data)
+                last.extend_from_slice(&data);
             }
             _ => self.pieces.push((offset, data)),
         }

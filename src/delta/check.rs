@@ -1,5 +1,6 @@
 //! One extent against the target: is the base right, what is the result, is it there already.
 
+use super::buffer::Buffer;
 use super::decode::Decoder;
 use super::encode::is_zero;
 use super::inspect::wrong_chunk;
@@ -14,7 +15,7 @@ pub(crate) struct Checked {
     /// Byte offset on the volume.
     pub(crate) offset: u64,
     /// The result.
-    pub(crate) data: Vec<u8>,
+    pub(crate) data: Buffer,
     /// False if the target holds the result already.
     pub(crate) differs: bool,
     /// True if some chunk holds the result and not the base, as an interrupted apply leaves it.
@@ -32,12 +33,23 @@ pub(crate) struct Checker<'a> {
 
 /// What is known of the chunks of one extent before it is decoded.
 struct Seen {
-    current: Vec<u8>,
-    base: Vec<u8>,
+    current: Buffer,
+    /// Bytes of the base, where they are not those of `current`.
+    base: Option<Buffer>,
     /// A chunk each: holds what the delta was made from; empty without base CRCs.
     is_base: Vec<bool>,
     /// A chunk each: holds the result, as far as its CRC can tell.
     is_result: Vec<bool>,
+}
+
+impl Seen {
+    /// The base, as far as it is there: at most `len` bytes.
+    fn base(&self, len: usize) -> &[u8] {
+        match &self.base {
+            Some(base) => base,
+            None => self.current.get(..len.min(self.current.len())).unwrap_or(&[]),
+        }
+    }
 }
 
 impl<'a> Checker<'a> {
@@ -52,7 +64,7 @@ impl<'a> Checker<'a> {
     pub(crate) fn check(&mut self, mut extent: ReadExtent) -> Result<Checked> {
         let raw = match extent.head.kind {
             ExtentKind::Raw => std::mem::take(&mut extent.payload),
-            _ => Vec::new(),
+            _ => Buffer::default(),
         };
         let extent = &extent;
         let seen = self.look(extent)?;
@@ -65,29 +77,48 @@ impl<'a> Checker<'a> {
         Ok(Checked { offset, differs: data != seen.current, resumed, data })
     }
 
+    /// The result of an extent that does not refer to the base; the target is not looked at.
+    pub(crate) fn decode(&mut self, mut extent: ReadExtent) -> Result<Checked> {
+        let raw = match extent.head.kind {
+            ExtentKind::Raw => std::mem::take(&mut extent.payload),
+            _ => Buffer::default(),
+        };
+        let data = self.decoder.decode_owned(&extent, raw, &[])?;
+        Ok(Checked { offset: self.decoder.offset(&extent), differs: true, resumed: false, data })
+    }
+
     fn look(&self, extent: &ReadExtent) -> Result<Seen> {
         let (offset, len) = span(&self.geometry, &extent.head);
         let present = |len: usize| len.min(to_usize(self.target.size().saturating_sub(offset)));
-        let mut current = vec![0; present(len)];
+        let mut current = Buffer::unwritten(present(len));
         if !current.is_empty() {
             self.target.read(offset, &mut current)?;
         }
+        let crcs = chunk_crcs(&self.geometry, extent.head.chunks, &current);
         let base_len = present(self.decoder.base_len(extent));
-        let mut base = vec![0; base_len];
-        if self.target.keeps_base() && !base.is_empty() {
-            self.target.read_base(offset, &mut base)?;
-        } else {
-            base.copy_from_slice(current.get(..base_len).unwrap_or(&[]));
+        let mut seen = Seen { current, base: None, is_base: Vec::new(), is_result: Vec::new() };
+        seen.is_result = self.is_result(extent, &seen.current, &crcs);
+        if self.target.keeps_base() {
+            let mut base = Buffer::unwritten(base_len);
+            if !base.is_empty() {
+                self.target.read_base(offset, &mut base)?;
+            }
+            seen.base = Some(base);
         }
-        let is_base =
-            if extent.head.base_crcs { self.decoder.base_matches(extent, &base) } else { Vec::new() };
-        let is_result = self.is_result(extent, &current);
-        Ok(Seen { current, base, is_base, is_result })
+        if extent.head.base_crcs {
+            let whole = seen.base.is_none() && base_len == seen.current.len();
+            seen.is_base = match whole {
+                true => {
+                    extent.base_crcs.iter().zip(&crcs).map(|(expected, found)| expected == found).collect()
+                }
+                false => self.decoder.base_matches(extent, seen.base(base_len)),
+            };
+        }
+        Ok(seen)
     }
 
-    fn is_result(&self, extent: &ReadExtent, current: &[u8]) -> Vec<bool> {
+    fn is_result(&self, extent: &ReadExtent, current: &[u8], crcs: &[u32]) -> Vec<bool> {
         let geometry = &self.geometry;
-        let crcs = chunk_crcs(geometry, extent.head.chunks, current);
         let mut pieces = current.chunks(to_usize(geometry.chunk_bytes()));
         (0u64..u64::from(extent.head.chunks))
             .zip(crcs)
@@ -97,7 +128,7 @@ impl<'a> Checker<'a> {
                 piece.len() as u64 == whole
                     && match extent.head.kind {
                         ExtentKind::Zero => is_zero(piece),
-                        _ => extent.result_crcs.get(to_usize(index)) == Some(&found),
+                        _ => extent.result_crcs.get(to_usize(index)) == Some(found),
                     }
             })
             .collect()
@@ -127,14 +158,15 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    fn result(&mut self, extent: &ReadExtent, raw: Vec<u8>, seen: &Seen) -> Result<Vec<u8>> {
+    fn result(&mut self, extent: &ReadExtent, raw: Buffer, seen: &Seen) -> Result<Buffer> {
         if extent.head.kind != ExtentKind::ZstdBase {
             return self.decoder.decode_owned(extent, raw, &[]);
         }
         let all_base = seen.is_base.iter().all(|is_base| *is_base);
         let all_result = seen.is_result.iter().all(|is_result| *is_result);
         if all_base {
-            return self.decoder.decode(extent, &seen.base);
+            let base_len = self.decoder.base_len(extent);
+            return self.decoder.decode(extent, seen.base(base_len));
         }
         if all_result {
             return Ok(seen.current.clone());

@@ -150,7 +150,7 @@ pub(crate) fn write_extents<I: Send, S>(
 ) -> Result<CreateSummary> {
     ordered(workers(threads), produce, state, encode, |(bytes, extents)| {
         progress.check()?;
-        extents.iter().try_for_each(|extent| output.extent(extent))?;
+        extents.into_iter().try_for_each(|extent| output.extent(extent))?;
         progress.advance(bytes);
         Ok(())
     })?;
@@ -169,7 +169,8 @@ fn encode_run(
         }
         Run::Read { start, chunks } => {
             let loaded = load(start, chunks)?;
-            Ok((loaded.new.len() as u64, encoder.run(start, chunks, &loaded)?))
+            let bytes = loaded.new.len() as u64;
+            Ok((bytes, encoder.run(start, chunks, loaded)?))
         }
     }
 }

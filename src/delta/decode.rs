@@ -1,5 +1,6 @@
 //! The data of an extent, never believed before its own sums agree.
 
+use super::buffer::Buffer;
 use super::load::{chunk_crcs, to_usize};
 use super::read::{ReadExtent, span};
 use crate::error::{Error, Result};
@@ -21,22 +22,25 @@ impl Decoder {
     /// The result of `extent`; `base` are the bytes of the source it may refer to.
     ///
     /// The extent must not be longer than the limit for extents with data.
-    pub(crate) fn decode(&mut self, extent: &ReadExtent, base: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn decode(&mut self, extent: &ReadExtent, base: &[u8]) -> Result<Buffer> {
         let payload = match extent.head.kind {
             ExtentKind::Raw => extent.payload.clone(),
-            _ => Vec::new(),
+            _ => Buffer::default(),
         };
         self.decode_owned(extent, payload, base)
     }
 
     /// As [`Decoder::decode`]; `raw` is the payload of a raw extent, which becomes the result without a copy.
-    pub(crate) fn decode_owned(&mut self, extent: &ReadExtent, raw: Vec<u8>, base: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn decode_owned(&mut self, extent: &ReadExtent, raw: Buffer, base: &[u8]) -> Result<Buffer> {
         let at = |error: Error| error.at_offset(extent.offset_bytes);
         let (_, len) = span(&self.geometry, &extent.head);
-        let mut data = if extent.head.kind == ExtentKind::Raw { raw } else { vec![0; len] };
+        let mut data = match extent.head.kind {
+            ExtentKind::Zero => return Ok(Buffer::zeroes(len)),
+            ExtentKind::Raw => raw,
+            _ => Buffer::unwritten(len),
+        };
         match extent.head.kind {
-            ExtentKind::Zero => return Ok(data),
-            ExtentKind::Raw => {}
+            ExtentKind::Zero | ExtentKind::Raw => {}
             ExtentKind::Zstd => {
                 let got = self.zstd.decompress_to_buffer(&extent.payload, data.as_mut_slice());
                 ensure_len(got.map_err(|e| e.to_string()), len).map_err(at)?;

@@ -1,14 +1,17 @@
 //! A loaded run as extents: pure, so that the result does not depend on who runs it when.
 
+use super::buffer::Buffer;
 use super::load::{Loaded, chunk_crcs, to_usize};
 use crate::error::{Error, Kind, Result};
-use crate::format::delta::{Encoding, Extent, ExtentKind, Geometry, RawExtent, crc};
+use crate::format::delta::{Encoding, Extent, ExtentKind, Geometry};
 use zstd::zstd_safe::{CCtx, CParameter};
 
 /// An extent ready to be written.
 pub(crate) struct Encoded {
-    /// Header, CRCs and payload.
-    pub(crate) bytes: Vec<u8>,
+    /// Header and CRCs.
+    pub(crate) head: Buffer,
+    /// What comes after them.
+    pub(crate) payload: Buffer,
     pub(crate) kind: ExtentKind,
     pub(crate) chunk: u64,
     pub(crate) chunks: u32,
@@ -48,19 +51,19 @@ impl Encoder {
     /// A run of zeros whose base does not matter.
     pub(crate) fn hole(&self, start: u64, chunks: u32) -> Encoded {
         let data_bytes = self.geometry.result_bytes(start, u64::from(chunks));
-        assemble(ExtentKind::Zero, start, chunks, data_bytes, &[], None, &[])
+        assemble(ExtentKind::Zero, start, chunks, data_bytes, &[], None, Buffer::default())
     }
 
     /// Splits a run into stretches of one class and encodes each.
-    pub(crate) fn run(&mut self, start: u64, chunks: u32, loaded: &Loaded) -> Result<Vec<Encoded>> {
-        let classes: Vec<Class> = (0..chunks).map(|index| self.class(index, loaded)).collect();
+    pub(crate) fn run(&mut self, start: u64, chunks: u32, mut loaded: Loaded) -> Result<Vec<Encoded>> {
+        let classes: Vec<Class> = (0..chunks).map(|index| self.class(index, &loaded)).collect();
         let mut out = Vec::new();
         let mut first = 0;
         for stretch in classes.chunk_by(|a, b| a == b) {
             let count = u32::try_from(stretch.len()).unwrap_or(u32::MAX);
             match stretch.first() {
-                Some(Class::Zero) => out.push(self.zero(start, first, count, loaded)),
-                Some(Class::Data) => out.push(self.data(start, first, count, loaded)?),
+                Some(Class::Zero) => out.push(self.zero(start, first, count, &loaded)),
+                Some(Class::Data) => out.push(self.data(start, first, count, &mut loaded)?),
                 _ => {}
             }
             first = first.saturating_add(count);
@@ -82,10 +85,18 @@ impl Encoder {
     fn zero(&self, start: u64, first: u32, chunks: u32, loaded: &Loaded) -> Encoded {
         let data = self.slice(&loaded.new, first, chunks);
         let base_crcs = part(loaded.base_crcs.as_deref(), first, chunks);
-        assemble(ExtentKind::Zero, chunk(start, first), chunks, data.len() as u64, &[], base_crcs, &[])
+        assemble(
+            ExtentKind::Zero,
+            chunk(start, first),
+            chunks,
+            data.len() as u64,
+            &[],
+            base_crcs,
+            Buffer::default(),
+        )
     }
 
-    fn data(&mut self, start: u64, first: u32, chunks: u32, loaded: &Loaded) -> Result<Encoded> {
+    fn data(&mut self, start: u64, first: u32, chunks: u32, loaded: &mut Loaded) -> Result<Encoded> {
         let geometry = self.geometry;
         let data = slice(&geometry, &loaded.new, first, chunks);
         let base = loaded.base.as_deref().map_or(&[][..], |base| slice(&geometry, base, first, chunks));
@@ -115,10 +126,16 @@ impl Encoder {
         {
             offer(ExtentKind::Zstd, zstd.compress(data).map_err(|e| Error::io("cannot compress", e))?);
         }
-        let (kind, payload) = best;
-        let payload = payload.as_deref().unwrap_or(data);
         let crcs = chunk_crcs(&geometry, chunks, data);
-        Ok(assemble(kind, chunk(start, first), chunks, data.len() as u64, &crcs, base_crcs, payload))
+        let data_bytes = data.len();
+        let (kind, payload) = best;
+        let payload = match payload {
+            Some(payload) => Buffer::from(payload),
+            // All of a run goes as it is, without a copy; nothing else of it is looked at any more.
+            None if data_bytes == loaded.new.len() => std::mem::take(&mut loaded.new),
+            None => Buffer::copy_of(data),
+        };
+        Ok(assemble(kind, chunk(start, first), chunks, data_bytes as u64, &crcs, base_crcs, payload))
     }
 
     fn slice<'b>(&self, bytes: &'b [u8], first: u32, chunks: u32) -> &'b [u8] {
@@ -151,27 +168,23 @@ pub(crate) fn assemble(
     data_bytes: u64,
     result_crcs: &[u32],
     base_crcs: Option<&[u32]>,
-    payload: &[u8],
+    payload: Buffer,
 ) -> Encoded {
-    let head_bytes = size_of::<RawExtent>();
     let crcs = result_crcs.iter().chain(base_crcs.unwrap_or(&[]));
-    let arrays = result_crcs.len().saturating_add(base_crcs.map_or(0, <[u32]>::len)).saturating_mul(4);
-    let mut bytes = Vec::with_capacity(head_bytes.saturating_add(arrays).saturating_add(payload.len()));
-    // The header comes first and tells of the rest, so its place is kept.
-    bytes.resize(head_bytes, 0);
-    crcs.for_each(|sum| bytes.extend_from_slice(&sum.to_le_bytes()));
-    bytes.extend_from_slice(payload);
-    let (head, body) = bytes.split_at_mut(head_bytes);
+    let arrays: Vec<u8> = crcs.flat_map(|sum| sum.to_le_bytes()).collect();
+    let mut body_crc = crc32fast::Hasher::new();
+    body_crc.update(&arrays);
+    body_crc.update(&payload);
     let extent = Extent {
         kind,
         chunk: start,
         chunks,
         base_crcs: base_crcs.is_some(),
         payload_bytes: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-        body_crc: crc(body),
+        body_crc: body_crc.finalize(),
     };
-    head.copy_from_slice(&extent.encode());
-    Encoded { bytes, kind, chunk: start, chunks, data_bytes, payload_bytes: payload.len() as u64 }
+    let head = Buffer::from([&extent.encode()[..], &arrays].concat());
+    Encoded { head, kind, chunk: start, chunks, data_bytes, payload_bytes: payload.len() as u64, payload }
 }
 
 /// zstd with `base` as prefix. The window is set to hold both, for at low levels it would lose the prefix.

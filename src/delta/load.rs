@@ -1,5 +1,6 @@
 //! The bytes of one run on both sides.
 
+use super::buffer::Buffer;
 use crate::error::Result;
 use crate::format::delta::{Geometry, crc};
 use crate::point::{PointId, PointSource};
@@ -7,9 +8,9 @@ use crate::point::{PointId, PointSource};
 /// What encoding needs to know of a run.
 pub(crate) struct Loaded {
     /// The run's bytes inside the target.
-    pub(crate) new: Vec<u8>,
+    pub(crate) new: Buffer,
     /// The run's bytes inside the source, if they were read.
-    pub(crate) base: Option<Vec<u8>>,
+    pub(crate) base: Option<Buffer>,
     /// One CRC a chunk of the source, if the delta shall carry them.
     pub(crate) base_crcs: Option<Vec<u32>>,
 }
@@ -32,7 +33,7 @@ impl Loader<'_> {
     pub(crate) fn load(&self, start: u64, chunks: u32) -> Result<Loaded> {
         let geometry = &self.geometry;
         let offset = geometry.offset(start);
-        let mut new = vec![0; to_usize(geometry.result_bytes(start, u64::from(chunks)))];
+        let mut new = Buffer::unwritten(to_usize(geometry.result_bytes(start, u64::from(chunks))));
         self.source.read(self.to, offset, &mut new)?;
         let Some(from) = self.from else { return Ok(Loaded { new, base: None, base_crcs: None }) };
         let mut base_crcs = None;
@@ -41,7 +42,7 @@ impl Loader<'_> {
         }
         let mut base = None;
         if self.base_data || (self.base_crc && base_crcs.is_none()) {
-            let mut bytes = vec![0; to_usize(geometry.base_bytes(start, u64::from(chunks)))];
+            let mut bytes = Buffer::unwritten(to_usize(geometry.base_bytes(start, u64::from(chunks))));
             if !bytes.is_empty() {
                 self.source.read(from, offset, &mut bytes)?;
             }

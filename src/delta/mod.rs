@@ -3,23 +3,25 @@
 //! | file | stage |
 //! |---|---|
 //! | `changelist` | changelist files of 2008, streamed |
-//! | `plan`, `load`, `encode`, `write`, `create` | which chunks; their bytes; their encoding; the stream |
+//! | `plan`, `load`, `encode`, `write`, `digest`, `create` | which chunks; their bytes; their encoding; the stream |
 //! | `read`, `decode`, `inspect` | the stream back; its data; `info` and `verify` |
 //! | `input`, `target`, `check`, `apply`, `undo`, `to_store` | a delta onto a device, a file or a store's origin |
 //! | `invert` | the delta that goes back, made beforehand |
 //! | `merge` | several deltas into one, without the volume |
 //! | `sound`, `resume`, `receive` | a delta that was cut: what is whole of it, and how both sides go on |
 //! | `rbd` | diffs of Ceph's block devices: written, and read into a delta |
-//! | `pipeline` | the threads under all of them: many workers, results in order |
+//! | `pipeline`, `buffer` | the threads under all of them: many workers, results in order; their memory |
 //!
 //! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
 //! is a pure function of its inputs: the same points and options give the same bytes with any number of threads.
 
 mod apply;
+mod buffer;
 mod changelist;
 mod check;
 mod create;
 mod decode;
+mod digest;
 mod encode;
 mod input;
 mod inspect;
@@ -39,6 +41,7 @@ mod undo;
 mod write;
 
 pub use apply::{ApplyOptions, ApplySummary, apply};
+pub use buffer::Buffer;
 pub use changelist::{ChangelistReader, ChangelistSummary, write_changelist};
 pub use create::{CreateOptions, create};
 pub use input::Input;

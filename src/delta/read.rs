@@ -1,5 +1,6 @@
 //! The stream back: structure, sums and digest checked, no length believed before it is bounded.
 
+use super::buffer::Buffer;
 use super::inspect::{DeltaInfo, Tally};
 use super::load::to_usize;
 use crate::error::{Error, Kind, Result};
@@ -20,7 +21,7 @@ pub struct ReadExtent {
     /// One CRC a chunk of the base; empty if the delta carries none.
     pub base_crcs: Vec<u32>,
     /// What the result is made of.
-    pub payload: Vec<u8>,
+    pub payload: Buffer,
 }
 
 /// Reads a delta from front to back.
@@ -132,11 +133,14 @@ impl<R: Read> Reader<R> {
         let head = Extent::decode(&bytes, &self.geometry, self.next_chunk)?;
         let mut arrays = self.body(head.arrays_bytes())?;
         let mut sum = crc32fast::Hasher::new();
-        sum.update(&arrays);
         let payload = self.body(head.payload_len())?;
-        sum.update(&payload);
+        if self.known.is_none() {
+            sum.update(&arrays);
+            sum.update(&payload);
+        }
         let found = sum.finalize();
-        if found != head.body_crc {
+        // Known bytes were checked before; what they decode to has sums of its own.
+        if self.known.is_none() && found != head.body_crc {
             let what = format!("extent has CRC {found:08x}, expected {:08x}", head.body_crc);
             return Err(Error::damaged(what));
         }
@@ -151,8 +155,8 @@ impl<R: Read> Reader<R> {
         Ok(ReadExtent { head, offset_bytes, result_crcs: numbers(&arrays), base_crcs, payload })
     }
 
-    fn body(&mut self, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
+    fn body(&mut self, len: usize) -> Result<Buffer> {
+        let mut bytes = Buffer::unwritten(len);
         fill(&mut self.input, &mut bytes, self.offset, "an extent")?;
         self.hash(&bytes);
         self.offset = self.offset.saturating_add(len as u64);

@@ -160,7 +160,7 @@ fn a_delta_that_leaves_out_what_it_gained_is_refused() {
         let mut out = Vec::new();
         let mut output = write::Output::begin(&mut out, &header, None, &Silent).unwrap();
         let encoder = encode::Encoder::new(header.geometry(), Encoding::Raw, 0).unwrap();
-        holes.iter().for_each(|(start, chunks)| output.extent(&encoder.hole(*start, *chunks)).unwrap());
+        holes.iter().for_each(|(start, chunks)| output.extent(encoder.hole(*start, *chunks)).unwrap());
         output.finish().unwrap();
         let found = info(&mut &out[..], &Silent);
         assert_eq!(found.as_ref().err().map(|e| e.kind()), (!sound).then_some(Kind::Damaged), "{holes:?}");

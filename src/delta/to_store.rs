@@ -71,9 +71,8 @@ pub fn apply_to_store(
     };
     writer.begin_operation(&label(&header), verified.info.digest, forced, None)?;
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
-    let digest = verified.info.digest;
     summary.written_bytes =
-        write_all(input, digest, &target, trust, options.threads, progress).map_err(pending)?;
+        write_all(input, &verified, &target, trust, options.threads, progress).map_err(pending)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
     // What a delta makes of a base that nobody proved equals nothing that has a name.
     let equals = Some(&header.target).filter(|target| target.is_known() && !forced).map(identity);

@@ -6,6 +6,7 @@
 //! apply finds and keeps it: an undo made from a half-changed target would be worth nothing.
 
 use super::apply::{ApplyOptions, Verified};
+use super::buffer::Buffer;
 use super::check::Checker;
 use super::create::{CreateOptions, write_delta};
 use super::input::Input;
@@ -91,7 +92,7 @@ pub(crate) fn write_inverse(
         let mut runs = Runs::new(Pieces::new(reader), geometry);
         let load = |start, chunks, extent: Option<ReadExtent>| {
             let offset = geometry.offset(start);
-            let mut new = vec![0; to_usize(geometry.result_bytes(start, u64::from(chunks)))];
+            let mut new = Buffer::unwritten(to_usize(geometry.result_bytes(start, u64::from(chunks))));
             volume.read(offset, &mut new)?;
             let mut base = match extent {
                 Some(extent) => Checker::new(volume, delta, true)?.check(extent)?.data,

@@ -1,5 +1,7 @@
 //! The stream out: counted, digested, and no faster than asked.
 
+use super::buffer::Buffer;
+use super::digest::Digest;
 use super::encode::Encoded;
 use super::load::to_usize;
 use super::sound::Sound;
@@ -10,6 +12,9 @@ use std::cell::Cell;
 use std::io::Write;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+/// Bytes written at a time.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// What a delta came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +39,7 @@ pub struct CreateSummary {
 pub(crate) struct Output<'a> {
     out: &'a mut dyn Write,
     progress: &'a dyn Progress,
-    hasher: blake3::Hasher,
+    digest: Digest,
     bytes: u64,
     zero_bytes: u64,
     end: End,
@@ -66,9 +71,9 @@ impl<'a> Output<'a> {
         rate: Option<u64>,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
-        let mut output = Self::new(out, rate, progress);
+        let mut output = Self::new(out, Digest::new(blake3::Hasher::new()), rate, progress);
         output.left_out = (point.bytes > 0).then_some(*point);
-        output.put(&header.encode()?)?;
+        output.put(header.encode()?.into())?;
         Ok(output)
     }
 
@@ -81,14 +86,15 @@ impl<'a> Output<'a> {
         progress: &'a dyn Progress,
     ) -> Self {
         let Sound { bytes, next_chunk, counted, .. } = *sound;
-        Self { hasher, bytes, end: counted, first_chunk: next_chunk, ..Self::new(out, rate, progress) }
+        let digest = Digest::new(hasher);
+        Self { bytes, end: counted, first_chunk: next_chunk, ..Self::new(out, digest, rate, progress) }
     }
 
-    fn new(out: &'a mut dyn Write, rate: Option<u64>, progress: &'a dyn Progress) -> Self {
+    fn new(out: &'a mut dyn Write, digest: Digest, rate: Option<u64>, progress: &'a dyn Progress) -> Self {
         Self {
             out,
             progress,
-            hasher: blake3::Hasher::new(),
+            digest,
             bytes: 0,
             zero_bytes: 0,
             end: End::default(),
@@ -109,12 +115,13 @@ impl<'a> Output<'a> {
         Rc::clone(&self.differs)
     }
 
-    pub(crate) fn extent(&mut self, extent: &Encoded) -> Result<()> {
+    pub(crate) fn extent(&mut self, extent: Encoded) -> Result<()> {
         if extent.chunk < self.first_chunk {
             let end = extent.chunk.saturating_add(u64::from(extent.chunks));
             return if end <= self.first_chunk { Ok(()) } else { Err(self.not_this_one()) };
         }
-        self.put(&extent.bytes)?;
+        self.put(extent.head)?;
+        self.put(extent.payload)?;
         self.end.extents = self.end.extents.saturating_add(1);
         self.end.chunks = self.end.chunks.saturating_add(u64::from(extent.chunks));
         self.end.data_bytes = self.end.data_bytes.saturating_add(extent.data_bytes);
@@ -129,10 +136,10 @@ impl<'a> Output<'a> {
     pub(crate) fn finish(mut self) -> Result<CreateSummary> {
         let marker = self.end.encode();
         let (covered, _) = marker.split_at(End::COVERED_BYTES);
-        self.put(covered)?;
-        self.end.digest = *self.hasher.finalize().as_bytes();
+        self.put(covered.to_vec().into())?;
+        self.end.digest = self.digest.so_far()?;
         let digest = self.end.digest;
-        self.put(&digest)?;
+        self.put(digest.to_vec().into())?;
         if self.left_out.is_some() {
             return Err(self.not_this_one());
         }
@@ -148,21 +155,27 @@ impl<'a> Output<'a> {
         })
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+    fn put(&mut self, bytes: Buffer) -> Result<()> {
         let hidden = self.left_out.map_or(0, |point| to_usize(point.bytes.saturating_sub(self.bytes)));
         let (hidden, shown) = bytes.split_at(hidden.min(bytes.len()));
-        self.hasher.update(hidden);
         self.bytes = self.bytes.saturating_add(hidden.len() as u64);
         if let Some(point) = self.left_out.take_if(|point| point.bytes == self.bytes) {
-            if *self.hasher.finalize().as_bytes() != point.digest {
+            self.digest.update(hidden.to_vec().into())?;
+            if self.digest.so_far()? != point.digest {
                 return Err(self.not_this_one());
             }
             self.out.write_all(&point.encode()).map_err(cannot_write)?;
+            self.show(shown)?;
+            return self.digest.update(shown.to_vec().into());
         }
-        self.hasher.update(shown);
-        self.bytes = self.bytes.saturating_add(shown.len() as u64);
+        self.show(shown)?;
+        self.digest.update(bytes)
+    }
+
+    fn show(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         // In pieces, so that a low rate is even and an interruption is noticed soon.
-        for piece in shown.chunks(64 << 10) {
+        for piece in bytes.chunks(PIECE_BYTES) {
             if let Some(throttle) = &mut self.throttle {
                 throttle.wait(piece.len() as u64, self.progress)?;
             }

@@ -92,6 +92,7 @@ impl Ui {
             return Err(Error::new(Kind::Usage, "refusing to read binary data from a terminal")
                 .hint("redirect standard input, or name a file"));
         }
+        output::widen(rustix::stdio::stdin());
         Ok(input::StandardInput::open(Arc::clone(&self.stop_wanted)))
     }
 

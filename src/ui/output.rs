@@ -5,6 +5,7 @@ use crate::block::part::open_part;
 use crate::error::{Error, Kind, Result};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -20,6 +21,13 @@ enum Inner {
     Direct(File),
     Temporary { file: NamedTempFile, destination: PathBuf },
     Part { file: File, part: PathBuf, destination: PathBuf },
+}
+
+/// Makes a pipe as large as a user may: writer and reader then change places less often.
+pub fn widen(pipe: impl AsFd) {
+    const PIPE_BYTES: usize = 1 << 20;
+    // What is no pipe says so, and a pipe that stays small is only slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
 }
 
 impl Output {
@@ -101,6 +109,7 @@ impl Output {
     fn stdout() -> Result<Self> {
         let file = rustix::io::dup(rustix::stdio::stdout())
             .map_err(|error| Error::io("cannot use standard output", error.into()))?;
+        widen(&file);
         Ok(Self { inner: Inner::Stdout(File::from(file)), path: "standard output".into() })
     }
 

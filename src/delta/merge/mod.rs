@@ -19,6 +19,7 @@ use super::load::{Loaded, to_usize};
 use super::read::Reader;
 use super::write::{CreateSummary, Output};
 use crate::block::ReadAt;
+use crate::delta::Buffer;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Encoding, ExtentKind, Geometry, Header, PointLabel, crc};
 use crate::progress::Progress;
@@ -179,19 +180,19 @@ impl Last<'_> {
         let data = self.geometry.result_bytes(piece.chunk, u64::from(piece.chunks));
         let base_crcs = self.base_crcs(piece)?;
         let extent = piece.extent();
-        let whole = |kind, result_crcs: &[u32], payload: &[u8]| {
+        let whole = |kind, result_crcs: &[u32], payload: Buffer| {
             assemble(kind, piece.chunk, piece.chunks, data, result_crcs, base_crcs.as_deref(), payload)
         };
         if extent.head.kind == ExtentKind::Zero {
-            return Ok((data, vec![whole(ExtentKind::Zero, &[], &[])]));
+            return Ok((data, vec![whole(ExtentKind::Zero, &[], Buffer::default())]));
         }
         if piece.passes(&self.geometry) {
-            return Ok((data, vec![whole(extent.head.kind, &extent.result_crcs, &extent.payload)]));
+            return Ok((data, vec![whole(extent.head.kind, &extent.result_crcs, extent.payload.clone())]));
         }
-        let mut new = vec![0; to_usize(data)];
+        let mut new = Buffer::unwritten(to_usize(data));
         piece.read(&mut new, self.base)?;
         let loaded = Loaded { new, base: None, base_crcs };
-        Ok((data, encoder.run(piece.chunk, piece.chunks, &loaded)?))
+        Ok((data, encoder.run(piece.chunk, piece.chunks, loaded)?))
     }
 
     /// The CRCs of what the whole chain starts from; `None` if the deltas carry none.

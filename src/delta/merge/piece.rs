@@ -2,6 +2,7 @@
 
 use super::needs_base;
 use crate::block::ReadAt;
+use crate::delta::Buffer;
 use crate::delta::decode::Decoder;
 use crate::delta::inspect::wrong_chunk;
 use crate::delta::load::{chunk_crcs, to_usize};
@@ -38,7 +39,7 @@ struct Content {
     path: Arc<PathBuf>,
     /// The old data that it refers to, as far as earlier deltas hold it.
     below: Vec<Piece>,
-    decoded: Mutex<Option<Arc<Vec<u8>>>>,
+    decoded: Mutex<Option<Arc<Buffer>>>,
 }
 
 impl Piece {
@@ -129,7 +130,7 @@ impl Piece {
 
 impl Content {
     /// The result of the whole extent, decoded once however many pieces are left of it.
-    fn decoded(&self, base: Option<&dyn ReadAt>) -> Result<Arc<Vec<u8>>> {
+    fn decoded(&self, base: Option<&dyn ReadAt>) -> Result<Arc<Buffer>> {
         let mut slot = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(data) = &*slot {
             return Ok(Arc::clone(data));

@@ -239,7 +239,7 @@ fn a_hole_without_end_takes_no_memory() {
         let mut output = Output::begin(&mut out, header, None, &Silent).unwrap();
         let encoder = Encoder::new(header.geometry(), Encoding::Raw, 0).unwrap();
         for (start, chunks) in runs {
-            output.extent(&encoder.hole(*start, *chunks)).unwrap();
+            output.extent(encoder.hole(*start, *chunks)).unwrap();
         }
         output.finish().unwrap();
         out
