@@ -74,7 +74,7 @@ pub fn transcode(
         }
         Ok(run)
     };
-    let load = |_, _, new| Ok(Loaded { new, base: None, base_crcs: None });
+    let load = |_, _, new: Vec<u8>| Ok(Loaded { new: new.into(), base: None, base_crcs: None });
     write_delta(&header, &mut next, load, &options, out, progress)?;
     Ok(diff)
 }
