@@ -1,7 +1,7 @@
 //! Two plain devices or files as the two points of a volume whose past nobody recorded.
 
 use super::compare::{Compare, Pair};
-use super::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
+use super::{Changes, Identity, Point, PointId, PointSource, data_ranges};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::units::{Epoch, Tag, Uuid};
@@ -82,8 +82,7 @@ impl PointSource for Files {
     fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
         let to = self.at(to)?;
         let Some(from) = from else {
-            let end = to.size().div_ceil(1 << self.chunk_bits);
-            return Ok(Box::new((end > 0).then_some(Ok(ChunkRange { start: 0, end })).into_iter()));
+            return Ok(Box::new(data_ranges(to.as_ref(), to.size(), self.chunk_bits)));
         };
         let (old, new) = (Arc::clone(self.at(from)?), Arc::clone(to));
         let pair = Pair { old, new, chunk_bits: self.chunk_bits, once: self.once };

@@ -8,6 +8,7 @@ pub mod files;
 pub mod import;
 mod same_blocks;
 
+use crate::block::ReadAt;
 use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
 
@@ -91,4 +92,44 @@ pub trait PointSource: Send + Sync {
     /// # Errors
     /// As [`PointSource::read`].
     fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>>;
+}
+
+/// The chunks of 2^`chunk_bits` bytes, of the first `size` bytes of `device`, that are not known to be zeroes.
+pub fn data_ranges(
+    device: &dyn ReadAt,
+    size: u64,
+    chunk_bits: u32,
+) -> impl Iterator<Item = Result<ChunkRange>> + Send + '_ {
+    let mut offset = 0;
+    let mut open: Option<ChunkRange> = None;
+    std::iter::from_fn(move || {
+        while offset < size {
+            let data = match device.next_data(offset) {
+                Ok(data) => data,
+                Err(error) => {
+                    offset = size;
+                    return Some(Err(error));
+                }
+            };
+            if data.is_empty() {
+                offset = size;
+                break;
+            }
+            offset = data.end;
+            let end = data.end.min(size).div_ceil(1 << chunk_bits);
+            let range = ChunkRange { start: data.start >> chunk_bits, end };
+            if range.start >= range.end {
+                continue;
+            }
+            match &mut open {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => {
+                    if let Some(done) = open.replace(range) {
+                        return Some(Ok(done));
+                    }
+                }
+            }
+        }
+        open.take().map(Ok)
+    })
 }

@@ -163,12 +163,32 @@ pub fn combine<'a>(a: Pages<'a>, b: Pages<'a>, combine: fn(u128, u128) -> u128) 
     }))
 }
 
-/// Pages in which all chunks of `start..end` are changed.
-pub fn all_pages(start: u64, end: u64) -> Pages<'static> {
-    let pages = start >> PAGE_BITS..end.div_ceil(1 << PAGE_BITS);
-    Box::new(pages.map(move |page| {
-        let first = start.saturating_sub(page << PAGE_BITS);
-        Ok((page, u128::MAX << first))
+/// The pages of ascending, disjoint `ranges` of chunks.
+pub fn pages_of<'a>(ranges: impl Iterator<Item = Result<ChunkRange>> + Send + 'a) -> Pages<'a> {
+    let mut ranges = ranges.peekable();
+    let mut rest: Option<ChunkRange> = None;
+    Box::new(std::iter::from_fn(move || {
+        let first = match rest.take().map(Ok).or_else(|| ranges.next())? {
+            Ok(range) => range,
+            Err(error) => return Some(Err(error)),
+        };
+        let page = first.start >> PAGE_BITS;
+        let end = (page + 1) << PAGE_BITS;
+        let (mut bits, mut next) = (0, Some(first));
+        while let Some(range) = next {
+            let stop = range.end.min(end);
+            let count = stop - range.start;
+            let run = if count == 128 { u128::MAX } else { (1u128 << count) - 1 };
+            bits |= run << (range.start & ((1 << PAGE_BITS) - 1));
+            if range.end > end {
+                rest = Some(ChunkRange { start: end, end: range.end });
+                break;
+            }
+            // An error in front stays there for the next call.
+            let ahead = ranges.next_if(|range| range.as_ref().is_ok_and(|range| range.start < end));
+            next = ahead.and_then(Result::ok);
+        }
+        Some(Ok((page, bits)))
     }))
 }
 
@@ -254,12 +274,22 @@ mod tests {
     }
 
     #[test]
-    fn all_pages_begin_inside_the_first() {
-        let list =
-            |start, end| ranges(all_pages(start, end), end).map(|range| range.unwrap()).collect::<Vec<_>>();
-        assert_eq!(list(130, 400), [ChunkRange { start: 130, end: 400 }]);
-        assert_eq!(list(128, 129), [ChunkRange { start: 128, end: 129 }]);
-        assert_eq!(list(5, 5), []);
+    fn ranges_become_pages_and_ranges_again() {
+        let back = |list: &[(u64, u64)]| {
+            let given: Vec<_> =
+                list.iter().map(|(start, end)| Ok(ChunkRange { start: *start, end: *end })).collect();
+            let found = ranges(pages_of(given.into_iter()), u64::MAX);
+            found.map(|range| range.map(|range| (range.start, range.end)).unwrap()).collect::<Vec<_>>()
+        };
+        for list in [
+            &[][..],
+            &[(130, 400)],
+            &[(128, 129)],
+            &[(0, 1), (3, 5), (127, 129), (255, 256), (1000, 1128)],
+            &[(0, 128), (129, 130), (200, 600)],
+        ] {
+            assert_eq!(back(list), list);
+        }
     }
 
     #[test]

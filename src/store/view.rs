@@ -11,7 +11,7 @@ use crate::format::checkpoint::Role;
 use crate::format::record::Encoding;
 use crate::format::run::{Key, Value};
 use crate::format::table::Snapshot;
-use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
+use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource, data_ranges};
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -261,6 +261,22 @@ impl View {
         self.read_origin(&pending, offset, buf)
     }
 
+    /// The chunks of `to` that are not known to be zeroes: where the origin's file has data, and what the store has.
+    fn possibly_nonzero(&self, to: PointId, chunks: u64) -> Result<Changes<'_>> {
+        let Some(origin) = &self.origin else {
+            let all = ChunkRange { start: 0, end: chunks };
+            return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
+        };
+        let size = self.state.volume.origin_size;
+        let mut pages = changes::pages_of(data_ranges(origin.as_ref(), size, self.state.sb.chunk_bits));
+        if let PointId::Snapshot(id) = to {
+            for more in [self.index().changed_pages(id.0, u64::MAX), self.index().overlay_pages(id.0)?] {
+                pages = changes::combine(pages, more, |a, b| a | b);
+            }
+        }
+        Ok(Box::new(changes::ranges(pages, chunks)))
+    }
+
     /// Reads `range` of the origin into `buf`, which begins at byte `base`.
     fn read_origin(&self, range: &std::ops::Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
         if range.is_empty() {
@@ -333,8 +349,7 @@ impl PointSource for View {
         let size = self.size_of(to)?;
         let chunks = size.div_ceil(u64::from(self.state.sb.chunk_size()));
         let Some(from) = from else {
-            let all = ChunkRange { start: 0, end: chunks };
-            return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
+            return self.possibly_nonzero(to, chunks);
         };
         let epoch = |point| match point {
             PointId::Snapshot(id) => id.0,
@@ -346,7 +361,8 @@ impl PointSource for View {
         let other = self.size_of(from)?;
         if other != size {
             let shared = other.min(size) >> self.state.sb.chunk_bits;
-            pages = changes::combine(pages, changes::all_pages(shared, chunks), |a, b| a | b);
+            let tail = (shared < chunks).then_some(Ok(ChunkRange { start: shared, end: chunks }));
+            pages = changes::combine(pages, changes::pages_of(tail.into_iter()), |a, b| a | b);
         }
         for point in [from, to] {
             if let PointId::Snapshot(id) = point {
