@@ -69,7 +69,8 @@ fn a_part_of_something_else_is_made_afresh_with_a_note() {
         (whole[..len / 2].to_vec(), None),
         (whole.clone(), None),
         (dir.read("raw.delta")[..5000].to_vec(), Some("another delta")),
-        (noise(1, 1000), Some("does not begin as a delta")),
+        ([&whole[..8], &noise(1, 1000)].concat(), Some("does not begin as a delta")),
+        (vec![0; 1000], Some("does not begin as a delta")),
     ] {
         dir.write("x.delta.part", &part);
         let run = dir.ok("create-delta --resume data.snap 1 3 -o x.delta");
@@ -164,4 +165,18 @@ fn a_receiver_says_where_it_keeps_what_and_forgets_it_when_done() {
     // A wrong base is told apart, and what arrived stays for the right one.
     dir.run_with("apply-delta --resume --spool spool - new.img", &delta).expect(3);
     assert_eq!(std::fs::read_dir(dir.path("spool")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_token_of_another_delta_that_was_cut_in_its_first_extent_starts_afresh() {
+    let dir = sparse_changes();
+    dir.ok("create-delta data.snap 1 2 -o a.delta");
+    let delta = dir.read("a.delta");
+    dir.run_with("apply-delta --resume - copy.img", &delta[..delta.len().min(3000)]).expect(3);
+    let run = dir.shell(
+        "ddsnap create-delta data.snap 1 3 -o - --resume-token $(ddsnap apply-delta --resume-token copy.img) \\
+         | ddsnap apply-delta --resume - copy.img",
+    );
+    assert_eq!(run.code, Some(0), "{}", run.describe());
+    assert!(dir.read("copy.img") == dir.ok("read data.snap 3").stdout);
 }

@@ -6,7 +6,7 @@ use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::{Error, Kind};
 use ddsnap::point::{Identity, PointId, PointSource};
 use ddsnap::progress::Silent;
-use ddsnap::store::{InitOptions, SnapshotInfo, SnapshotState, View, Writer};
+use ddsnap::store::{InitOptions, Preserved, SnapshotInfo, SnapshotState, View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -580,7 +580,7 @@ impl World {
     /// Makes the store larger, or as small as its plan says it can be.
     pub fn resize_store(&mut self) -> String {
         let before = self.view().info().store_size;
-        let smallest = self.writer().plan_store_size(before).smallest_bytes;
+        let smallest = self.writer().plan_store_size(before, Preserved::default()).smallest_bytes;
         let size = match self.random.below(3) {
             0 => smallest,
             1 => smallest + self.random.below(before - smallest + 1),
@@ -597,7 +597,7 @@ impl World {
         assert_eq!(self.store.size(), size, "{label}");
         if smallest > 5 << 18 {
             let refused = self.writer().resize_store(5 << 18, &Silent);
-            assert_eq!(refused.expect_err("far too small").kind(), Kind::Refused, "{label}");
+            assert_eq!(refused.expect_err("far too small").kind(), Kind::NoSpace, "{label}");
         }
         label
     }

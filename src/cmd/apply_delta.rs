@@ -172,8 +172,10 @@ fn apply_input(
         let before = writer.view().info().events;
         let result = apply_to_store(&mut writer, input, options, ui.progress());
         report::warn_of_events(&before, &writer, ui);
+        let is_pending = writer.view().info().pending.is_some();
         let closed = if args.dry_run { Ok(()) } else { writer.close() };
-        let summary = result.map_err(|error| rollback_hint(error, target))?;
+        let summary =
+            result.map_err(|error| if is_pending { rollback_hint(error, target) } else { error })?;
         return closed.map(|()| summary);
     }
     if args.dry_run {

@@ -174,7 +174,7 @@ pub fn parse_name(text: &str) -> std::result::Result<String, String> {
 /// A sentence for the user.
 pub fn parse_hold(text: &str) -> std::result::Result<String, String> {
     parse_name(text).ok().filter(|name| name.len() <= HOLD_MAX).ok_or_else(|| {
-        format!("'{text}' is no name of a hold: write a letter, then letters, digits and . _ - : +")
+        format!("'{text}' is no name of a hold: write a letter, then letters, digits and . _ - : +, at most 64 bytes")
     })
 }
 

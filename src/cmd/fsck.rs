@@ -1,5 +1,6 @@
 //! `fsck`: looks for damage in a store, and repairs what can be repaired.
 
+use super::common::VolArgs;
 use super::open;
 use crate::error::{Kind, Result};
 use crate::store::check::{CheckOptions, CheckReport, Finding, Severity, check};
@@ -161,7 +162,14 @@ fn mend(args: &Args, mut report: CheckReport, repair: &mut Repair, ui: &Ui) -> R
 
 /// True if there was anything to accept.
 fn accept_taint(args: &Args) -> Result<bool> {
-    let mut writer = open::writer(&args.store)?;
+    // With the origin at hand, what it holds now is what is accepted.
+    let vol = VolArgs { vol: args.store.clone(), origin: None };
+    let mut writer = match open::writer_with_origin(&vol) {
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Busy | Kind::Mismatch) => {
+            open::writer(&args.store)?
+        }
+        opened => opened?,
+    };
     let tainted = writer.view().snapshots().iter().any(|snapshot| snapshot.tainted);
     if tainted {
         writer.accept_taint()?;

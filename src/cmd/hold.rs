@@ -16,8 +16,9 @@ const RELEASE_EXAMPLES: &str = "Examples:
 
 /// Hold a snapshot for somebody who needs it
 ///
-/// A snapshot that is held is not deleted, by nobody and by no full store, until every hold is released. Give each
-/// target of a replication a hold of its own: 'ddsnap create-delta --hold NAME' moves it along.
+/// A snapshot that is held is not deleted, and no full store gives it up, until every hold is released; only
+/// 'ddsnap delete --force' overrides that. Give each target of a replication a hold of its own:
+/// 'ddsnap create-delta --hold NAME' moves it along.
 #[derive(Debug, clap::Args)]
 #[command(after_help = HOLD_EXAMPLES)]
 pub struct Args {
@@ -40,7 +41,7 @@ struct HeldArgs {
     /// The snapshot: a tag, @N counted from the newest, or a name
     #[arg(value_name = "SNAP")]
     snap: SnapName,
-    /// Who needs it: a word of your choice, at most 64 bytes
+    /// Who needs it: a letter, then letters, digits and . _ - : +, at most 64 bytes
     #[arg(value_name = "NAME", value_parser = parse_hold)]
     name: String,
 }

@@ -34,6 +34,7 @@ pub fn view_with_origin(args: &VolArgs) -> Result<View> {
     let view = view(&args.vol)?;
     let info = view.info();
     let path = origin_path(args, &info);
+    ensure_not_the_store(&args.vol, &path)?;
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
     view.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
@@ -57,10 +58,28 @@ pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
     let writer = writer(&args.vol)?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
+    ensure_not_the_store(&args.vol, &path)?;
     ensure_not_held(&path).map_err(|error| origin_hint(args, error))?;
     let origin = FileWriter::open_origin_write(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
     writer.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
+}
+
+/// As [`writer_with_origin`], for a command that would make the loss final if the origin is another one, or was
+/// changed behind the store's back.
+///
+/// # Errors
+/// As [`writer_with_origin`]; `Kind::Refused` if the origin is not what it was when the store was closed.
+pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
+    let tainted = |view: &View| view.snapshots().iter().filter(|snapshot| snapshot.tainted).count();
+    if tainted(&view_with_origin(args)?) > tainted(&view(&args.vol)?) {
+        let what = "the origin is not what it was when the store was closed: another one, or changed since";
+        return Err(Error::new(Kind::Refused, what).hint(format!(
+            "name the right one with --origin; if this is it, 'ddsnap fsck --accept-taint {}' accepts it",
+            args.vol.display()
+        )));
+    }
+    writer_with_origin(args)
 }
 
 /// A writer whose every write ends in memory: for `--dry-run`, so that it runs the same code.
@@ -73,6 +92,7 @@ pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
+    ensure_not_the_store(&args.vol, &path)?;
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
     writer.with_origin(Arc::new(Overlay::new(origin))).map_err(|error| error.at_path(&args.vol))
@@ -187,6 +207,13 @@ fn origin_hint(args: &VolArgs, error: Error) -> Error {
     } else {
         error
     }
+}
+
+fn ensure_not_the_store(vol: &Path, origin: &Path) -> Result<()> {
+    if is_same(vol, origin) {
+        return Err(Error::new(Kind::Usage, "this is the store, it cannot be its own origin").at_path(origin));
+    }
+    Ok(())
 }
 
 fn ensure_origin_size(origin: &dyn ReadAt, info: &StoreInfo) -> Result<()> {

@@ -14,8 +14,9 @@ const EXAMPLES: &str = "Examples:
 /// Show or set what a store does when it is full
 ///
 /// A full store first deletes snapshots that nobody uses, those of lowest priority and the oldest first, and
-/// says so in 'ddsnap list'. The policy decides what comes then, when every snapshot left has a use count:
-/// the write to the origin fails, or the store gives up (squashes) a snapshot so that the write succeeds.
+/// says so in 'ddsnap list'. The policy decides what comes then, when every snapshot left has a use count: the
+/// write to the origin fails, or the store gives up (squashes) a snapshot so that the write succeeds. A snapshot
+/// that is held (see ddsnap-hold(8)) is never given up: if all are, the write fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

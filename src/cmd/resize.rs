@@ -3,7 +3,7 @@
 use super::common::{VolArgs, parse_size};
 use super::open;
 use crate::error::{Error, Kind, Result};
-use crate::store::{StorePlan, Writer};
+use crate::store::{Preserved, StorePlan, Writer};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 
@@ -43,8 +43,9 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// `Kind::Refused` if the store cannot have that size or nobody agreed; `Kind::NoSpace` if the store cannot take
-/// in what snapshots need, `Kind::Mismatch` if a device is too small, `Kind::Busy`: nothing has changed then.
+/// `Kind::Refused` if nobody agreed, or the origin is not what it was; `Kind::NoSpace` if the store cannot have that
+/// size, or cannot take in what snapshots need, `Kind::Mismatch` if a device is too small, `Kind::Busy`: nothing has
+/// changed then.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     if args.metadata_size.is_some() {
         ui.warn("-m means nothing any more: metadata is in the store");
@@ -63,7 +64,7 @@ fn resize(args: &Args, ui: &Ui) -> Result<()> {
     let mut writer = match (args.dry_run, args.origin_size) {
         (true, Some(_)) => open::dry_writer(&args.vol)?,
         (true, None) => open::dry_writer_alone(&args.vol.vol)?,
-        (false, Some(_)) => open::writer_with_origin(&args.vol)?,
+        (false, Some(_)) => open::writer_with_known_origin(&args.vol)?,
         (false, None) => open::writer(&args.vol.vol)?,
     };
     if args.dry_run {
@@ -78,6 +79,11 @@ fn resize(args: &Args, ui: &Ui) -> Result<()> {
 /// A larger store comes before what it may have to take in, a smaller one after it.
 fn change(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
     let grows = args.store_size.is_some_and(|size| size >= writer.view().info().store_size);
+    if let (Some(origin_size), Some(store_size), false) = (args.origin_size, args.store_size, grows) {
+        // Both or neither.
+        let preserved = writer.plan_origin_size(origin_size, ui.progress())?;
+        ensure_possible(store_size, &writer.plan_store_size(store_size, preserved))?;
+    }
     if grows {
         change_store(args, writer, ui)?;
     }
@@ -113,18 +119,23 @@ fn change_store(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
 }
 
 fn tell_plans(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
+    let mut plan = Preserved::default();
     if let Some(size) = args.origin_size {
         let before = writer.view().info().origin_size;
-        let plan = writer.plan_origin_size(size, ui.progress())?;
+        plan = writer.plan_origin_size(size, ui.progress())?;
         ui.end_progress();
         ui.print(&format!("would change the origin from {before} to {size} bytes: -o says so"))?;
         ui.print(&format!(
             "would preserve {} chunks ({} bytes): snapshots need them beyond the new end",
             plan.chunks, plan.bytes
         ))?;
+        // Nothing but memory is written: what there is now must do, unless the store grows first.
+        if args.store_size.is_none_or(|size| size <= writer.view().info().store_size) {
+            writer.ensure_room_for(plan.cost())?;
+        }
     }
     if let Some(size) = args.store_size {
-        tell_store_plan(size, &writer.plan_store_size(size), ui)?;
+        tell_store_plan(size, &writer.plan_store_size(size, plan), ui)?;
     }
     Ok(())
 }
@@ -137,12 +148,19 @@ fn tell_store_plan(size: u64, plan: &StorePlan, ui: &Ui) -> Result<()> {
         "sizes from {} to {} bytes are sure to work",
         plan.smallest_bytes, plan.largest_bytes
     ))?;
-    if after < before && size < plan.smallest_bytes {
-        let what = format!("{size} bytes may be too few; things would be packed closer first");
-        return Err(Error::new(Kind::Refused, what));
-    }
-    if after > plan.largest_bytes {
-        return Err(Error::new(Kind::Refused, format!("{size} bytes are too many")));
-    }
-    Ok(())
+    ensure_possible(size, plan)
+}
+
+fn ensure_possible(size: u64, plan: &StorePlan) -> Result<()> {
+    let StorePlan { size_before, size_after, smallest_bytes, largest_bytes, .. } = *plan;
+    let what = if size_after < size_before && size < smallest_bytes {
+        format!(
+            "{size} bytes may be too few: {smallest_bytes} are sure to do, packing things closer may allow less"
+        )
+    } else if size_after > largest_bytes {
+        format!("{size} bytes are too many: its tables can describe {largest_bytes}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Kind::NoSpace, what))
 }

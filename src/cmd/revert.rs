@@ -56,12 +56,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
     if args.dry_run {
-        let writer = open::dry_writer(&args.vol)?;
+        let mut writer = open::dry_writer(&args.vol)?;
         let plan = writer.plan_revert(snapshot(args, snap, &writer)?, ui.progress())?;
         ui.end_progress();
-        return tell_plan(&plan, snap, ui);
+        tell_plan(&plan, snap, ui)?;
+        return if plan.resumed { Ok(()) } else { writer.ensure_room_for(plan.preserved_bytes()) };
     }
-    let mut writer = open::writer_with_origin(&args.vol)?;
+    let mut writer = match args.accept_taint {
+        true => open::writer_with_origin(&args.vol)?,
+        false => open::writer_with_known_origin(&args.vol)?,
+    };
     let before = writer.view().info().events;
     let result = snapshot(args, snap, &writer).and_then(|id| writer.revert(id, ui.progress()));
     ui.end_progress();

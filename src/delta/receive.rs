@@ -34,7 +34,7 @@ impl Part {
     /// What the part at `path` can be continued from; nothing is changed.
     ///
     /// # Errors
-    /// `Kind::Busy` if another process uses it; `Kind::Io`, `Kind::Interrupted`.
+    /// `Kind::Io`, `Kind::Interrupted`.
     pub fn resume_point(path: &Path, progress: &dyn Progress) -> Result<ResumePoint> {
         match open_part_read(path)? {
             Some(file) => resume_point(&file, progress).map_err(|error| error.at_path(path)),

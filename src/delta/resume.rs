@@ -8,7 +8,7 @@
 use super::create::{CreateOptions, Made, make};
 use super::sound::{hash_start, sound_part};
 use super::write::{CreateSummary, Output};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::delta::ResumePoint;
 use crate::point::{Changes, PointId, PointSource};
 use crate::progress::Progress;
@@ -59,7 +59,11 @@ pub fn resume_stream(
     progress: &dyn Progress,
 ) -> Result<Option<CreateSummary>> {
     let made = Made::new(source, from, to, options)?;
-    let output = Output::begin_after(out, &made.header, point, options.rate_limit, progress)?;
+    let output = match Output::begin_after(out, &made.header, point, options.rate_limit, progress) {
+        // The receiver has the header of another delta, and no more.
+        Err(error) if error.kind() == Kind::Mismatch => return Ok(None),
+        begun => begun?,
+    };
     let differs = output.differs();
     match make(&made, changes, options, output, progress) {
         Err(_) if differs.get() => Ok(None),

@@ -39,9 +39,11 @@ pub fn apply_to_store(
     match &info.pending {
         // Which delta it is comes before what it says: the wrong one must not be measured against this base.
         Some(pending) => ensure_token(pending, input, &info, progress)?,
+        None if is_applied(&header, &info) => {}
         None => check_identity(&header, &info, options.force)?,
     }
-    let known = is_proven(&header, &info);
+    ensure_size(&header, &info)?;
+    let known = is_proven(&header, &info) || is_applied(&header, &info);
     // The pending operation began with a base that was proven or insisted on.
     let trust = Trust { force: options.force, proven: known || info.pending.is_some() };
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
@@ -58,11 +60,14 @@ pub fn apply_to_store(
         size_after: info.origin_size,
         info: verified.info.clone(),
     };
-    if options.dry_run {
+    if is_applied(&header, &info) && summary.written_bytes == 0 {
         return Ok(summary);
     }
     if info.pending.is_none() {
         writer.ensure_room_for(copied_bytes(&verified.info, verified.pending_bytes, info.chunk_size))?;
+    }
+    if options.dry_run {
+        return Ok(summary);
     }
     let pending = |error: Error| match error.hint_text() {
         None => error
@@ -128,6 +133,22 @@ fn identity(label: &PointLabel) -> Identity {
 fn is_proven(header: &Header, info: &StoreInfo) -> bool {
     let source = header.source.as_ref().filter(|source| source.is_known());
     info.pending.is_none() && source.is_some_and(|source| info.origin_equals == Some(identity(source)))
+}
+
+/// True if the origin is known to be what the delta makes: it was applied before, and who did so may not know.
+fn is_applied(header: &Header, info: &StoreInfo) -> bool {
+    info.pending.is_none() && header.target.is_known() && info.origin_equals == Some(identity(&header.target))
+}
+
+/// The size of an origin is changed by itself, for its file system must be told.
+fn ensure_size(header: &Header, info: &StoreInfo) -> Result<()> {
+    let (has, wanted) = (info.origin_size, header.target.size_bytes);
+    if has == wanted {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Mismatch, format!("the origin has {has} bytes, the delta makes {wanted}"))
+        .at_path(&info.origin_path)
+        .hint(format!("give it that size first: 'ddsnap resize VOL -o {wanted}'")))
 }
 
 /// A store that knows what its origin equals can refuse a wrong delta by name, before any data is compared.

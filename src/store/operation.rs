@@ -41,8 +41,10 @@ impl Writer {
         operation.encode(&mut body);
         hidden.encode(&mut body);
         let length = Record::header_length(0, body.len(), self.view.state.sb.block_bits);
-        self.ensure_space(length, Need::Ordinary)?;
-        self.begin_epoch(RecordKind::Begin, hidden.id, body)
+        self.sparing(|writer| {
+            writer.ensure_space(length, Need::Ordinary)?;
+            writer.begin_epoch(RecordKind::Begin, hidden.id, body)
+        })
     }
 
     /// Ends the pending operation; `equals` records what the origin now is.

@@ -123,13 +123,31 @@ impl Writer {
     /// cut waste a quarter of segments of 4 MiB.
     fn record_chunks(&self) -> usize {
         let state = &self.view.state;
-        let bits = state.sb.chunk_bits;
+        let left = self.chunks_in(state.chain.left_here(&state.sb));
+        index(if left == 0 { self.record_chunks_max() } else { left })
+    }
+
+    fn record_chunks_max(&self) -> u64 {
+        let sb = &self.view.state.sb;
         let entries = (self.block() - HEADER_SIZE as u64) / ENTRY_SIZE as u64;
-        let share = (u64::from(state.sb.segment_size() / 2).min(RECORD_BYTES_MAX) >> bits).max(1);
-        // One block for the record's header, and one for that of a session's first record.
-        let left = state.chain.left_here(&state.sb).saturating_sub(2 * self.block()) >> bits;
-        let whole = entries.min(share);
-        index(if left == 0 { whole } else { whole.min(left) })
+        entries.min((u64::from(sb.segment_size() / 2).min(RECORD_BYTES_MAX) >> sb.chunk_bits).max(1))
+    }
+
+    /// How many chunks one record takes of `left` bytes of a segment: one block is for its header, and one for that
+    /// of a session's first record.
+    fn chunks_in(&self, left: u64) -> u64 {
+        (left.saturating_sub(2 * self.block()) >> self.view.state.sb.chunk_bits).min(self.record_chunks_max())
+    }
+
+    /// How many chunks a whole segment takes.
+    pub(super) fn chunks_of_a_segment(&self) -> u64 {
+        let sb = &self.view.state.sb;
+        let (mut left, mut total) = (u64::from(sb.segment_size()), 0);
+        while let count @ 1.. = self.chunks_in(left) {
+            total += count;
+            left = left.saturating_sub(self.block() + (count << sb.chunk_bits));
+        }
+        total
     }
 
     /// True if the newest live snapshot still has `chunk` from the origin.

@@ -25,8 +25,9 @@ pub struct Preserved {
 }
 
 impl Preserved {
-    /// What it takes in the store, headers and index included.
-    pub(super) fn cost(self) -> u64 {
+    /// Bytes it takes in the store, headers and index included.
+    #[must_use]
+    pub fn cost(self) -> u64 {
         self.bytes.saturating_add(self.chunks.saturating_mul(ENTRY_BYTES))
     }
 }
@@ -77,6 +78,9 @@ impl Writer {
         self.ensure_sound()?;
         let origin = self.need_origin()?;
         if origin.size() < size {
+            // From here on the origin is not what it was when the store was closed.
+            self.begin_session()?;
+            let origin = self.need_origin()?;
             origin.set_size(size).map_err(|error| match error.kind() {
                 Kind::Mismatch => error.hint("make the device larger first"),
                 _ => error,

@@ -4,6 +4,7 @@
 //! the new end moves below it, a piece at a time, each step a store in its own right; then a checkpoint that
 //! knows fewer segments; then the device. A crash in between leaves the old or the new store, whole.
 
+use super::origin_size::Preserved;
 use super::publish::Plan;
 use super::relocate::{batch_bytes, movable};
 use super::room::{PLAIN, SWEEP};
@@ -35,9 +36,9 @@ pub struct StorePlan {
 }
 
 impl Writer {
-    /// What giving the store `size` bytes would take.
+    /// What giving the store `size` bytes would take, when it has taken in `more`.
     #[must_use]
-    pub fn plan_store_size(&self, size: u64) -> StorePlan {
+    pub fn plan_store_size(&self, size: u64, more: Preserved) -> StorePlan {
         let state = &self.view.state;
         let (sb, segment) = (&state.sb, u64::from(state.sb.segment_size()));
         let segments = size.saturating_sub(FIRST_SEGMENT) / segment;
@@ -46,7 +47,7 @@ impl Writer {
             size_before: sb.end(),
             size_after: FIRST_SEGMENT + segments * segment,
             moved_bytes: beyond.map(|(_, segment)| segment.live).sum(),
-            smallest_bytes: FIRST_SEGMENT + self.segments_needed() * segment,
+            smallest_bytes: FIRST_SEGMENT + self.segments_needed(more) * segment,
             largest_bytes: FIRST_SEGMENT + segments_possible(state) * segment,
         }
     }
@@ -55,13 +56,13 @@ impl Writer {
     /// up. Interrupted, the store has its old size.
     ///
     /// # Errors
-    /// `Kind::Busy` while a long operation is pending; `Kind::Refused` if `size` is below the smallest or above
+    /// `Kind::Busy` while a long operation is pending; `Kind::NoSpace` if `size` is below the smallest or above
     /// the largest of [`Writer::plan_store_size`], `Kind::Mismatch` if the device has less: nothing has changed
     /// then.
     pub fn resize_store(&mut self, size: u64, progress: &dyn Progress) -> Result<StorePlan> {
         self.ensure_sound()?;
         self.ensure_idle()?;
-        let mut plan = self.plan_store_size(size);
+        let mut plan = self.plan_store_size(size, Preserved::default());
         let state = &self.view.state;
         let segments = u32::try_from((plan.size_after - FIRST_SEGMENT) >> state.sb.segment_bits);
         let segments = segments.unwrap_or(u32::MAX);
@@ -70,10 +71,12 @@ impl Writer {
                 // What is known dead may be in the way, and what lives may be packed closer.
                 self.checkpoint(SWEEP)?;
                 self.checkpoint(PLAIN)?;
-                while self.plan_store_size(size).smallest_bytes > size && self.gather()? {
+                while self.plan_store_size(size, Preserved::default()).smallest_bytes > size
+                    && self.gather()?
+                {
                     progress.check()?;
                 }
-                plan = self.plan_store_size(size);
+                plan = self.plan_store_size(size, Preserved::default());
             }
             self.ensure_possible(size, &plan)?;
             progress.stage("move", Some(plan.moved_bytes));
@@ -112,7 +115,7 @@ impl Writer {
         } else {
             return Ok(());
         };
-        let error = Error::new(Kind::Refused, what).at_path(self.device.path());
+        let error = Error::new(Kind::NoSpace, what).at_path(self.device.path());
         Err(match plan.size_after < plan.size_before {
             true => error.hint("delete snapshots first, or take that size"),
             false => error.hint("a new store of that size takes larger segments"),
@@ -120,11 +123,11 @@ impl Writer {
     }
 
     /// The fewest segments that what lies beyond them is sure to find room in, as things are spread now.
-    fn segments_needed(&self) -> u64 {
+    fn segments_needed(&self, more: Preserved) -> u64 {
         let state = &self.view.state;
         let memory = state.memory.iter().filter(|(key, _)| key.class != 2);
-        let mut beyond: u64 = memory.map(|(_, value)| state.cost(value)).sum();
-        let index_bytes = state.metadata_bytes() + state.memory.len() as u64 * 64;
+        let mut beyond = more.cost() + memory.map(|(_, value)| state.cost(value)).sum::<u64>();
+        let index_bytes = state.metadata_bytes() + (state.memory.len() as u64 + more.chunks) * 64;
         let keep = RESERVE_SEGMENTS + 3 * index_bytes.div_ceil(u64::from(state.sb.segment_size()));
         let mut segments = u64::from(state.sb.segments);
         let mut free = segments.saturating_sub(state.segments.len() as u64);

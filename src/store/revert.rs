@@ -1,6 +1,5 @@
 //! The origin back to what a snapshot holds, and back from a long operation that is given up.
 
-use super::origin_size::Preserved;
 use super::writer::{Need, Writer};
 use crate::error::Result;
 use crate::point::{ChunkRange, Identity, PointId, PointSource};
@@ -23,6 +22,14 @@ pub struct Reverted {
     pub size_after: u64,
     /// True if an earlier revert that was interrupted is gone on with.
     pub resumed: bool,
+}
+
+impl Reverted {
+    /// Bytes of the origin that the store must take in first: what changes, and what is cut off.
+    #[must_use]
+    pub fn preserved_bytes(&self) -> u64 {
+        self.changed_bytes.saturating_add(self.size_before.saturating_sub(self.size_after))
+    }
 }
 
 impl Writer {
@@ -68,12 +75,7 @@ impl Writer {
         let identity = self.identity(to)?;
         self.need_origin()?;
         if !plan.resumed {
-            // What is cut off is preserved as well; what is gained needs it only if the revert is undone.
-            let tail = match plan.size_before.checked_sub(plan.size_after) {
-                Some(cut) => Preserved { chunks: cut >> self.view.state.sb.chunk_bits, bytes: cut }.cost(),
-                None => 0,
-            };
-            self.ensure_room_for(plan.changed_bytes.saturating_add(tail))?;
+            self.ensure_room_for(plan.preserved_bytes())?;
             let label = format!("revert to snapshot {}", self.view.endpoint(to)?.tag);
             self.begin_operation(&label, token(&identity), false, Some(to))?;
         }

@@ -9,6 +9,8 @@ use crate::units::Epoch;
 
 /// Records between two checkpoints, at most: bounds the time of a replay.
 const INTERVAL_RECORDS: u64 = 4096;
+/// Bytes of index for a chunk: its entry, its part in a page of change bits, and the ends of blocks.
+const INDEX_BYTES: u64 = 64;
 /// Index entries between two checkpoints, at most: bounds the memory table.
 const INTERVAL_ENTRIES: usize = 64 << 10;
 
@@ -70,8 +72,7 @@ impl Writer {
     /// `Kind::NoSpace`; nothing has changed then.
     pub fn ensure_room_for(&mut self, bytes: u64) -> Result<()> {
         self.ensure_sound()?;
-        // Headers take a block for 64 chunks or more, and segments are not filled to their ends.
-        let needed = bytes.saturating_add(bytes / 8);
+        let needed = bytes;
         for plan in [SWEEP, PLAIN] {
             if self.room() >= needed {
                 return Ok(());
@@ -97,7 +98,12 @@ impl Writer {
         let state = &self.view.state;
         let spare = state.free_segments().saturating_sub(state.reserve());
         let segments = spare + state.chain.segments_ahead().len() as u64;
-        (segments << state.sb.segment_bits) + state.chain.left_here(&state.sb)
+        // A log that ends inside a segment, and what a commit leaves there, cost one of them.
+        let whole = segments.saturating_sub(2) * self.chunks_of_a_segment();
+        // The index takes its part, and as much again in the reserve for being merged.
+        let share = u64::from(state.sb.segment_size());
+        let indexed = whole * share / (share + 3 * INDEX_BYTES * self.chunks_of_a_segment());
+        indexed << state.sb.chunk_bits
     }
 
     /// A checkpoint, unless even the reserve cannot hold one: then the log goes on with what it has.
@@ -126,7 +132,7 @@ impl Writer {
                 .values()
                 .filter(|snapshot| !snapshot.hidden && !snapshot.squashed)
                 .filter(|snapshot| snapshot.id != pinned && Some(snapshot.id) != self.writing)
-                .filter(|snapshot| snapshot.in_use() == in_use)
+                .filter(|snapshot| snapshot.in_use() == in_use && snapshot.holds.is_empty())
                 .min_by_key(|snapshot: &&Snapshot| (snapshot.priority, snapshot.id))
                 .map(|snapshot| (snapshot.id, snapshot.tag))
         };
@@ -134,6 +140,7 @@ impl Writer {
             self.log_deletion(Epoch(id), true, false, format!("snapshot {tag} deleted: the store was full"))?;
             return Ok(true);
         }
+        // A hold is a promise to somebody else; a use count may be given up if the policy says so.
         match candidates(true).filter(|_| state.volume.squash_when_full) {
             Some((id, tag)) => {
                 let reason = format!("snapshot {tag} squashed: the store was full");

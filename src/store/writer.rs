@@ -281,6 +281,18 @@ impl Writer {
         outcome
     }
 
+    /// Makes it durable that the store is open: whatever happens to the origin from now on, happens under its eyes.
+    pub(super) fn begin_session(&mut self) -> Result<()> {
+        if self.started {
+            return Ok(());
+        }
+        self.ensure_space(self.block(), Need::Reserve)?;
+        let outcome = self.start();
+        self.failed |= outcome.is_err();
+        outcome?;
+        self.commit()
+    }
+
     /// Writes this incarnation's open record if it is not there yet.
     fn start(&mut self) -> Result<()> {
         if self.started {

@@ -3,10 +3,11 @@
 use super::terminal;
 use crate::block::part::open_part;
 use crate::error::{Error, Kind, Result};
+use crate::format::{delta, superblock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -21,6 +22,21 @@ enum Inner {
     Direct(File),
     Temporary { file: NamedTempFile, destination: PathBuf },
     Part { file: File, part: PathBuf, destination: PathBuf },
+}
+
+/// Refuses to replace a snapshot store: a slip in the order of operands would cost every snapshot.
+fn ensure_no_store(path: &Path) -> Result<()> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    let is_store = superblock::OFFSETS.iter().any(|offset| {
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, *offset).is_ok() && magic == superblock::MAGIC
+    });
+    if is_store {
+        return Err(Error::new(Kind::Refused, "it is a snapshot store, which would be replaced")
+            .at_path(path)
+            .hint("name another file; if the store is of no use any more, remove it first"));
+    }
+    Ok(())
 }
 
 /// Makes a pipe as large as a user may: writer and reader then change places less often.
@@ -57,6 +73,7 @@ impl Output {
                 .map_err(|error| fail("cannot open for writing", error))?;
             return Ok(Self { inner: Inner::Direct(file), path: path_owned });
         }
+        ensure_no_store(path)?;
         // A link to a file stays a link: its target is what gets replaced.
         let destination = std::fs::canonicalize(path).unwrap_or_else(|_| path_owned.clone());
         let folder = match destination.parent() {
@@ -85,11 +102,21 @@ impl Output {
         if path.as_os_str() == "-" || std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
             return Err(Error::new(Kind::Usage, "only a regular file can be resumed").at_path(path));
         }
+        ensure_no_store(path)?;
         let destination = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         let mut part = destination.clone().into_os_string();
         part.push(".part");
         let part = PathBuf::from(part);
         let file = open_part(&part, 0o666)?;
+        let mut magic = [0; delta::MAGIC.len()];
+        let length =
+            file.read_at(&mut magic, 0).map_err(|e| Error::io("cannot read it", e).at_path(&part))?;
+        // What a crash left may read as zeroes.
+        if magic[..length] != delta::MAGIC[..length] && magic != [0; delta::MAGIC.len()] {
+            return Err(Error::new(Kind::Exists, "it is no part of a delta, and would be overwritten")
+                .at_path(&part)
+                .hint("move it away, or name another file"));
+        }
         Ok(Self { inner: Inner::Part { file, part, destination }, path: path.to_path_buf() })
     }
 
