@@ -384,6 +384,11 @@ impl ReadAt for FileWriter {
         self.handle.read_at(self.size(), buf, offset)
     }
 
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        let (handle, size) = (&self.handle, self.size());
+        sparse::next_data(&handle.file, size, offset).map_err(|e| handle.read_error(size, 0, offset, e))
+    }
+
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         self.handle.stamp()
     }

@@ -187,11 +187,11 @@ pub(crate) fn verify_for(
             }
             resumed |= checked.resumed;
             if checked.differs {
-                pending_bytes = pending_bytes.saturating_add(checked.data.len() as u64);
+                pending_bytes = pending_bytes.saturating_add(checked.bytes);
                 pending.insert(piece);
             }
             piece = piece.saturating_add(1);
-            progress.advance(checked.data.len() as u64);
+            progress.advance(checked.bytes);
             Ok(())
         })?;
         Ok(Verified { info: pieces.info()?, resumed, pending_bytes, pending })
@@ -218,7 +218,7 @@ pub(crate) fn write_all(
         let mut out = Coalesce { target, pieces: Vec::new(), held: 0, written: 0 };
         each_piece(&mut pieces, target, trusted, threads, |_, checked| {
             progress.check()?;
-            progress.advance(checked.data.len() as u64);
+            progress.advance(checked.bytes);
             if checked.differs { out.put(checked.offset, checked.data) } else { Ok(()) }
         })?;
         out.flush()?;
@@ -254,7 +254,7 @@ fn write_at_once<R: Read + Send>(
                 _ => checker.decode(extent)?,
             };
             target.write(checked.offset, &checked.data)?;
-            Ok((checked.data.len() as u64, true))
+            Ok((checked.bytes, true))
         },
         |(bytes, differs)| {
             progress.check()?;
@@ -279,7 +279,7 @@ pub(crate) fn each_piece<R: Read + Send>(
         workers(threads),
         || pieces.next_piece(),
         || Checker::new(volume, geometry, trusted),
-        |checker, extent| Ok((extent.head.kind, checker.check(extent)?)),
+        |checker, extent| Ok((extent.head.kind, checker.check_or_skip(extent)?)),
         |(kind, checked)| each(kind, checked),
     )
 }

@@ -14,7 +14,9 @@ use crate::format::delta::{ExtentKind, Geometry};
 pub(crate) struct Checked {
     /// Byte offset on the volume.
     pub(crate) offset: u64,
-    /// The result.
+    /// Length of the result.
+    pub(crate) bytes: u64,
+    /// The result; empty if the target is known to hold it without being read.
     pub(crate) data: Buffer,
     /// False if the target holds the result already.
     pub(crate) differs: bool,
@@ -74,7 +76,19 @@ impl<'a> Checker<'a> {
         let data = self.result(extent, raw, &seen)?;
         let resumed = seen.is_base.iter().zip(&seen.is_result).any(|(base, result)| *result && !*base);
         let offset = self.decoder.offset(extent);
-        Ok(Checked { offset, differs: data != seen.current, resumed, data })
+        Ok(Checked { offset, bytes: data.len() as u64, differs: data != seen.current, resumed, data })
+    }
+
+    /// As [`Checker::check`], without reading the target where it is known to hold the zeroes that the extent makes.
+    pub(crate) fn check_or_skip(&mut self, extent: ReadExtent) -> Result<Checked> {
+        let (offset, len) = span(&self.geometry, &extent.head);
+        let bytes = len as u64;
+        let makes_zeroes = extent.head.kind == ExtentKind::Zero && !extent.head.base_crcs;
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.target.size());
+        if makes_zeroes && inside && self.target.is_hole(offset, bytes)? {
+            return Ok(Checked { offset, bytes, data: Buffer::default(), differs: false, resumed: false });
+        }
+        self.check(extent)
     }
 
     /// The result of an extent that does not refer to the base; the target is not looked at.
@@ -84,7 +98,8 @@ impl<'a> Checker<'a> {
             _ => Buffer::default(),
         };
         let data = self.decoder.decode_owned(&extent, raw, &[])?;
-        Ok(Checked { offset: self.decoder.offset(&extent), differs: true, resumed: false, data })
+        let (offset, bytes) = (self.decoder.offset(&extent), data.len() as u64);
+        Ok(Checked { offset, bytes, differs: true, resumed: false, data })
     }
 
     fn look(&self, extent: &ReadExtent) -> Result<Seen> {

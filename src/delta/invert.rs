@@ -38,7 +38,7 @@ pub fn invert(
         progress.stage("verify delta", None);
         each_piece(&mut pieces, &volume, false, threads, |_, checked| {
             progress.check()?;
-            progress.advance(checked.data.len() as u64);
+            progress.advance(checked.bytes);
             if checked.resumed {
                 let what = "is partly what the delta makes already";
                 return Err(Error::new(Kind::Mismatch, what).at_path(base.path()).at_offset(checked.offset));

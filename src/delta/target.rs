@@ -24,6 +24,14 @@ pub trait Volume: Sync {
     /// Of the medium.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// True if `len` bytes at `offset`, inside the size, are known to be zeroes without reading them.
+    ///
+    /// # Errors
+    /// Of the medium.
+    fn is_hole(&self, _offset: u64, _len: u64) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Bytes as they were before the apply, if the volume keeps them; else as they are now.
     ///
     /// # Errors
@@ -110,6 +118,10 @@ impl Volume for FileTarget<'_> {
 
     fn size(&self) -> u64 {
         self.file.size()
+    }
+
+    fn is_hole(&self, offset: u64, len: u64) -> Result<bool> {
+        Ok(self.file.next_data(offset)?.start >= offset.saturating_add(len))
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
