@@ -177,12 +177,13 @@ impl Writer {
             }
             let before = self.live_beyond(segments);
             let beyond = movable(&self.view.state, |number| number >= segments);
-            if !beyond.is_empty() && !self.empty_into_free(&beyond)? {
+            if beyond.is_empty() {
+                // Only index is left, which a sweep writes anew below the limit, and what is empty already.
+                for plan in [SWEEP, PLAIN] {
+                    self.checkpoint(plan)?;
+                }
+            } else if !self.empty_into_free(&beyond)? {
                 break;
-            }
-            // The index is written anew, below the limit; what is empty beyond is freed.
-            for plan in [SWEEP, PLAIN] {
-                self.checkpoint(plan)?;
             }
             progress.advance(before.saturating_sub(self.live_beyond(segments)));
         }
