@@ -23,8 +23,8 @@ struct Volume {
     images: BTreeMap<Epoch, Vec<u8>>,
 }
 
-/// A volume with written, deleted, swept and overlaid history, some of it after the last checkpoint.
-fn volume() -> Volume {
+/// An empty store and its origin.
+fn empty() -> (Arc<Memory>, Arc<Memory>) {
     let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
     let options = InitOptions {
         chunk_size: CHUNK,
@@ -35,6 +35,13 @@ fn volume() -> Volume {
     };
     let device: Arc<dyn WriteAt> = store.clone();
     Writer::initialize(&device, &options).unwrap();
+    (store, origin)
+}
+
+/// A volume with written, deleted, swept and overlaid history, some of it after the last checkpoint.
+fn volume() -> Volume {
+    let (store, origin) = empty();
+    let device: Arc<dyn WriteAt> = store.clone();
     let mut images = BTreeMap::new();
     let mut ids = Vec::new();
     for round in 0..18u32 {
@@ -165,16 +172,8 @@ fn a_lost_record_leaves_every_snapshot_in_doubt() {
 
 #[test]
 fn a_snapshot_whose_own_record_is_lost_comes_back_under_another_name() {
-    let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
-    let options = InitOptions {
-        chunk_size: CHUNK,
-        block_size: 4096,
-        origin_path: PathBuf::from("/origin"),
-        origin_size: ORIGIN,
-        now_secs: 1,
-    };
+    let (store, origin) = empty();
     let device: Arc<dyn WriteAt> = store.clone();
-    Writer::initialize(&device, &options).unwrap();
     let mut writer = Writer::open(Arc::clone(&device), Some(origin.clone()), 2).unwrap();
     writer.create_snapshot(Tag(5), None).unwrap();
     writer.write_origin(0, &[7; 50_000]).unwrap();
