@@ -16,18 +16,27 @@ use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_finger
 use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
-use ddsnap::store::check::{CheckOptions, check};
-use ddsnap::store::rebuild::rebuild;
+use ddsnap::store::fsck::check::{CheckOptions, check};
+use ddsnap::store::fsck::rebuild::rebuild;
 use ddsnap::store::{InitOptions, View, Writer};
 use ddsnap::units::{Tag, Uuid};
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-/// The salt and the identity that record targets decode with.
-pub const SALT: u64 = 0x5a17;
-/// See [`SALT`].
-pub const UUID: Uuid = Uuid([7; 16]);
+/// The store that record targets decode for.
+pub const STORE: Superblock = Superblock {
+    uuid: Uuid([7; 16]),
+    generation: 1,
+    salt: 0x5a17,
+    chunk_bits: 14,
+    block_bits: 12,
+    segment_bits: 20,
+    segments: 64,
+    created_secs: 0,
+    checkpoint: 1,
+    copies: [Vec::new(), Vec::new()],
+};
 
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -56,10 +65,10 @@ pub fn superblock(data: &[u8]) {
 }
 
 pub fn record(data: &[u8]) {
-    let _ = Record::peek(data, 1 << 20, UUID);
-    if let Ok(mut record) = Record::decode(data, 1 << 20, SALT, UUID, 12) {
-        let bytes = record.encode(SALT, UUID, 12);
-        assert_eq!(Record::decode(&bytes, 1 << 20, SALT, UUID, 12).ok(), Some(record));
+    let _ = Record::peek(data, 1 << 20, STORE.uuid);
+    if let Ok(mut record) = Record::decode(data, 1 << 20, &STORE) {
+        let bytes = record.encode(&STORE);
+        assert_eq!(Record::decode(&bytes, 1 << 20, &STORE).ok(), Some(record));
     }
 }
 

@@ -15,7 +15,7 @@ use ddsnap::format::superblock::{Extent, Superblock};
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume};
 use ddsnap::units::Uuid;
 use std::path::{Path, PathBuf};
-use targets::{SALT, TARGETS, UUID};
+use targets::{STORE, TARGETS};
 
 fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus").join(target)
@@ -24,9 +24,9 @@ fn folder(target: &str) -> PathBuf {
 fn superblock() -> Superblock {
     let extent = Extent { address: 1 << 20, length: 4096, crc: 1 };
     Superblock {
-        uuid: UUID,
+        uuid: STORE.uuid,
         generation: 3,
-        salt: SALT,
+        salt: STORE.salt,
         chunk_bits: 14,
         block_bits: 12,
         segment_bits: 20,
@@ -194,7 +194,7 @@ fn rbd_seeds() -> Vec<Vec<u8>> {
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
-        "record" => vec![record().encode(SALT, UUID, 12)],
+        "record" => vec![record().encode(&STORE)],
         "checkpoint" => vec![checkpoint().encode()],
         "part" => vec![encode_part(&superblock(), 2, 1 << 20, 0, 1, &checkpoint().encode())],
         "index" => index_seeds(),

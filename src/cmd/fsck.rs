@@ -3,8 +3,8 @@
 use super::common::VolArgs;
 use super::open;
 use crate::error::{Kind, Result};
-use crate::store::check::{CheckOptions, CheckReport, Finding, Severity, check};
-use crate::store::rebuild::{RebuildReport, rebuild};
+use crate::store::fsck::check::{CheckOptions, CheckReport, Finding, Severity, check};
+use crate::store::fsck::rebuild::{RebuildReport, rebuild};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape, time};
 use serde_json::{Value, json};

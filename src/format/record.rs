@@ -7,6 +7,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::field::raw_struct;
+use super::superblock::Superblock;
 use crate::error::{Error, Result};
 use crate::units::Uuid;
 use zerocopy::little_endian::{I64, U16, U32, U64};
@@ -43,7 +44,10 @@ raw_struct! {
         header_length: U32, "u32 bytes", "header, entries and body, padded to the block size";
         data_length: U32, "u32 bytes", "data that follows, padded to the block size";
         body_length: U32, "u32 bytes", "bytes of body after the entries, up to 16384";
-        reserved: [u8; 28], "bytes", "zero";
+        chunk_bits: u8, "u8", "as in the superblock, for the day when none is left";
+        block_bits: u8, "u8", "as in the superblock";
+        segment_bits: u8, "u8", "as in the superblock";
+        reserved: [u8; 25], "bytes", "zero";
         crc: U32, "crc32", "CRC-32 of the salt (8 bytes) and the header, this field zero";
     }
 }
@@ -56,8 +60,8 @@ raw_struct! {
         sequence: U64, "u64", "sequence of the record that first held it (relocation keeps it)";
         crc: U32, "crc32", "CRC-32 of the chunk's bytes after decoding";
         raw_length: U32, "u32 bytes", "bytes after decoding; less than a chunk only at the end of the origin";
-        stored_length: U32, "u32 bytes", "bytes in the store before padding; 0 for zeroes";
-        encoding: u8, "u8", "0 raw, 1 zeroes";
+        stored_length: U32, "u32 bytes", "bytes in the store before padding; 0 for zeroes and what is lost";
+        encoding: u8, "u8", "0 raw, 1 zeroes, 2 lost: known to be gone, reading it is an error";
         class: u8, "u8", "0 exception, 1 overlay of a written snapshot";
         reserved: U16, "u16", "zero";
     }
@@ -134,6 +138,8 @@ pub enum Encoding {
     Raw,
     /// All zero bytes; nothing is stored.
     Zeroes,
+    /// It was stored, and is known to be gone: reading it is an error, for what lies behind it is newer.
+    Lost,
 }
 
 impl Encoding {
@@ -143,6 +149,7 @@ impl Encoding {
         match self {
             Self::Raw => 0,
             Self::Zeroes => 1,
+            Self::Lost => 2,
         }
     }
 
@@ -152,6 +159,7 @@ impl Encoding {
         match raw {
             0 => Some(Self::Raw),
             1 => Some(Self::Zeroes),
+            2 => Some(Self::Lost),
             _ => None,
         }
     }
@@ -241,7 +249,8 @@ impl Record {
     }
 
     /// The header blocks; sets `header_length`, `data_length` and `crc`. The caller bounds entries and body.
-    pub fn encode(&mut self, salt: u64, uuid: Uuid, block_bits: u32) -> Vec<u8> {
+    pub fn encode(&mut self, sb: &Superblock) -> Vec<u8> {
+        let block_bits = sb.block_bits;
         let header_length = Self::header_length(self.entries.len(), self.body.len(), block_bits);
         self.header_length = u32::try_from(header_length).unwrap_or(u32::MAX);
         let data: u64 =
@@ -249,7 +258,7 @@ impl Record {
         self.data_length = u32::try_from(data).unwrap_or(u32::MAX);
         let mut raw = RawHeader::new_zeroed();
         raw.magic = MAGIC;
-        raw.uuid = uuid.0;
+        raw.uuid = sb.uuid.0;
         raw.address = U64::new(self.address);
         raw.sequence = U64::new(self.sequence);
         raw.incarnation = U64::new(self.incarnation);
@@ -262,6 +271,10 @@ impl Record {
         raw.header_length = U32::new(self.header_length);
         raw.data_length = U32::new(self.data_length);
         raw.body_length = U32::new(u32::try_from(self.body.len()).unwrap_or(u32::MAX));
+        let bits = |bits: u32| u8::try_from(bits).unwrap_or(0);
+        raw.chunk_bits = bits(sb.chunk_bits);
+        raw.block_bits = bits(sb.block_bits);
+        raw.segment_bits = bits(sb.segment_bits);
         let mut bytes = Vec::with_capacity(usize::try_from(header_length).unwrap_or(0));
         bytes.extend_from_slice(raw.as_bytes());
         for entry in &self.entries {
@@ -269,7 +282,7 @@ impl Record {
         }
         bytes.extend_from_slice(&self.body);
         bytes.resize(usize::try_from(header_length).unwrap_or(bytes.len()), 0);
-        self.crc = checksum(salt, &bytes);
+        self.crc = checksum(sb.salt, &bytes);
         raw.crc = U32::new(self.crc);
         for (to, from) in bytes.iter_mut().zip(raw.as_bytes()) {
             *to = *from;
@@ -291,19 +304,19 @@ impl Record {
         plausible.then_some(length)
     }
 
-    /// Decodes and validates header blocks.
+    /// Decodes and validates the header blocks of a record of the store `sb`.
     ///
     /// # Errors
     /// `Kind::Damaged` if anything does not hold.
-    pub fn decode(bytes: &[u8], address: u64, salt: u64, uuid: Uuid, block_bits: u32) -> Result<Self> {
-        let length = Self::peek(bytes, address, uuid)
+    pub fn decode(bytes: &[u8], address: u64, sb: &Superblock) -> Result<Self> {
+        let length = Self::peek(bytes, address, sb.uuid)
             .ok_or_else(|| Error::damaged("no record header here").at_offset(address))?;
         let bytes = bytes
             .get(..length)
             .ok_or_else(|| Error::damaged("record header is cut short").at_offset(address))?;
         let (raw, rest) = RawHeader::read_from_prefix(bytes)
             .map_err(|_| Error::damaged("record header is cut short").at_offset(address))?;
-        let crc = checksum(salt, bytes);
+        let crc = checksum(sb.salt, bytes);
         if crc != raw.crc.get() {
             return Err(Error::damaged(format!(
                 "record checksum is {:08x}, its bytes give {crc:08x}",
@@ -311,7 +324,7 @@ impl Record {
             ))
             .at_offset(address));
         }
-        Self::from_raw(&raw, rest, block_bits).map_err(|error| error.at_offset(address))
+        Self::from_raw(&raw, rest, sb.block_bits).map_err(|error| error.at_offset(address))
     }
 
     fn from_raw(raw: &RawHeader, rest: &[u8], block_bits: u32) -> Result<Self> {
@@ -379,6 +392,10 @@ impl Entry {
     }
 
     fn from_raw(raw: &RawEntry) -> Option<Self> {
+        let encoding = Encoding::from_raw(raw.encoding)?;
+        if (encoding == Encoding::Raw) != (raw.stored_length.get() > 0) {
+            return None;
+        }
         Some(Self {
             chunk: raw.chunk.get(),
             owner: raw.owner.get(),
@@ -386,7 +403,7 @@ impl Entry {
             crc: raw.crc.get(),
             raw_length: raw.raw_length.get(),
             stored_length: raw.stored_length.get(),
-            encoding: Encoding::from_raw(raw.encoding)?,
+            encoding,
             class: match raw.class {
                 0 => EntryClass::Exception,
                 1 => EntryClass::Overlay,
@@ -413,8 +430,20 @@ mod tests {
     use crate::error::Kind;
     use proptest::prelude::{any, proptest};
 
-    const SALT: u64 = 77;
-    const UUID: Uuid = Uuid([9; 16]);
+    fn store() -> Superblock {
+        Superblock {
+            uuid: Uuid([9; 16]),
+            generation: 1,
+            salt: 77,
+            chunk_bits: 14,
+            block_bits: 12,
+            segment_bits: 20,
+            segments: 64,
+            created_secs: 0,
+            checkpoint: 1,
+            copies: [Vec::new(), Vec::new()],
+        }
+    }
 
     fn sample(entries: usize, body: usize) -> Record {
         let entry = |i: usize| Entry {
@@ -448,17 +477,17 @@ mod tests {
     fn round_trips() {
         for (entries, body) in [(0, 0), (1, 0), (64, 10), (1000, 3), (0, 16384)] {
             let mut record = sample(entries, body);
-            let bytes = record.encode(SALT, UUID, 12);
+            let bytes = record.encode(&store());
             assert_eq!(bytes.len() % 4096, 0);
-            assert_eq!(Record::decode(&bytes, 1 << 20, SALT, UUID, 12).unwrap(), record);
+            assert_eq!(Record::decode(&bytes, 1 << 20, &store()).unwrap(), record);
         }
     }
 
     #[test]
     fn the_wrong_salt_or_address_is_no_record() {
-        let bytes = sample(3, 0).encode(SALT, UUID, 12);
-        for (address, salt) in [(1 << 20, SALT + 1), (2 << 20, SALT)] {
-            let error = Record::decode(&bytes, address, salt, UUID, 12).unwrap_err();
+        let bytes = sample(3, 0).encode(&store());
+        for (address, salt) in [(1 << 20, 78), (2 << 20, 77)] {
+            let error = Record::decode(&bytes, address, &Superblock { salt, ..store() }).unwrap_err();
             assert_eq!(error.kind(), Kind::Damaged);
         }
     }
@@ -466,14 +495,14 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_is_seen(at in 0usize..4096, bit in 0u8..8) {
-            let mut bytes = sample(3, 5).encode(SALT, UUID, 12);
+            let mut bytes = sample(3, 5).encode(&store());
             bytes[at] ^= 1 << bit;
-            assert!(Record::decode(&bytes, 1 << 20, SALT, UUID, 12).is_err());
+            assert!(Record::decode(&bytes, 1 << 20, &store()).is_err());
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
-            assert!(Record::decode(&bytes, 0, SALT, UUID, 12).is_err());
+            assert!(Record::decode(&bytes, 0, &store()).is_err());
         }
     }
 }

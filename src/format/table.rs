@@ -74,7 +74,7 @@ raw_struct! {
 }
 
 raw_struct! {
-    /// Body of an open record.
+    /// Body of an open record. Followed by what is known of the volume.
     pub struct RawOpen, "Open body", 16 {
         incarnation: U64, "u64", "the incarnation before";
         end: U64, "u64", "its last sequence; what it wrote beyond is ignored";

@@ -13,26 +13,24 @@
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
-//! | `check`, `scan`, `rebuild` | looking for damage; the index from the records alone |
+//! | `fsck/` | looking for damage, mending it; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
 mod chain;
 mod changes;
-pub mod check;
 mod fingerprint;
+pub mod fsck;
 mod index;
 mod merge;
 mod operation;
 mod origin;
 mod origin_size;
 mod publish;
-pub mod rebuild;
 mod recover;
 mod relocate;
 mod resize;
 mod revert;
 mod room;
-mod scan;
 mod snapshots;
 mod space;
 mod state;

@@ -185,7 +185,7 @@ pub fn read_record(device: &dyn ReadAt, sb: &Superblock, address: u64) -> Result
         bytes.resize(length, 0);
         device.read_at(&mut bytes, address)?;
     }
-    let record = Record::decode(&bytes, address, sb.salt, sb.uuid, sb.block_bits)?;
+    let record = Record::decode(&bytes, address, sb)?;
     if address + record.length() > end {
         return Err(none());
     }
@@ -232,7 +232,7 @@ fn next_record(device: &dyn ReadAt, sb: &Superblock, chain: &Chain) -> Result<Op
 /// True if every chunk of `record` holds its checksum.
 pub fn data_holds(device: &dyn ReadAt, sb: &Superblock, record: &Record) -> Result<bool> {
     for (address, entry) in record.located(sb.block_bits) {
-        if entry.encoding == Encoding::Zeroes {
+        if entry.encoding != Encoding::Raw {
             continue;
         }
         let mut bytes = vec![0; entry.stored_length as usize];

@@ -272,9 +272,9 @@ pub fn key_of(entry: &Entry) -> Key {
 }
 
 /// The address that the index keeps for `entry` of `record`, whose data would lie at `address`. A chunk of
-/// zeroes lives in the header alone, and its address must still name the right segment.
+/// zeroes, or one that is lost, lives in the header alone, and its address must still name the right segment.
 pub fn data_address(record: &Record, address: u64, entry: &Entry) -> u64 {
-    if entry.encoding == Encoding::Zeroes { record.address } else { address }
+    if entry.encoding == Encoding::Raw { address } else { record.address }
 }
 
 /// The bit of `chunk` in its page of change bits.

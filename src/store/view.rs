@@ -214,8 +214,13 @@ impl View {
             return Err(Error::damaged("preserved chunk is longer than a chunk").at_offset(value.word));
         }
         let mut bytes = vec![0; value.raw_length as usize];
-        if value.encoding == Encoding::Raw {
-            self.device.read_at(&mut bytes, value.word)?;
+        match value.encoding {
+            Encoding::Raw => self.device.read_at(&mut bytes, value.word)?,
+            Encoding::Zeroes => {}
+            Encoding::Lost => {
+                return Err(Error::damaged("a preserved chunk is lost: a repair found it gone, and said so")
+                    .at_path(self.device.path()));
+            }
         }
         let crc = crc32fast::hash(&bytes);
         if crc != value.crc {

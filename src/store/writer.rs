@@ -306,6 +306,8 @@ impl Writer {
         self.view.state.durable = last.sequence;
         let mut body = Vec::new();
         put(&mut body, &RawOpen { incarnation: U64::new(last.incarnation), end: U64::new(last.sequence) });
+        // Nobody who replays the log needs it again; who has lost every checkpoint does.
+        self.view.state.volume.encode(&mut body);
         let epoch = self.view.state.epoch;
         self.append_started(Draft::plain(RecordKind::Open, epoch, body))
     }
@@ -363,7 +365,7 @@ impl Writer {
         for entry in record.entries.iter_mut().filter(|entry| entry.sequence == 0) {
             entry.sequence = record.sequence;
         }
-        let mut bytes = record.encode(state.sb.salt, state.sb.uuid, state.sb.block_bits);
+        let mut bytes = record.encode(&state.sb);
         let end = super::chain::segment_end(&state.sb, state.chain.promised.get(at).copied().unwrap_or(0));
         if draft.data.len() as u64 != u64::from(record.data_length) || address + record.length() > end {
             return Err(Error::new(Kind::NoSpace, "the record does not fit its segment"));

@@ -1,7 +1,5 @@
 //! Finding records and checkpoints by looking at every block, for when the way to them is lost.
 
-use super::chain::segment_end;
-use super::recover::{read_checkpoint, read_record};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{self, Checkpoint, Part};
@@ -9,6 +7,8 @@ use crate::format::record::{Encoding, Record, RecordKind};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::format::table::{self, RawOpen};
 use crate::progress::Progress;
+use crate::store::chain::segment_end;
+use crate::store::recover::{read_checkpoint, read_record};
 use crate::units::index;
 use std::collections::{BTreeMap, HashMap};
 
@@ -140,7 +140,7 @@ fn claim(mut found: Vec<Found>, sb: &Superblock) -> Vec<Found> {
 /// True if the data of entry `number` of `record` still hold their checksum.
 pub fn entry_holds(device: &dyn ReadAt, sb: &Superblock, record: &Record, number: usize) -> Result<bool> {
     let Some((address, entry)) = record.located(sb.block_bits).nth(number) else { return Ok(false) };
-    if entry.encoding == Encoding::Zeroes {
+    if entry.encoding != Encoding::Raw {
         return Ok(true);
     }
     let mut bytes = vec![0; entry.stored_length as usize];

@@ -6,12 +6,7 @@
 //! exception would read as newer data, so every snapshot is marked and reading it must be insisted on.
 //! Writes go only to segments that the checkpoint knows to be free.
 
-use super::index::{BlockReader, MemTable};
-use super::merge;
-use super::publish::{self, Plan};
-use super::recover::{Superblocks, data_holds, read_record};
 use super::scan::{self, Found};
-use super::state::{State, digest, key_of};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
 use crate::format::checkpoint::{Role, Segment};
@@ -20,6 +15,11 @@ use crate::format::run::IndexEntry;
 use crate::format::superblock::Superblock;
 use crate::format::table::Snapshot;
 use crate::progress::Progress;
+use crate::store::index::{BlockReader, MemTable};
+use crate::store::merge;
+use crate::store::publish::{self, Plan};
+use crate::store::recover::{Superblocks, data_holds, read_record};
+use crate::store::state::{State, digest, key_of};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 

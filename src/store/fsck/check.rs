@@ -1,15 +1,15 @@
 //! Looking for damage, without a way to write.
 
-use super::index::{BlockReader, RunCursor};
-use super::recover::{self, Superblocks, read_checkpoint};
-use super::state::{State, bit, digest, keeper};
-use super::view::View;
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Role, Run};
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
 use crate::progress::Progress;
+use crate::store::index::{BlockReader, RunCursor};
+use crate::store::recover::{self, Superblocks, read_checkpoint};
+use crate::store::state::{State, bit, digest, keeper};
+use crate::store::view::View;
 use crate::units::Tag;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
