@@ -167,6 +167,8 @@ pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
 
 /// Compares everything that `view` answers about the points of `model`.
 pub fn check_points(view: &View, model: &Model, random: &mut Random, what: &str) {
+    let odd = view.change_bits_against_exceptions().expect(what);
+    assert_eq!(odd, [], "{what}: change bits without an exception, or an exception without its bit");
     for (id, snap) in &model.snaps {
         let point = PointId::Snapshot(Epoch(*id));
         if snap.squashed {

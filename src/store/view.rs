@@ -9,7 +9,7 @@ use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::Role;
 use crate::format::record::Encoding;
-use crate::format::run::{Key, Value};
+use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::table::Snapshot;
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource, data_ranges};
 use crate::units::{Epoch, Tag, Uuid, index};
@@ -162,6 +162,32 @@ impl View {
                 Sharing { id: Epoch(*id), shared_by }
             })
             .collect())
+    }
+
+    /// Chunks of which change bits and exceptions say different things: (live snapshot, chunk, true if only the
+    /// bits say that it changed before the next live snapshot). Reads the whole index and keeps its bits in memory:
+    /// for tests.
+    ///
+    /// # Errors
+    /// `Kind::Io`, `Kind::Damaged`.
+    pub fn change_bits_against_exceptions(&self) -> Result<Vec<(u64, u64, bool)>> {
+        let live = self.state.live_ids();
+        let mut scan = self.index().scan(Key::MIN)?;
+        let mut preserved = std::collections::BTreeSet::new();
+        let mut marked = std::collections::BTreeSet::new();
+        while let Some((key, value)) = scan.next_entry()? {
+            match key.class {
+                0 => preserved.extend(keeper(&live, 0, key.b).map(|owner| (owner, key.a))),
+                2 => {
+                    let Some(owner) = keeper(&live, 0, key.a) else { continue };
+                    let set = (0..128_u64).filter(|at| value.bits() >> at & 1 == 1);
+                    marked.extend(set.map(|at| (owner, (key.b << PAGE_BITS) + at)));
+                }
+                _ => {}
+            }
+        }
+        let odd = preserved.symmetric_difference(&marked);
+        Ok(odd.map(|pair| (pair.0, pair.1, marked.contains(pair))).collect())
     }
 
     /// The snapshot `id`, if it can be an endpoint.
