@@ -6,13 +6,14 @@
 //! | [`ui`] | everything that prints: progress, tables, JSON, prompts, exit statuses |
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
+//! | [`map`] | where a volume changed, counted in cells |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
 //! | [`point`] | a point-in-time source: geometry, points, what changed, how to read it |
 //! | [`block`] | devices and files: open, lock, size, read, write, flush |
 //! | [`mod@format`] | bytes only: every on-disk structure both ways, no I/O |
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
-//! Imports run one way: `cmd -> export -> delta -> {store, point} -> {block, format}`, and `cmd -> ui`.
+//! Imports run one way: `cmd -> export -> delta -> {store, point} -> {block, format}`, `map -> point`, and `cmd -> ui`.
 
 pub mod block;
 pub mod cmd;
@@ -20,6 +21,7 @@ pub mod delta;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod map;
 pub mod point;
 pub mod progress;
 pub mod store;

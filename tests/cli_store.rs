@@ -182,6 +182,8 @@ fn reading_commands_change_nothing() {
             "status --json data.snap",
             "status -S data.snap 1",
             "usecount data.snap 1",
+            "map data.snap",
+            "map --json data.snap 1 2",
             "read data.snap 1",
             "read data.snap origin",
             "changelist data.snap - 1 2",

@@ -15,6 +15,7 @@ mod cli_examples;
 mod cli_export;
 mod cli_fsck;
 mod cli_import;
+mod cli_map;
 mod cli_model;
 mod cli_resize;
 mod cli_resume;

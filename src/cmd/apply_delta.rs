@@ -2,7 +2,7 @@
 
 use super::common::{RateArgs, VolArgs};
 use super::transfer::Limited;
-use super::{open, report, revert};
+use super::{documents, open, revert};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
@@ -171,7 +171,7 @@ fn apply_input(
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
         let before = writer.view().info().events;
         let result = apply_to_store(&mut writer, input, options, ui.progress());
-        report::warn_of_events(&before, &writer, ui);
+        documents::warn_of_events(&before, &writer, ui);
         let is_pending = writer.view().info().pending.is_some();
         let closed = if args.dry_run { Ok(()) } else { writer.close() };
         let summary =

@@ -1,7 +1,7 @@
 //! `create`: a snapshot of the origin as it is now.
 
 use super::common::{VolArgs, parse_name, parse_tag, title};
-use super::{open, report};
+use super::{documents, open};
 use crate::error::Result;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
@@ -47,7 +47,7 @@ fn create(args: &Args, ui: &Ui) -> Result<String> {
     let before = writer.view().info().events;
     let result = writer.create_snapshot(args.snap, args.name.as_deref());
     // What was given up to make room is gone even if the room did not suffice.
-    report::warn_of_events(&before, &writer, ui);
+    documents::warn_of_events(&before, &writer, ui);
     let snapshot = result?;
     writer.close()?;
     Ok(format!("created {} of {} bytes", title(&snapshot), snapshot.size_bytes))

@@ -1,6 +1,6 @@
 //! `delta`: what can be done with deltas; also the names that 2008 had for making and applying them.
 
-use super::{apply_delta, changelist, create_delta, delta_invert, delta_merge, report};
+use super::{apply_delta, changelist, create_delta, delta_invert, delta_merge, documents};
 use crate::block::ReadAt;
 use crate::block::file::FileReader;
 use crate::delta::{DeltaInfo, Verdict, info, verify};
@@ -154,7 +154,7 @@ fn label_json(label: &PointLabel) -> Value {
         "tag": (label.tag != Tag::ORIGIN).then_some(label.tag.0),
         "name": label.name,
         "size_bytes": label.size_bytes,
-        "identity": label.is_known().then(|| report::identity(&identity)),
+        "identity": label.is_known().then(|| documents::identity(&identity)),
     })
 }
 

@@ -1,7 +1,7 @@
 //! `list`: the snapshots of a volume.
 
 use super::common::{TAINT, state_word, title};
-use super::{open, report};
+use super::{documents, open};
 use crate::error::Result;
 use crate::store::{SnapshotInfo, StoreInfo};
 use crate::ui::exit::Exit;
@@ -68,8 +68,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn document(info: &StoreInfo, snapshots: &[SnapshotInfo]) -> serde_json::Value {
-    let snapshots: Vec<_> = snapshots.iter().map(report::snapshot).collect();
-    json!({ "schema": "ddsnap.list/1", "snapshots": snapshots, "events": report::events(&info.events) })
+    let snapshots: Vec<_> = snapshots.iter().map(documents::snapshot).collect();
+    json!({ "schema": "ddsnap.list/1", "snapshots": snapshots, "events": documents::events(&info.events) })
 }
 
 fn print_legacy(snapshots: &[SnapshotInfo], ui: &Ui) -> Result<()> {

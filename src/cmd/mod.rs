@@ -12,16 +12,18 @@ mod delete;
 mod delta;
 mod delta_invert;
 mod delta_merge;
+mod documents;
 mod export;
 mod fsck;
 mod hold;
 mod initialize;
 mod list;
+mod map;
 mod open;
 mod policy;
 mod priority;
 mod read;
-mod report;
+
 mod resize;
 mod revert;
 mod source;
@@ -72,6 +74,7 @@ enum Command {
     Delete(delete::Args),
     List(list::Args),
     Status(status::Args),
+    Map(map::Args),
     Priority(priority::Args),
     Usecount(usecount::Args),
     Hold(hold::Args),
@@ -92,7 +95,7 @@ enum Command {
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "resize", "policy", "fsck"]),
+    ("Snapshot stores", &["initialize", "status", "map", "resize", "policy", "fsck"]),
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -106,6 +109,7 @@ impl Command {
             Self::Delete(args) => delete::run(args, ui),
             Self::List(args) => list::run(args, ui),
             Self::Status(args) => status::run(args, ui),
+            Self::Map(args) => map::run(args, ui),
             Self::Priority(args) => priority::run(args, ui),
             Self::Usecount(args) => usecount::run(args, ui),
             Self::Hold(args) => hold::run(args, ui),

@@ -1,7 +1,7 @@
 //! `status`: the state of a volume, in the words of 2008.
 
 use super::common::{SnapName, TAINT, title};
-use super::{open, report};
+use super::{documents, open};
 use crate::error::{Kind, Result};
 use crate::store::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, View};
 use crate::ui::exit::Exit;
@@ -237,7 +237,7 @@ fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
     let snapshots: Vec<Value> = shown
         .iter()
         .map(|row| {
-            let mut value = report::snapshot(&row.snapshot);
+            let mut value = documents::snapshot(&row.snapshot);
             value["chunks"] = json!(row.chunks());
             value["unshared"] = json!(row.unshared());
             value["shared_by"] = json!(row.shared_by);
@@ -264,13 +264,13 @@ fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
         },
         "volume": info.volume.to_string(),
         "origin": {
-            "path": report::path(&info.origin_path),
+            "path": documents::path(&info.origin_path),
             "size_bytes": info.origin_size,
-            "equals": info.origin_equals.as_ref().map(report::identity),
+            "equals": info.origin_equals.as_ref().map(documents::identity),
         },
-        "pending": info.pending.as_ref().map(report::pending),
+        "pending": info.pending.as_ref().map(documents::pending),
         "snapshots": snapshots,
         "totals_by_degree": totals(rows),
-        "events": report::events(&info.events),
+        "events": documents::events(&info.events),
     })
 }

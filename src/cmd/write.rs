@@ -2,7 +2,7 @@
 
 use super::common::{RateArgs, SnapName, VolArgs, parse_size};
 use super::transfer::{Limited, PIECE_BYTES, read_full};
-use super::{open, report};
+use super::{documents, open};
 use crate::error::{Error, Kind, Result};
 use crate::store::{SnapshotState, Writer};
 use crate::ui::Ui;
@@ -80,7 +80,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
         ui,
     );
     ui.end_progress();
-    report::warn_of_events(&before, &writer, ui);
+    documents::warn_of_events(&before, &writer, ui);
     if args.dry_run {
         result?;
         let (from, to) = (args.offset, args.offset + written);

@@ -3,6 +3,7 @@
 //! Standard output carries the result and nothing else; progress, warnings, questions and errors go to
 //! standard error. Nothing outside this module prints.
 
+pub mod draw;
 pub mod escape;
 pub mod exit;
 pub mod input;

@@ -36,6 +36,20 @@ pub fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
+/// Columns of the terminal that standard output is, if it is one and says so.
+#[must_use]
+pub fn stdout_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// True if standard output is a terminal that shows colours, and the user has nothing against them.
+#[must_use]
+pub fn stdout_takes_color() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stdout_is_terminal() && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// True if standard error is a terminal.
 #[must_use]
 pub fn stderr_is_terminal() -> bool {

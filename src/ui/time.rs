@@ -27,6 +27,15 @@ pub fn rfc3339(secs: i64) -> Option<String> {
     Timestamp::from_second(secs).ok().map(|time| time.to_string())
 }
 
+/// UTC for people, to the minute, the same everywhere: `2026-11-21 03:02 UTC`.
+#[must_use]
+pub fn utc(secs: i64) -> String {
+    match Timestamp::from_second(secs) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        Err(_) => format!("@{secs}"),
+    }
+}
+
 fn local(secs: i64, format: &str) -> String {
     match Timestamp::from_second(secs) {
         Ok(time) => time.to_zoned(TimeZone::system()).strftime(format).to_string(),

@@ -16,14 +16,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("legacy", &["point", "block", "format", "error", "units", "progress"]),
     ("delta", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("export", &["delta", "point", "format", "error", "units", "progress"]),
+    ("map", &["point", "error", "units", "progress"]),
     ("serve", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("dm", &["block", "error", "units", "progress"]),
-    ("ui", &["delta", "store", "legacy", "point", "block", "format", "error", "units", "progress"]),
+    ("ui", &["delta", "map", "store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     (
         "cmd",
         &[
-            "ui", "serve", "dm", "export", "delta", "store", "legacy", "point", "block", "format", "error",
-            "units", "progress",
+            "ui", "serve", "dm", "export", "delta", "map", "store", "legacy", "point", "block", "format",
+            "error", "units", "progress",
         ],
     ),
 ];

@@ -1,4 +1,4 @@
-//! What several commands report in the same words: pieces of JSON documents, warnings.
+//! What several commands tell in the same words: pieces of JSON documents, warnings.
 
 use super::common::{TAINT, state_word, title};
 use crate::point::Identity;
