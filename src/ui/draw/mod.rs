@@ -10,7 +10,6 @@ pub mod text;
 
 use crate::map::Scale;
 use crate::point::Point;
-use crate::ui::size;
 use crate::units::Tag;
 
 /// How much of a cell changed, in steps that are the same in every picture.
@@ -78,6 +77,7 @@ fn title(point: &Point) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ui::size;
 
     #[test]
     fn a_change_is_never_drawn_as_none_and_the_steps_end_where_they_say() {
