@@ -5,7 +5,9 @@
 
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
-use ddsnap::delta::{ChangelistReader, FileTarget, Part, info, transcode, verify};
+use ddsnap::delta::{ChangelistReader, FileTarget, Part as DeltaPart, info, transcode, verify};
+use ddsnap::dump::{Options, Part, dump};
+use ddsnap::error::Kind;
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
 use ddsnap::format::delta::ResumePoint;
 use ddsnap::format::qcow2;
@@ -165,7 +167,7 @@ pub fn continuation(data: &[u8]) {
     if std::fs::write(&path, kept).is_err() {
         return;
     }
-    let Ok(part) = Part::open(&path) else { return };
+    let Ok(part) = DeltaPart::open(&path) else { return };
     if part.receive(&mut &*data, &Silent).is_ok() {
         // What was taken in is a whole delta, digest and all.
         let bytes = std::fs::read(&path).unwrap_or_default();
@@ -222,6 +224,34 @@ fn build() -> ddsnap::error::Result<Sample> {
     Ok(Sample { store: store.snapshot(), origin, images })
 }
 
+/// Whatever lies there is dumped to its end, and says whether all was sound.
+fn dump_all(device: &Arc<dyn ReadAt>) {
+    for (hex, chunk) in [(false, None), (true, None), (true, Some(3))] {
+        let options = Options {
+            superblock: false,
+            checkpoint: false,
+            snapshots: false,
+            log: None,
+            index: false,
+            space: false,
+            chunk,
+            record: chunk.map(|_| 1 << 20),
+            hex,
+            anonymous: false,
+        };
+        let (mut damaged, mut ended) = (0, false);
+        let mut sink = |part: &Part, last: bool| {
+            damaged += u64::from(part.name == "damage");
+            ended = last;
+            Ok(())
+        };
+        match dump(Arc::clone(device), &options, &mut sink, &Silent) {
+            Ok(told) => assert!(ended && told == damaged),
+            Err(error) => assert_eq!(error.kind(), Kind::Unsupported),
+        }
+    }
+}
+
 /// Overwrites bytes of a sound store: each 12 bytes of `data` are an offset and eight bytes to put there. What
 /// can still be read must read as it was.
 pub fn store(data: &[u8]) {
@@ -235,6 +265,7 @@ pub fn store(data: &[u8]) {
     }
     let device: Arc<dyn ReadAt> = Arc::<Memory>::clone(&damaged);
     let _ = check(&device, CheckOptions { data: true }, &Silent);
+    dump_all(&device);
     let Ok(view) = View::open(device, Some(Arc::<Memory>::clone(&sample.origin))) else { return };
     for snapshot in view.snapshots() {
         let Some(image) = sample.images.get(snapshot.tag.0 as usize) else { continue };

@@ -5,6 +5,7 @@
 //! | [`cmd`] | one file a subcommand: arguments to engine to report; the only code that knows clap |
 //! | [`ui`] | everything that prints: progress, tables, JSON, prompts, exit statuses |
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
+//! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
 //! | [`map`] | where a volume changed, counted in cells |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
@@ -18,6 +19,7 @@
 pub mod block;
 pub mod cmd;
 pub mod delta;
+pub mod dump;
 pub mod error;
 pub mod export;
 pub mod format;

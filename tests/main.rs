@@ -10,6 +10,7 @@
 
 mod cli_data;
 mod cli_delta;
+mod cli_dump;
 mod cli_errors;
 mod cli_examples;
 mod cli_export;

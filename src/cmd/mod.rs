@@ -13,6 +13,7 @@ mod delta;
 mod delta_invert;
 mod delta_merge;
 mod documents;
+mod dump;
 mod export;
 mod fsck;
 mod hold;
@@ -91,11 +92,12 @@ enum Command {
     Delta(delta::Args),
     Policy(policy::Args),
     Fsck(fsck::Args),
+    Dump(dump::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "map", "resize", "policy", "fsck"]),
+    ("Snapshot stores", &["initialize", "status", "map", "resize", "policy", "fsck", "dump"]),
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -125,6 +127,7 @@ impl Command {
             Self::Delta(args) => delta::run(args, ui),
             Self::Policy(args) => policy::run(args, ui),
             Self::Fsck(args) => fsck::run(args, ui),
+            Self::Dump(args) => dump::run(args, ui),
         }
     }
 

@@ -21,6 +21,7 @@ mod changes;
 mod fingerprint;
 pub mod fsck;
 mod index;
+pub mod inspect;
 mod merge;
 mod operation;
 mod origin;

@@ -144,7 +144,7 @@ pub fn read_checkpoint(device: &dyn ReadAt, sb: &Superblock, copy: usize) -> Res
 }
 
 /// What later code relies on without asking again.
-fn validate(sb: &Superblock, checkpoint: &Checkpoint) -> Result<()> {
+pub fn validate(sb: &Superblock, checkpoint: &Checkpoint) -> Result<()> {
     let outside = |what: &str, number: u64| {
         Error::damaged(format!("checkpoint names {what} {number}, the store has {} segments", sb.segments))
     };
@@ -193,7 +193,7 @@ pub fn read_record(device: &dyn ReadAt, sb: &Superblock, address: u64) -> Result
 }
 
 /// Walks the chain from the checkpoint's position and brings `state` up to date.
-fn replay(device: &dyn ReadAt, state: &mut State) -> Result<()> {
+pub fn replay(device: &dyn ReadAt, state: &mut State) -> Result<()> {
     let mut chain = state.chain.clone();
     let mut records = Vec::new();
     let mut durable = state.durable;
@@ -219,7 +219,7 @@ fn replay(device: &dyn ReadAt, state: &mut State) -> Result<()> {
 }
 
 /// The record that comes next in the chain, with the number of its promised segment.
-fn next_record(device: &dyn ReadAt, sb: &Superblock, chain: &Chain) -> Result<Option<(usize, Record)>> {
+pub fn next_record(device: &dyn ReadAt, sb: &Superblock, chain: &Chain) -> Result<Option<(usize, Record)>> {
     let Some((at, address)) = chain.next_place(sb) else { return Ok(None) };
     match read_record(device, sb, address) {
         Ok(record) if chain.is_followed_by(&record) => Ok(Some((at, record))),

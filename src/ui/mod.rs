@@ -15,6 +15,7 @@ pub mod size;
 pub mod table;
 pub mod terminal;
 pub mod time;
+pub mod tree;
 
 use crate::error::{Error, Kind, Result};
 use crate::progress::Progress;
@@ -102,11 +103,25 @@ impl Ui {
     /// # Errors
     /// `Kind::Io`, `Kind::NoSpace` if standard output cannot take it.
     pub fn print(&self, line: &str) -> Result<()> {
-        if self.reader_gone.load(Ordering::Relaxed) {
+        self.print_text(&format!("{line}\n"))
+    }
+
+    /// True once whoever read standard output has gone away.
+    #[must_use]
+    pub fn reader_gone(&self) -> bool {
+        self.reader_gone.load(Ordering::Relaxed)
+    }
+
+    /// As [`Ui::print`], for text that may be many lines, or none.
+    ///
+    /// # Errors
+    /// As [`Ui::print`].
+    pub fn print_text(&self, text: &str) -> Result<()> {
+        if text.is_empty() || self.reader_gone() {
             return Ok(());
         }
         self.meter.finish();
-        match terminal::stdout_text(&format!("{line}\n")) {
+        match terminal::stdout_text(text) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
                 self.reader_gone.store(true, Ordering::Relaxed);

@@ -2,4 +2,4 @@
 
 pub mod check;
 pub mod rebuild;
-mod scan;
+pub(super) mod scan;

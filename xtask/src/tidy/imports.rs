@@ -17,14 +17,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("delta", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("export", &["delta", "point", "format", "error", "units", "progress"]),
     ("map", &["point", "error", "units", "progress"]),
+    ("dump", &["store", "block", "format", "error", "units", "progress"]),
     ("serve", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("dm", &["block", "error", "units", "progress"]),
-    ("ui", &["delta", "map", "store", "legacy", "point", "block", "format", "error", "units", "progress"]),
+    (
+        "ui",
+        &[
+            "dump", "delta", "map", "store", "legacy", "point", "block", "format", "error", "units",
+            "progress",
+        ],
+    ),
     (
         "cmd",
         &[
-            "ui", "serve", "dm", "export", "delta", "map", "store", "legacy", "point", "block", "format",
-            "error", "units", "progress",
+            "ui", "serve", "dm", "dump", "export", "delta", "map", "store", "legacy", "point", "block",
+            "format", "error", "units", "progress",
         ],
     ),
 ];
