@@ -1,6 +1,8 @@
 //! A folder to work in, a way to run the program there, and golden files.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -29,6 +31,12 @@ pub struct Run {
 impl Dir {
     pub fn new() -> Self {
         Self { temp: tempfile::tempdir().unwrap() }
+    }
+
+    /// Leaves the folder where it is, for whoever looks into it; says where.
+    pub fn keep(&mut self) -> PathBuf {
+        self.temp.disable_cleanup(true);
+        self.temp.path().to_path_buf()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -297,9 +305,13 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     Rng(seed).bytes(len)
 }
 
-/// Says that a case did not run. The line is what a log can be searched for.
+/// Says that a case did not run. The line is what a log can be searched for; `cargo xtask test` counts them.
 pub fn skip(reason: &str) {
     eprintln!("SKIPPED: {reason}");
+    let Some(list) = std::env::var_os("DDSNAP_SKIPPED") else { return };
+    let mut list = OpenOptions::new().append(true).create(true).open(list).unwrap();
+    // One write, so that lines of tests that run at the same time do not mix.
+    list.write_all(format!("{reason}\n").as_bytes()).unwrap();
 }
 
 /// True if `program` can be run.

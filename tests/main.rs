@@ -28,6 +28,7 @@ mod corpus;
 mod harness;
 mod model;
 mod random;
+mod soak;
 mod store_crash;
 mod store_faults;
 mod store_full;

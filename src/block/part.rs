@@ -1,10 +1,36 @@
-//! A file that is kept when the process that writes it ends early, so that the next one can go on.
+//! Files that are not whole yet: one that is kept when the process that writes it ends early, so that the next one
+//! can go on, and one that gets its name when it is whole. Their names end in `.part`, so that what a crash leaves
+//! behind is seen for what it is.
 
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{Mode, OFlags};
-use std::fs::{File, TryLockError};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use tempfile::NamedTempFile;
+
+/// Creates a file beside `destination` that can be given its name; dropped, it is gone. Its own name is
+/// `.NAME.RANDOM.part`.
+///
+/// # Errors
+/// What the system says.
+pub fn create_beside(destination: &Path) -> std::io::Result<NamedTempFile> {
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(destination.file_name().unwrap_or_default());
+    prefix.push(".");
+    tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(folder_of(destination), |path| {
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o666).open(path)
+    })
+}
+
+/// The folder that holds `path`.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
 
 /// Opens the part at `path`, made with `mode` if it is not there, and locked for as long as it is open. A
 /// link is not followed and a file of somebody else is not believed: the folder may be open to all.

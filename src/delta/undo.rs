@@ -16,6 +16,7 @@ use super::plan::{Plan, Run};
 use super::read::{Pieces, ReadExtent};
 use super::target::{Target, Volume};
 use super::write::CreateSummary;
+use crate::block::part::{create_beside, folder_of};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Encoding, Geometry, Header, PointLabel};
 use crate::progress::Progress;
@@ -39,11 +40,7 @@ pub(crate) fn prepare(
         Err(error) => return Err(Error::io("cannot open the undo delta", error).at_path(path)),
     }
     let failed = |e| Error::io("cannot write the undo delta", e).at_path(path);
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let temporary = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+    let temporary = create_beside(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(256 << 10, temporary);
     let header = header(&verified.info, target.size(), verified.resumed);
     let create = CreateOptions {
@@ -59,7 +56,7 @@ pub(crate) fn prepare(
     let temporary = out.into_inner().map_err(|e| failed(e.into_error()))?;
     temporary.as_file().sync_all().map_err(failed)?;
     temporary.persist_noclobber(path).map_err(|e| failed(e.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 fn ensure_ours(path: &Path, file: File, verified: &Verified, progress: &dyn Progress) -> Result<()> {

@@ -1,13 +1,13 @@
 //! Where data goes: standard output, a device, or a regular file that appears whole or not at all.
 
 use super::terminal;
-use crate::block::part::open_part;
+use crate::block::part::{create_beside, folder_of, open_part};
 use crate::error::{Error, Kind, Result};
 use crate::format::{delta, superblock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -76,20 +76,7 @@ impl Output {
         ensure_no_store(path)?;
         // A link to a file stays a link: its target is what gets replaced.
         let destination = std::fs::canonicalize(path).unwrap_or_else(|_| path_owned.clone());
-        let folder = match destination.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(destination.file_name().unwrap_or_default());
-        prefix.push(".");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".part")
-            .make_in(folder, |path| {
-                OpenOptions::new().read(true).write(true).create_new(true).mode(0o666).open(path)
-            })
-            .map_err(|error| fail("cannot create", error))?;
+        let file = create_beside(&destination).map_err(|error| fail("cannot create", error))?;
         Ok(Self { inner: Inner::Temporary { file, destination }, path: path_owned })
     }
 
@@ -201,11 +188,7 @@ impl Output {
 }
 
 fn sync_folder(destination: &Path) -> io::Result<()> {
-    let folder = match destination.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(folder).and_then(|folder| folder.sync_all())
+    File::open(folder_of(destination)).and_then(|folder| folder.sync_all())
 }
 
 impl Write for Output {

@@ -10,6 +10,7 @@ mod interop;
 mod man;
 mod report;
 mod shell;
+mod soak;
 mod test;
 mod tidy;
 
@@ -32,6 +33,8 @@ enum Chore {
     Man(docs::Args),
     /// Measure beside what a user would run instead, and write docs/benchmarks.md
     Bench(bench::Args),
+    /// Kill commands at any moment (kill -9), and compare every byte that must still be there
+    Soak(soak::Args),
     /// Exchange diffs with a real Ceph, installed by apt where that is possible
     Interop,
     /// Build a release archive: binary, pages, completions, licences
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Chore::Tidy => tidy::run(),
         Chore::Docs(args) => docs::run(args.check),
         Chore::Man(args) => man::run(args.check),
+        Chore::Soak(args) => soak::run(&args),
         Chore::Interop => interop::run(),
         Chore::Dist => dist::run(),
     };

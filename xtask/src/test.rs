@@ -1,9 +1,11 @@
 //! `cargo xtask test`: everything that must hold before a change lands, with the time each step took.
 
 use crate::report::table;
-use crate::shell::{cargo, has, run as shell};
+use crate::shell::{cargo, has, root, run as shell};
 use crate::{bench, docs, man, tidy};
 use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Arguments of `test`.
@@ -26,7 +28,7 @@ const STEPS: [Step; 8] = [
     ("lints", || {
         shell(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     }),
-    ("tests", || shell(cargo().args(["test", "--workspace", "--locked"]))),
+    ("tests", tests),
     ("benchmarks work", bench::smoke),
     ("documents", || docs::run(true)),
     ("manual", || man::run(true)),
@@ -55,6 +57,9 @@ pub fn run(args: &Args) -> Result<()> {
         rows.push(vec![name.into(), verdict.into(), seconds(took)]);
     }
     println!("\n{}", table(&["step", "result", " seconds"], &rows));
+    if chosen("tests") {
+        println!("{}", skipped());
+    }
     if rows.iter().all(|row| row.get(1).is_some_and(|verdict| verdict == "not run")) {
         bail!("no step is called so; the steps are: {}", STEPS.map(|(name, _)| name).join(", "));
     }
@@ -62,6 +67,33 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     bail!("failed: {}", failed.join(", "));
+}
+
+/// Where the tests note what they did not run, for want of a program or of leave.
+fn skip_list() -> PathBuf {
+    root().join("target/skipped")
+}
+
+fn tests() -> Result<()> {
+    let list = skip_list();
+    std::fs::create_dir_all(root().join("target"))?;
+    std::fs::write(&list, "")?;
+    shell(cargo().args(["test", "--workspace", "--locked"]).env("DDSNAP_SKIPPED", &list))
+}
+
+/// One line: how many cases did not run, and why.
+fn skipped() -> String {
+    let list = std::fs::read_to_string(skip_list()).unwrap_or_default();
+    let mut reasons = BTreeMap::<&str, u32>::new();
+    for reason in list.lines() {
+        *reasons.entry(reason).or_default() += 1;
+    }
+    let count: u32 = reasons.values().sum();
+    let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
+    match count {
+        0 => "skipped: nothing".to_owned(),
+        _ => format!("SKIPPED {count} cases: {}", reasons.join("; ")),
+    }
 }
 
 fn seconds(time: Duration) -> String {
