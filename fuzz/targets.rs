@@ -18,8 +18,7 @@ use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_finger
 use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
-use ddsnap::store::fsck::check::{CheckOptions, check};
-use ddsnap::store::fsck::rebuild::rebuild;
+use ddsnap::store::fsck::{CheckOptions, RebuildOptions, check, rebuild};
 use ddsnap::store::{InitOptions, View, Writer};
 use ddsnap::units::{Tag, Uuid};
 use std::io::Cursor;
@@ -220,7 +219,7 @@ fn build() -> ddsnap::error::Result<Sample> {
         writer.close()?;
     }
     // Damage to the very last records cannot be told from a torn tail. A checkpoint leaves no data there.
-    rebuild(&device, 3, &Silent)?;
+    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, origin: None }, &Silent)?;
     Ok(Sample { store: store.snapshot(), origin, images })
 }
 
@@ -264,7 +263,7 @@ pub fn store(data: &[u8]) {
         let _ = damaged.write_at(bytes, at);
     }
     let device: Arc<dyn ReadAt> = Arc::<Memory>::clone(&damaged);
-    let _ = check(&device, CheckOptions { data: true }, &Silent);
+    let _ = check(&device, None, CheckOptions { data: true }, &Silent);
     dump_all(&device);
     let Ok(view) = View::open(device, Some(Arc::<Memory>::clone(&sample.origin))) else { return };
     for snapshot in view.snapshots() {

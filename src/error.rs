@@ -125,6 +125,12 @@ impl Error {
         self.0.kind
     }
 
+    /// The byte offset concerned, where there is one.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset_bytes
+    }
+
     /// What to try next, if anything is known.
     #[must_use]
     pub fn hint_text(&self) -> Option<&str> {

@@ -1,48 +1,63 @@
 //! `fsck`: looks for damage in a store, and repairs what can be repaired.
 
-use super::common::VolArgs;
+use super::common::{RateArgs, VolArgs};
+use super::fsck_report::{self, Outcome};
 use super::open;
+use crate::block::file::FileReader;
+use crate::block::overlay::Overlay;
+use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
-use crate::store::fsck::check::{CheckOptions, CheckReport, Finding, Severity, check};
-use crate::store::fsck::rebuild::{RebuildReport, rebuild};
+use crate::progress::{Paced, Progress};
+use crate::store::fsck::{CheckOptions, CheckReport, Finding, RebuildOptions, Repair, check, rebuild};
+use crate::store::{View, Writer};
 use crate::ui::exit::Exit;
-use crate::ui::{Ui, escape, time};
-use serde_json::{Value, json};
-use std::path::PathBuf;
+use crate::ui::{Ui, time};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const EXAMPLES: &str = "Examples:
   ddsnap fsck -n data.snap
   ddsnap fsck -n --data --json data.snap
+  ddsnap fsck -y --dry-run data.snap
 
-The exit status is that of fsck(8): 0 clean, 1 repaired, 4 left uncorrected, 8 could not be checked.";
+The exit status is that of fsck(8): 0 clean, 1 repaired, 4 something is left or lost, 8 could not be checked.";
 
 /// Check a snapshot store, and repair it if asked to
 ///
 /// Without -n, -p or -y, and without a terminal to ask on, nothing is changed. A repair never changes the
-/// bytes of a snapshot: what cannot be proven any more is marked, and must be insisted on to be read.
+/// bytes of a snapshot: what is gone is marked, so that reading it is an error, and what cannot be proven any more
+/// must be insisted on to be read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("leave").args(["no", "preen", "yes"]))]
 pub struct Args {
     /// Only look, change nothing
-    #[arg(short, long, conflicts_with_all = ["rebuild", "accept_taint"])]
+    #[arg(short, long, conflicts_with_all = ["rebuild", "accept_taint", "dry_run"])]
     no: bool,
-    /// Repair what can be repaired from its second copy
+    /// Repair what can be repaired without giving anything up
     #[arg(short, long)]
     preen: bool,
-    /// Repair all that can be repaired; rebuild the index if it is damaged
+    /// Repair everything; mark what is lost for good
     #[arg(short, long)]
     yes: bool,
-    /// Rebuild the index from the records, damaged or not
+    /// Rebuild the index from the records, damaged or not; give up what is gone
     #[arg(long, conflicts_with = "preen")]
     rebuild: bool,
-    /// Read all preserved data and compare their checksums
+    /// Read all preserved data and all records, and compare their checksums
     #[arg(long)]
     data: bool,
+    /// Only print what would be repaired, and what would be lost
+    #[arg(long)]
+    dry_run: bool,
     /// Accept tainted snapshots for good as they read now
     #[arg(long)]
     accept_taint: bool,
+    /// Where the origin is now, if not where the store remembers it
+    #[arg(long, value_name = "PATH")]
+    origin: Option<PathBuf>,
+    #[command(flatten)]
+    rate: RateArgs,
     /// Print one JSON document (schema ddsnap.fsck/1)
     #[arg(long)]
     json: bool,
@@ -60,110 +75,190 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     check_and_repair(args, ui).map_err(|error| error.doing(doing()))
 }
 
-/// What was done about the findings.
-#[derive(Default)]
-struct Repair {
-    superblocks: bool,
-    rebuilt: Option<RebuildReport>,
-    taint_accepted: bool,
-}
-
-impl Repair {
-    /// True if a rebuild could not prove that nothing was lost.
-    fn has_doubts(&self) -> bool {
-        self.rebuilt.as_ref().is_some_and(|rebuilt| !rebuilt.doubts.is_empty())
-    }
-
-    fn is_any(&self) -> bool {
-        self.superblocks || self.rebuilt.is_some() || self.taint_accepted
-    }
+/// How far a repair may go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    None,
+    /// What gives nothing up.
+    Safe,
+    Everything,
 }
 
 fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
-    let found = look(args, ui)?;
-    if !args.json {
-        print_findings(&found, ui)?;
-    }
-    let mut repair = Repair::default();
-    let mut left = found.clone();
-    if args.rebuild || (!args.no && is_bad(&found) && has_leave(args, ui)) {
-        left = mend(args, found.clone(), &mut repair, ui)?;
-    }
-    if args.accept_taint && !is_broken(&left) {
-        repair.taint_accepted = accept_taint(args)?;
-    }
-    let exit = match (is_bad(&left) || repair.has_doubts(), repair.is_any()) {
-        (true, _) => Exit::FsckLeft,
-        (false, true) => Exit::FsckRepaired,
-        (false, false) => Exit::Done,
+    let paced;
+    let progress: &dyn Progress = match args.rate.rate_limit {
+        Some(rate) => {
+            paced = Paced::new(ui.progress(), rate);
+            &paced
+        }
+        None => ui.progress(),
     };
+    let (device, leave, found) = look_first(args, ui, progress)?;
+    let mut outcome =
+        Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };
+    if let Some(device) = device {
+        let mendable = outcome.found.findings.iter().any(|finding| is_mended(finding, leave));
+        if args.rebuild || mendable {
+            mend(args, leave, &device, &mut outcome, ui, progress)?;
+            outcome.left = look(args, &as_reader(&device), progress)?;
+            outcome.left.findings.extend(outcome.refused.clone());
+        }
+    }
+    if args.accept_taint && !args.dry_run && outcome.left.opens() {
+        outcome.taint_accepted = accept_taint(args)?;
+    }
+    let exit = outcome.exit();
     if args.json {
-        ui.json(&document(&found, &left, &repair, exit))?;
+        ui.json(&outcome.document())?;
     } else {
-        print_end(args, &left, &repair, ui)?;
+        outcome.print(&args.store, ui)?;
     }
     Ok(exit)
 }
 
-fn look(args: &Args, ui: &Ui) -> Result<CheckReport> {
-    let store = open::store_reader(&args.store)?;
-    check(&store, CheckOptions { data: args.data }, ui.progress())
-}
-
-/// True if something is wrong, not only worth knowing.
-fn is_bad(report: &CheckReport) -> bool {
-    report.worst().is_some_and(|worst| worst > Severity::Note)
-}
-
-/// True if the store cannot be opened as it is.
-fn is_broken(report: &CheckReport) -> bool {
-    report.findings.iter().any(|finding| matches!(finding.code, "superblock-lost" | "log-broken"))
-}
-
-fn is_superblock(finding: &Finding) -> bool {
-    matches!(finding.code, "superblock-copy" | "superblock-differs")
-}
-
-/// True if a rebuild of the index may help; it brings no data back.
-fn wants_rebuild(report: &CheckReport) -> bool {
-    let bad = |finding: &&Finding| finding.severity > Severity::Note && finding.code != "chunk-damaged";
-    report.findings.iter().any(|finding| bad(&finding))
-}
-
-fn has_leave(args: &Args, ui: &Ui) -> bool {
-    let question = format!("{} can be repaired", args.store.display());
-    args.preen || args.yes || ui.confirm(&question, "-y").is_ok()
-}
-
-/// Repairs, and looks again.
-fn mend(args: &Args, mut report: CheckReport, repair: &mut Repair, ui: &Ui) -> Result<CheckReport> {
-    if report.findings.iter().any(is_superblock) && !is_broken(&report) {
-        // Opening makes both copies say the same.
-        open::writer(&args.store)?.close()?;
-        repair.superblocks = true;
-        report = look(args, ui)?;
+/// Opens the store as the user gives leave, and looks at it. What is repaired later is what was seen then: nobody
+/// else can change it in between.
+fn look_first(
+    args: &Args,
+    ui: &Ui,
+    progress: &dyn Progress,
+) -> Result<(Option<Arc<dyn WriteAt>>, Leave, CheckReport)> {
+    let given = match (args.preen, args.yes || args.rebuild || args.dry_run) {
+        (true, _) => Leave::Safe,
+        (_, true) => Leave::Everything,
+        _ => Leave::None,
+    };
+    let device = if given == Leave::None { None } else { Some(device(args)?) };
+    let found = match &device {
+        Some(device) => look(args, &as_reader(device), progress)?,
+        None => look(args, &open::store_reader(&args.store)?, progress)?,
+    };
+    if !args.json {
+        fsck_report::print_findings(&found.findings, ui)?;
     }
-    if args.rebuild || (!args.preen && wants_rebuild(&report)) {
-        let store = Arc::new(open::store_writer(&args.store)?);
-        let store: Arc<dyn crate::block::WriteAt> = store;
-        match rebuild(&store, time::now_secs(), ui.progress()) {
-            Ok(rebuilt) => repair.rebuilt = Some(rebuilt),
+    let question = format!("{} can be repaired", args.store.display());
+    if given != Leave::None || args.no || !found.is_bad() || ui.confirm(&question, "-y").is_err() {
+        return Ok((device, given, found));
+    }
+    let device = self::device(args)?;
+    let found = look(args, &as_reader(&device), progress)?;
+    Ok((Some(device), Leave::Everything, found))
+}
+
+/// The same device, for reading.
+fn as_reader(device: &Arc<dyn WriteAt>) -> Arc<dyn ReadAt> {
+    Arc::<dyn WriteAt>::clone(device)
+}
+
+/// Looks at the store, and at its origin if that is where it should be.
+fn look(args: &Args, store: &Arc<dyn ReadAt>, progress: &dyn Progress) -> Result<CheckReport> {
+    let options = CheckOptions { data: args.data };
+    match origin(args, store)? {
+        Origin::Open(origin) => check(store, Some(&origin), options, progress),
+        Origin::Unknown => check(store, None, options, progress),
+        Origin::Missing(finding) => {
+            let mut report = check(store, None, options, progress)?;
+            report.findings.push(finding);
+            Ok(report)
+        }
+    }
+}
+
+enum Origin {
+    Open(FileReader),
+    /// The store does not say where it is: it cannot be opened.
+    Unknown,
+    Missing(Finding),
+}
+
+fn origin(args: &Args, store: &Arc<dyn ReadAt>) -> Result<Origin> {
+    let path = match (&args.origin, View::open(Arc::clone(store), None)) {
+        (Some(path), _) => return Ok(Origin::Open(FileReader::open_origin_read(path)?)),
+        (None, Ok(view)) => view.info().origin_path,
+        (None, Err(_)) => return Ok(Origin::Unknown),
+    };
+    Ok(match FileReader::open_origin_read(&path) {
+        Ok(origin) => Origin::Open(origin),
+        Err(error) => {
+            Origin::Missing(Finding::new(crate::store::fsck::Code::OriginMissing, error.to_string()))
+        }
+    })
+}
+
+/// True if `leave` is enough to mend the finding.
+fn is_mended(finding: &Finding, leave: Leave) -> bool {
+    match finding.code.repair() {
+        Repair::None | Repair::Manual => false,
+        Repair::Publish | Repair::Rebuild | Repair::Relog => leave != Leave::None,
+        Repair::Mark => leave == Leave::Everything,
+    }
+}
+
+/// What repairs write to: the store, or a picture of it in memory.
+fn device(args: &Args) -> Result<Arc<dyn WriteAt>> {
+    Ok(match args.dry_run {
+        true => Arc::new(Overlay::new(open::store_reader(&args.store)?)),
+        false => Arc::new(open::store_writer(&args.store)?),
+    })
+}
+
+fn mend(
+    args: &Args,
+    leave: Leave,
+    device: &Arc<dyn WriteAt>,
+    outcome: &mut Outcome,
+    ui: &Ui,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let wanted = |repair: Repair| {
+        outcome
+            .found
+            .findings
+            .iter()
+            .any(|finding| finding.code.repair() == repair && is_mended(finding, leave))
+    };
+    if args.rebuild || wanted(Repair::Rebuild) {
+        let options = RebuildOptions {
+            now_secs: time::now_secs(),
+            give_up: leave == Leave::Everything,
+            origin: args.origin.as_deref().map(hint_of).transpose()?,
+        };
+        match rebuild(device, &options, progress) {
+            Ok(report) => {
+                if !report.published {
+                    outcome.refused.clone_from(&report.findings);
+                }
+                outcome.rebuilt = Some(report);
+            }
             // Nothing to rebuild from: that is an answer, not a failure to look.
             Err(error) if error.kind() == Kind::Damaged => {
                 ui.error(&error.doing(format!("cannot rebuild {}", args.store.display())));
             }
             Err(error) => return Err(error),
         }
-        drop(store);
-        report = look(args, ui)?;
+        return Ok(());
     }
-    Ok(report)
+    let publish = wanted(Repair::Publish);
+    let mut writer = Writer::open(Arc::clone(device), None, time::now_secs())?;
+    if publish {
+        writer.republish()?;
+        outcome.republished = true;
+    }
+    (outcome.marked, outcome.relogged) = writer.mend(&outcome.found, leave == Leave::Everything)?;
+    writer.close()
+}
+
+/// The path and size of an origin, for a store that has forgotten them.
+fn hint_of(path: &Path) -> Result<(Vec<u8>, u64)> {
+    let origin = FileReader::open_origin_read(path)?;
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    Ok((path.as_os_str().as_bytes().to_vec(), origin.size()))
 }
 
 /// True if there was anything to accept.
 fn accept_taint(args: &Args) -> Result<bool> {
     // With the origin at hand, what it holds now is what is accepted.
-    let vol = VolArgs { vol: args.store.clone(), origin: None };
+    let vol = VolArgs { vol: args.store.clone(), origin: args.origin.clone() };
     let mut writer = match open::writer_with_origin(&vol) {
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Busy | Kind::Mismatch) => {
             open::writer(&args.store)?
@@ -176,92 +271,4 @@ fn accept_taint(args: &Args) -> Result<bool> {
     }
     writer.close()?;
     Ok(tainted)
-}
-
-fn severity_word(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Note => "note",
-        Severity::Repairable => "repairable",
-        Severity::Loss => "loss",
-    }
-}
-
-fn print_findings(report: &CheckReport, ui: &Ui) -> Result<()> {
-    for finding in &report.findings {
-        let offset = finding.offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default();
-        let snapshots: String = finding.snapshots.iter().map(|tag| format!(" {tag}")).collect();
-        let snapshots =
-            if snapshots.is_empty() { snapshots } else { format!(" (snapshots concerned:{snapshots})") };
-        let (word, code) = (severity_word(finding.severity), finding.code);
-        ui.print(&format!("{word}: {code}{offset}: {}{snapshots}", escape::line(&finding.text)))?;
-    }
-    Ok(())
-}
-
-fn print_end(args: &Args, left: &CheckReport, repair: &Repair, ui: &Ui) -> Result<()> {
-    if repair.superblocks {
-        ui.print("repaired: both superblocks say the same again")?;
-    }
-    if let Some(rebuilt) = &repair.rebuilt {
-        ui.print(&format!("rebuilt: {} index entries from {} records", rebuilt.entries, rebuilt.records))?;
-        for doubt in &rebuilt.doubts {
-            ui.print(&format!("doubt: {}", escape::line(doubt)))?;
-        }
-        if repair.has_doubts() {
-            ui.print("every snapshot is marked as tainted: something that it needs may be lost")?;
-        }
-    }
-    if repair.taint_accepted {
-        ui.print("accepted: no snapshot is tainted any more")?;
-    }
-    let path = args.store.display();
-    let looked = format!(
-        "{} records, {} index entries, {} bytes of data",
-        left.records, left.entries, left.data_bytes
-    );
-    let verdict = match (is_bad(left), repair.is_any()) {
-        (true, true) => {
-            print_findings(left, ui)?;
-            "errors are left"
-        }
-        (true, false) => "errors are left",
-        (false, _) if repair.has_doubts() => "usable, but something is lost",
-        (false, _) => "clean",
-    };
-    ui.print(&format!("{path}: {verdict}; looked at {looked}"))
-}
-
-fn findings_json(report: &CheckReport) -> Value {
-    report
-        .findings
-        .iter()
-        .map(|finding| {
-            json!({
-                "code": finding.code,
-                "severity": severity_word(finding.severity),
-                "text": finding.text,
-                "offset": finding.offset,
-                "snapshots": finding.snapshots.iter().map(|tag| tag.0).collect::<Vec<_>>(),
-            })
-        })
-        .collect()
-}
-
-fn document(found: &CheckReport, left: &CheckReport, repair: &Repair, exit: Exit) -> Value {
-    json!({
-        "schema": "ddsnap.fsck/1",
-        "verdict": exit.name(),
-        "findings": findings_json(found),
-        "left": findings_json(left),
-        "repair": {
-            "superblocks": repair.superblocks,
-            "taint_accepted": repair.taint_accepted,
-            "rebuilt": repair.rebuilt.as_ref().map(|rebuilt| json!({
-                "records": rebuilt.records,
-                "entries": rebuilt.entries,
-                "doubts": rebuilt.doubts,
-            })),
-        },
-        "looked_at": { "records": left.records, "entries": left.entries, "data_bytes": left.data_bytes },
-    })
 }

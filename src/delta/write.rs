@@ -7,11 +7,10 @@ use super::load::to_usize;
 use super::sound::Sound;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{End, ExtentKind, Header, ResumePoint};
-use crate::progress::Progress;
+use crate::progress::{Progress, Throttle};
 use std::cell::Cell;
 use std::io::Write;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 /// Bytes written at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -193,35 +192,4 @@ impl<'a> Output<'a> {
 fn cannot_write(source: std::io::Error) -> Error {
     let what = format!("cannot write the delta: {source}");
     Error::io(what, source)
-}
-
-/// A token bucket that holds at most a quarter of a second.
-struct Throttle {
-    rate: u64,
-    tokens: f64,
-    last: Instant,
-}
-
-impl Throttle {
-    fn new(rate: u64) -> Self {
-        Self { rate: rate.max(1), tokens: 0.0, last: Instant::now() }
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact to the byte")]
-    fn wait(&mut self, bytes: u64, progress: &dyn Progress) -> Result<()> {
-        let rate = self.rate as f64;
-        loop {
-            let now = Instant::now();
-            self.tokens += now.duration_since(self.last).as_secs_f64() * rate;
-            self.tokens = self.tokens.min((rate / 4.0).max(bytes as f64));
-            self.last = now;
-            if self.tokens >= bytes as f64 {
-                self.tokens -= bytes as f64;
-                return Ok(());
-            }
-            progress.check()?;
-            let missing = (bytes as f64 - self.tokens) / rate;
-            std::thread::sleep(Duration::from_secs_f64(missing.clamp(0.001, 0.2)));
-        }
-    }
 }

@@ -9,6 +9,7 @@ pub mod qcow2;
 pub mod rbd;
 pub mod record;
 pub mod run;
+pub mod salt;
 pub mod superblock;
 pub mod table;
 

@@ -198,6 +198,34 @@ pub fn block_crc(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// The number of the run that a block of an index belongs to, if it is a sound one.
+#[must_use]
+pub fn run_of(bytes: &[u8]) -> Option<u64> {
+    let raw = RawBlockHeader::ref_from_prefix(bytes).ok()?.0;
+    (raw.magic == MAGIC && own_crc(bytes)? == raw.crc.get()).then_some(raw.run.get())
+}
+
+/// The checksum that a block's own head should name.
+fn own_crc(bytes: &[u8]) -> Option<u32> {
+    let (before, rest) = bytes.get(..BLOCK_SIZE)?.split_at_checked(4)?;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(before);
+    hasher.update(&[0; 4]);
+    hasher.update(rest.get(4..)?);
+    Some(hasher.finalize())
+}
+
+/// Block `position` of `run`, proven by its own checksum alone, for when what its parent keeps is lost.
+///
+/// # Errors
+/// `Kind::Damaged` if it is not that.
+pub fn decode_orphan(bytes: &[u8], run: u64, position: u64) -> Result<Vec<IndexEntry>> {
+    if run_of(bytes) != Some(run) {
+        return Err(Error::damaged(format!("no block of run {run} is here")));
+    }
+    decode_block(bytes, run, position)
+}
+
 /// Decodes a data block whose bytes the caller has checked against the directory's checksum.
 ///
 /// # Errors

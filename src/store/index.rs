@@ -106,7 +106,7 @@ impl BlockReader {
     }
 
     /// Data block `block` (from 0) of `piece`.
-    fn block(&self, run: u64, piece: &Piece, block: usize, crc: u32) -> Result<Arc<Vec<IndexEntry>>> {
+    pub fn block(&self, run: u64, piece: &Piece, block: usize, crc: u32) -> Result<Arc<Vec<IndexEntry>>> {
         let number = block as u64 + 1;
         let key = (run, piece.position + number);
         if let Some(Cached::Block(found)) = self.cached(key) {
@@ -198,18 +198,21 @@ pub struct Scan<'a> {
     cursors: Vec<RunCursor<'a>>,
     /// Values the last [`Scan::next_entry`] passed over because a newer one won.
     pub superseded: Vec<Value>,
+    /// The run that the last entry came from; `None` for the memory table.
+    pub source: Option<u64>,
 }
 
 impl<'a> Scan<'a> {
     /// A walk over `memory` and `runs` (newest first) from `key` on.
     pub fn new(reader: &'a BlockReader, memory: &'a MemTable, runs: &'a [Run], key: Key) -> Result<Self> {
         let cursors = runs.iter().map(|run| RunCursor::seek(reader, run, key)).collect::<Result<_>>()?;
-        Ok(Self { memory: memory.range(key..).peekable(), cursors, superseded: Vec::new() })
+        Ok(Self { memory: memory.range(key..).peekable(), cursors, superseded: Vec::new(), source: None })
     }
 
     /// The next entry.
     pub fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
         self.superseded.clear();
+        self.source = None;
         let heads = self.cursors.iter().filter_map(RunCursor::head).map(|(key, _)| *key);
         let Some(key) = heads.chain(self.memory.peek().map(|(key, _)| **key)).min() else {
             return Ok(None);
@@ -224,7 +227,10 @@ impl<'a> Scan<'a> {
                 continue;
             }
             best = Some(match best {
-                None => value,
+                None => {
+                    self.source = Some(cursor.run.number);
+                    value
+                }
                 Some(newer) if key.class == 2 => Value::from_bits(newer.bits() | value.bits()),
                 Some(newer) => {
                     self.superseded.push(value);

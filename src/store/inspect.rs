@@ -2,7 +2,8 @@
 //! as they are once the log is replayed. Reads only, and goes on where it can when something is damaged.
 
 use super::chain::Chain;
-use super::fsck::scan;
+use super::fsck::ground::{self, Ground};
+use super::fsck::survey::survey;
 use super::index::{BlockReader, MemTable, Scan};
 use super::recover::{self, Superblocks, read_record};
 use super::state::{State, keeper};
@@ -85,9 +86,13 @@ impl Inspector {
     /// # Errors
     /// `Kind::Damaged` if there is none, `Kind::Io`, `Kind::Interrupted`.
     pub fn find_checkpoint(&self, progress: &dyn Progress) -> Result<(Superblock, Checkpoint)> {
-        let (sb, checkpoint) = scan::find_checkpoint(self.device(), &self.newest_first(), progress)?;
-        recover::validate(&sb, &checkpoint)?;
-        Ok((sb, checkpoint))
+        match ground::find(self.device(), progress)? {
+            Ground { sb, checkpoint: Some(checkpoint) } => Ok((sb, checkpoint)),
+            Ground { checkpoint: None, .. } => {
+                Err(Error::damaged("no checkpoint survives: nothing says what the records belong to")
+                    .at_path(self.device().path()))
+            }
+        }
     }
 
     /// The sound record at byte `address`.
@@ -108,7 +113,7 @@ impl Inspector {
         checkpoint: &Checkpoint,
         progress: &dyn Progress,
     ) -> Result<Vec<(u64, u64)>> {
-        let found = scan::find_records(self.device(), sb, &checkpoint.ends, progress)?;
+        let found = survey(self.device(), sb, &checkpoint.ends, progress)?.records;
         Ok(found.into_iter().map(|record| (record.sequence, record.address)).collect())
     }
 

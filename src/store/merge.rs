@@ -156,7 +156,7 @@ pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> R
 }
 
 /// Merges all runs into one and keeps what the snapshots `live` (ascending ids) need. Returns the superseded
-/// values that were dropped.
+/// values that were dropped and lay elsewhere.
 pub fn merge_all(
     device: &dyn WriteAt,
     reader: &BlockReader,
@@ -176,7 +176,9 @@ pub fn merge_all(
         }
         for older in &scan.superseded {
             state.drop_entry(key, older);
-            superseded.push((key, *older));
+            if older.word != value.word {
+                superseded.push((key, *older));
+            }
         }
         let alive = if key.class == 0 {
             let before = if previous.0 == key.a { previous.1 } else { 0 };

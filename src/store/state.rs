@@ -120,6 +120,19 @@ impl State {
     /// # Errors
     /// `Kind::Damaged` if its body makes no sense.
     pub fn apply(&mut self, at: usize, record: &Record) -> Result<()> {
+        self.absorb(record)?;
+        self.chain.advance(&self.sb, at, record);
+        self.durable = self.durable.max(record.durable);
+        self.log_bytes += record.length();
+        self.log_records += 1;
+        Ok(())
+    }
+
+    /// What `record` means for the tables and the index, wherever it lies.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` if its body makes no sense.
+    pub fn absorb(&mut self, record: &Record) -> Result<()> {
         let body = &mut record.body.as_slice();
         self.fingerprint = None;
         match record.kind {
@@ -177,10 +190,6 @@ impl State {
             RecordKind::Skip => {}
         }
         self.epoch = self.epoch.max(record.epoch);
-        self.chain.advance(&self.sb, at, record);
-        self.durable = self.durable.max(record.durable);
-        self.log_bytes += record.length();
-        self.log_records += 1;
         Ok(())
     }
 

@@ -81,7 +81,7 @@ impl Draft {
     }
 }
 
-fn random_u64() -> Result<u64> {
+pub(super) fn random_u64() -> Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::io("cannot get random bytes", error.into()))?;
@@ -200,10 +200,19 @@ impl Writer {
             store.flush()?;
             publish::write_superblocks(store.as_ref(), &state.sb)?;
         }
+        let writer = Self::adopt(store, state, now_secs)?;
+        match origin {
+            Some(origin) => writer.with_origin(origin),
+            None => Ok(writer),
+        }
+    }
+
+    /// A writer of a store whose tables are known.
+    pub(super) fn adopt(store: Arc<dyn WriteAt>, state: State, now_secs: i64) -> Result<Self> {
         let last_fingerprint = state.fingerprint.clone();
         let unclean = last_fingerprint.is_none();
         let reader = BlockReader::new(as_reader(&store));
-        let writer = Self {
+        Ok(Self {
             view: View { device: as_reader(&store), origin: None, state, reader },
             device: store,
             origin: None,
@@ -219,11 +228,7 @@ impl Writer {
             writing: None,
             touched_snapshots: HashSet::new(),
             keeps_snapshots: false,
-        };
-        match origin {
-            Some(origin) => writer.with_origin(origin),
-            None => Ok(writer),
-        }
+        })
     }
 
     /// The same store with its origin, which can be looked for once the store has said where it is.
@@ -307,7 +312,11 @@ impl Writer {
         let mut body = Vec::new();
         put(&mut body, &RawOpen { incarnation: U64::new(last.incarnation), end: U64::new(last.sequence) });
         // Nobody who replays the log needs it again; who has lost every checkpoint does.
-        self.view.state.volume.encode(&mut body);
+        let mut volume = Vec::new();
+        self.view.state.volume.encode(&mut volume);
+        if index(Record::header_length(0, body.len() + volume.len(), 0)) <= index(self.block()) {
+            body.append(&mut volume);
+        }
         let epoch = self.view.state.epoch;
         self.append_started(Draft::plain(RecordKind::Open, epoch, body))
     }

@@ -1,5 +1,32 @@
 //! Looking for damage, and mending it.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `finding`, `gone` | what can be found, and what it means for which bytes of which snapshots |
+//! | `check` | superblocks, checkpoint, log, tables, origin |
+//! | `walk`, `balance`, `data` | the index; exceptions against change bits; every preserved byte |
+//! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
+//! | `rebuild`, `without` | the store again, from a checkpoint or without any |
+//! | `mend` | restating in the log what its records say no more |
+//! | `workers` | several threads over one list |
 
-pub mod check;
-pub mod rebuild;
-pub(super) mod scan;
+mod balance;
+mod check;
+mod data;
+mod finding;
+mod gone;
+pub(super) mod ground;
+mod mend;
+mod rebuild;
+mod salvage;
+mod segment;
+pub(super) mod survey;
+#[cfg(test)]
+mod tests;
+mod walk;
+mod without;
+mod workers;
+
+pub use check::{CheckOptions, CheckReport, check};
+pub use finding::{Affected, Code, Finding, Repair, Severity};
+pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

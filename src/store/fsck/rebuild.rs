@@ -1,172 +1,253 @@
-//! The index from the log records alone.
+//! A store again from what is found on the device.
 //!
-//! The newest checkpoint still says which snapshots there are and what must exist in every segment; its runs
-//! are thrown away. Records are found by looking at every block. What they give is compared with what must
-//! exist: only a full match leaves the snapshots as they were. Otherwise an exception may be lost, and a lost
-//! exception would read as newer data, so every snapshot is marked and reading it must be insisted on.
-//! Writes go only to segments that the checkpoint knows to be free.
+//! Three witnesses are heard. The newest checkpoint, if one survives, says which snapshots there are and what must
+//! exist in every segment. The records are found by looking at every block. The old index is read as far as its
+//! blocks still prove themselves: what it says of the time before the checkpoint wins over older records. What is
+//! missing after that is marked: a chunk that the change bits, the index or a record know of, and whose bytes are
+//! gone, becomes an entry that says so. Where not even that much is known, the snapshots concerned are tainted.
+//!
+//! Everything is written to segments that hold nothing, and counts only when the new superblocks are durable.
 
-use super::scan::{self, Found};
+use super::balance::balance;
+use super::finding::{Affected, Code, Finding};
+use super::gone::{self, Gone};
+use super::ground::{self, Ground};
+use super::salvage::{Blank, salvage};
+use super::survey::{Found, Survey, survey};
 use crate::block::{ReadAt, WriteAt};
-use crate::error::{Kind, Result};
-use crate::format::checkpoint::{Role, Segment};
-use crate::format::record::{Record, RecordKind};
-use crate::format::run::IndexEntry;
-use crate::format::superblock::Superblock;
-use crate::format::table::Snapshot;
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::{Checkpoint, Role, Segment};
+use crate::format::record::{Encoding, Record, RecordKind};
+use crate::format::run::{IndexEntry, Key, Value};
+use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
+use crate::store::changes::Index;
 use crate::store::index::{BlockReader, MemTable};
 use crate::store::merge;
-use crate::store::publish::{self, Plan};
-use crate::store::recover::{Superblocks, data_holds, read_record};
+use crate::store::publish::Plan;
+use crate::store::recover::{data_holds, read_record};
 use crate::store::state::{State, digest, key_of};
-use std::collections::{BTreeMap, HashSet};
+use crate::store::view::View;
+use crate::store::writer::Writer;
+use crate::units::{Epoch, Tag};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Entries collected in memory before they go to a run.
-const MEMORY_ENTRIES: usize = 256 << 10;
+pub(super) const MEMORY_ENTRIES: usize = 256 << 10;
 
-/// What a rebuild found.
+/// How to rebuild.
+#[derive(Debug, Clone, Default)]
+pub struct RebuildOptions {
+    /// Stamps records and events: seconds since 1970 UTC.
+    pub now_secs: i64,
+    /// Go on although something is lost for good: what is known of it is marked.
+    pub give_up: bool,
+    /// The origin's path and size in bytes, should nothing on the device tell.
+    pub origin: Option<(Vec<u8>, u64)>,
+}
+
+/// What a rebuild found and did.
 #[derive(Debug, Clone)]
 pub struct RebuildReport {
     /// Sound records found.
     pub records: u64,
     /// Index entries written.
     pub entries: u64,
-    /// Why the snapshots could not be proven whole; empty if they were.
-    pub doubts: Vec<String>,
+    /// What is lost, and for whom; empty if everything was brought back.
+    pub findings: Vec<Finding>,
+    /// False if something is lost and giving it up was not allowed: the store is as it was.
+    pub published: bool,
+    /// Chunks written to the log again because their records are gone.
+    pub relogged: u64,
+    /// Chunks marked as lost.
+    pub marked: u64,
 }
 
-/// Rebuilds the index of the store on `device` and publishes it.
+/// Rebuilds the store on `device` and publishes it.
 ///
 /// # Errors
-/// `Kind::Damaged` if no checkpoint survives, `Kind::NoSpace` if the new index does not fit, `Kind::Io`,
+/// `Kind::Damaged` if nothing of a store is left, `Kind::NoSpace` if the new index does not fit, `Kind::Io`,
 /// `Kind::Interrupted`. Until the last moment nothing that was there is overwritten.
-pub fn rebuild(device: &Arc<dyn WriteAt>, now_secs: i64, progress: &dyn Progress) -> Result<RebuildReport> {
-    let reading: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(device);
-    let superblocks = match Superblocks::read(device.as_ref()).newest_first() {
-        Ok(list) => list,
-        Err(error) if error.kind() == Kind::Damaged => Vec::new(),
-        Err(error) => return Err(error.at_path(device.path())),
+pub fn rebuild(
+    device: &Arc<dyn WriteAt>,
+    options: &RebuildOptions,
+    progress: &dyn Progress,
+) -> Result<RebuildReport> {
+    let Ground { mut sb, checkpoint } = ground::find(device.as_ref(), progress)?;
+    let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
+    sb.segments = sb.segments.min(u32::try_from(fitting).unwrap_or(u32::MAX));
+    sb.generation += 1;
+    sb.copies = [Vec::new(), Vec::new()];
+    let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
+    let survey = survey(device.as_ref(), &sb, ends, progress)?;
+    if survey.unreadable > 0 {
+        let what = format!("{} blocks of the store cannot be read from the medium", survey.unreadable);
+        return Err(Error::new(Kind::Io, what).at_path(device.path()).hint(
+            "copy it to a sound device first, with a tool that goes on (ddrescue), and rebuild there",
+        ));
+    }
+    let mut work = Rebuild::new(device, survey, progress);
+    let state = match checkpoint {
+        Some(checkpoint) => work.from_checkpoint(sb, checkpoint)?,
+        None => work.from_records(sb, options)?,
     };
-    let (sb, checkpoint) = scan::find_checkpoint(device.as_ref(), &superblocks, progress)?;
-    let generation = superblocks.iter().map(|sb| sb.generation).max().unwrap_or(0).max(sb.generation);
-    let records = scan::find_records(device.as_ref(), &sb, &checkpoint.ends, progress)?;
-    let mut state = State::new(Superblock { generation: generation + 1, ..sb }, checkpoint);
-    let mut work = Rebuild { device, reader: BlockReader::new(reading), doubts: Vec::new(), progress };
-    let expected = forget_index(&mut state);
-    let (old, new): (Vec<Found>, Vec<Found>) =
-        records.iter().partition(|record| record.sequence <= state.chain.position.sequence);
-    let superseded = work.collect_old(&mut state, &old)?;
-    work.compare(&state, &expected, &superseded);
-    work.apply_new(&mut state, &new)?;
-    if !work.doubts.is_empty() {
-        for snapshot in state.snapshots.values_mut() {
-            snapshot.tainted = true;
-        }
-        let text = format!("index rebuilt, snapshots uncertain: {}", work.doubts.join("; "));
-        state.events.push((now_secs, text.chars().take(1000).collect()));
-    }
-    publish::publish(device.as_ref(), &work.reader, &mut state, Plan { sweep: true, extra: 1 })?;
-    Ok(RebuildReport { records: records.len() as u64, entries: state.run_entries(), doubts: work.doubts })
+    work.finish(state, options)
 }
 
-struct Rebuild<'a> {
-    device: &'a Arc<dyn WriteAt>,
-    reader: BlockReader,
-    doubts: Vec<String>,
-    progress: &'a dyn Progress,
-}
-
-/// Empties the index and the counts; returns what must exist. Old index segments keep their place until the
-/// new index is published, so nothing is overwritten before.
-fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
-    let expected = state
-        .segments
-        .iter()
-        .filter(|(_, segment)| segment.role == Role::Log)
-        .map(|(n, s)| (*n, *s))
-        .collect();
-    for segment in state.segments.values_mut() {
-        (segment.count, segment.live, segment.digest) = (0, 0, 0);
-        if segment.role == Role::Emptied {
-            segment.role = Role::Index;
-        }
-    }
-    state.runs.clear();
-    state.low = None;
-    state.high = None;
-    state.sb.copies = [Vec::new(), Vec::new()];
-    expected
+/// A rebuild on its way.
+pub(super) struct Rebuild<'a> {
+    pub device: &'a Arc<dyn WriteAt>,
+    pub reader: BlockReader,
+    pub survey: Survey,
+    pub progress: &'a dyn Progress,
+    /// Chunks that are known to be gone.
+    pub gone: Vec<Gone>,
+    /// Chunks that are there, but no record says so any more.
+    pub unlogged: Vec<IndexEntry>,
+    /// Why something may be lost that nothing tells of.
+    pub doubts: Vec<String>,
+    /// Snapshots up to this id may need it.
+    pub doubtful: u64,
+    /// Written snapshots that may need it, by id.
+    pub doubtful_overlays: Vec<u64>,
 }
 
 impl Rebuild<'_> {
-    /// Collects the entries of the records that the checkpoint covers, and keeps those that were in the index
-    /// when it was made: needed by a snapshot that is live or was deleted since the last sweep.
-    fn collect_old(&mut self, state: &mut State, records: &[Found]) -> Result<Vec<IndexEntry>> {
+    /// The state from a checkpoint, the old index and the records.
+    fn from_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint) -> Result<State> {
+        let mut state = State::new(sb, checkpoint);
+        let runs = state.runs.clone();
+        let expected = forget_index(&mut state);
+        let position = state.chain.position.sequence;
+        let records = std::mem::take(&mut self.survey.records);
+        let (old, new): (Vec<Found>, Vec<Found>) =
+            records.iter().partition(|record| record.sequence <= position);
+        let mut superseded = self.collect(&mut state, &old)?;
+        let salvaged_from = state.next_run;
+        let mut blanks = Vec::new();
+        // The newest comes last, and wins.
+        for run in runs.iter().rev() {
+            let device = self.device;
+            let mut each = |entries: Vec<IndexEntry>| {
+                self.progress.check()?;
+                salvaged(&mut state.memory, entries);
+                if state.memory.len() < MEMORY_ENTRIES {
+                    return Ok(());
+                }
+                merge::flush_memory(device.as_ref(), &mut state)
+            };
+            blanks.extend(salvage(self.device.as_ref(), run, &mut each)?);
+        }
+        merge::flush_memory(self.device.as_ref(), &mut state)?;
+        self.judge_runs(&state, salvaged_from)?;
+        let mut needed = state.live_ids();
+        needed.extend(state.graves.keys());
+        needed.sort_unstable();
+        needed.dedup();
+        superseded.extend(merge::merge_all(self.device.as_ref(), &self.reader, &mut state, &needed)?);
+        let lacking = lacking(&state, &expected, &superseded);
+        self.restart_log_if_gone(&mut state)?;
+        self.apply_new(&mut state, &new)?;
+        // What was stated again since the checkpoint counts.
+        self.gone.retain(|gone| !state.memory.contains_key(&gone.key));
+        self.unlogged.retain(|(key, _)| !state.memory.contains_key(key));
+        let memory: Vec<IndexEntry> = state.memory.iter().map(|(key, value)| (*key, *value)).collect();
+        for (key, value) in memory.iter().filter(|(key, _)| key.class < 2) {
+            self.judge(&state, *key, value, true)?;
+        }
+        self.doubt_blanks(&mut state, &blanks, lacking)?;
+        Ok(state)
+    }
+
+    /// Collects the entries of records that the checkpoint covers. Returns versions that newer ones replaced.
+    fn collect(&mut self, state: &mut State, records: &[Found]) -> Result<Vec<IndexEntry>> {
         let mut superseded = Vec::new();
         for found in records {
             self.progress.check()?;
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
-            if !matches!(
-                record.kind,
-                RecordKind::CopyOut | RecordKind::SnapshotWrite | RecordKind::Relocation
-            ) {
-                continue;
-            }
             // Free segments may hold old copies of what was moved elsewhere: their space can be reused any time.
             let segment = state.sb.segment_of(record.address).and_then(|number| state.segments.get(&number));
-            if segment.is_none_or(|segment| segment.role != Role::Log) {
+            if !holds_chunks(&record) || segment.is_none_or(|segment| segment.role != Role::Log) {
                 continue;
             }
             let before = replaceable(&state.memory, &record);
-            let intact = self.intact(state, found, &record)?;
-            state.index_entries(&record, &intact);
+            state.index_entries(&record, &self.intact(state, found, &record));
             superseded.extend(before.into_iter().filter(|(key, value)| state.memory.get(key) != Some(value)));
             if state.memory.len() >= MEMORY_ENTRIES {
                 merge::flush_memory(self.device.as_ref(), state)?;
             }
         }
         merge::flush_memory(self.device.as_ref(), state)?;
-        let mut needed = state.live_ids();
-        needed.extend(state.graves.keys());
-        needed.sort_unstable();
-        needed.dedup();
-        superseded.extend(merge::merge_all(self.device.as_ref(), &self.reader, state, &needed)?);
         Ok(superseded)
     }
 
-    /// Which entries of a record can be believed: all, unless a newer record lies over a part of it.
-    fn intact(&self, state: &State, found: &Found, record: &Record) -> Result<Vec<bool>> {
-        (0..record.entries.len())
-            .map(|number| match found.overlapped {
-                true => scan::entry_holds(self.device.as_ref(), &state.sb, record, number),
-                false => Ok(true),
-            })
-            .collect()
+    /// Which entries of a record count: all, but what a newer record has overwritten was not needed any more.
+    pub fn intact(&self, state: &State, found: &Found, record: &Record) -> Vec<bool> {
+        let entries = record.located(state.sb.block_bits);
+        entries.map(|(address, _)| !found.overlapped || !self.survey.bad.contains(&address)).collect()
     }
 
-    /// Compares what was found with what must exist, segment by segment.
-    fn compare(&mut self, state: &State, expected: &BTreeMap<u32, Segment>, superseded: &[IndexEntry]) {
-        // A version that a newer one replaced may or may not have been merged away when the checkpoint was made.
-        let mut older: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-        for (key, value) in superseded {
-            if let Some(segment) = state.sb.segment_of(value.word) {
-                let slot = older.entry(segment).or_default();
-                slot.0 += 1;
-                slot.1 = slot.1.wrapping_add(digest(*key, value));
+    /// Judges what the snapshots need of the runs collected so far. Runs from `salvaged_from` on are those of the
+    /// old index.
+    pub fn judge_runs(&mut self, state: &State, salvaged_from: u64) -> Result<()> {
+        let live = state.live_ids();
+        let memory = MemTable::new();
+        let reader = BlockReader::new(Arc::<dyn WriteAt>::clone(self.device));
+        let index = Index { reader: &reader, memory: &memory, runs: &state.runs };
+        let mut scan = index.scan(Key::MIN)?;
+        let mut previous = (u64::MAX, 0);
+        while let Some((key, value)) = scan.next_entry()? {
+            let alive = match key.class {
+                0 => {
+                    let before = if previous.0 == key.a { previous.1 } else { 0 };
+                    previous = (key.a, key.b);
+                    crate::store::state::keeper(&live, before, key.b).is_some()
+                }
+                1 => live.binary_search(&key.a).is_ok(),
+                _ => break,
+            };
+            let salvaged = scan.source.is_some_and(|run| run >= salvaged_from);
+            let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
+            if alive {
+                self.judge(state, key, &value, logged)?;
             }
         }
-        for (number, must) in expected {
-            let has = state.segments.get(number).map_or((0, 0), |segment| (segment.count, segment.digest));
-            let (count, sum) = older.get(number).copied().unwrap_or((0, 0));
-            let with_older = (has.0 + count, has.1.wrapping_add(sum));
-            let want = (must.count, must.digest);
-            if has != want && with_older != want {
-                self.doubts
-                    .push(format!("segment {number} must hold {} chunks, {} were found", must.count, has.0));
+        Ok(())
+    }
+
+    /// Notes a chunk that is gone, or that no record describes.
+    fn judge(&mut self, state: &State, key: Key, value: &Value, logged: bool) -> Result<()> {
+        let segment = state.sb.segment_of(value.word).and_then(|number| state.segments.get(&number));
+        let placed = segment.is_some_and(|segment| segment.role == Role::Log);
+        if value.encoding == Encoding::Lost {
+            return Ok(());
+        }
+        let bad = value.encoding == Encoding::Raw && self.survey.bad.contains(&value.word);
+        if bad || !placed {
+            self.gone.push(Gone::of(key, value));
+        } else if !logged {
+            match holds(self.device.as_ref(), state, value)? {
+                true => self.unlogged.push((key, *value)),
+                false => self.gone.push(Gone::of(key, value)),
             }
         }
+        Ok(())
+    }
+
+    /// Where the log went on beyond the end of a device that was cut short, it begins afresh.
+    fn restart_log_if_gone(&mut self, state: &mut State) -> Result<()> {
+        let segments = state.sb.segments;
+        if state.chain.promised.iter().all(|segment| *segment < segments) {
+            return Ok(());
+        }
+        state.chain.promised.retain(|segment| *segment < segments);
+        let here = state.sb.segment_of(state.chain.position.address);
+        if here.is_none() || state.chain.promised.first().copied() != here {
+            self.doubt(state.epoch, "the log went on beyond the end of the device");
+            super::without::begin_log(state)?;
+        }
+        Ok(())
     }
 
     /// Applies the records after the checkpoint. A gap in their sequence leaves every snapshot in doubt.
@@ -188,56 +269,238 @@ impl Rebuild<'_> {
                 break;
             }
             if !follows {
-                self.doubts.push(format!(
-                    "records between {} and {} are lost",
-                    state.chain.position.sequence, record.sequence
-                ));
+                let last = state.chain.position.sequence;
+                let text = format!("records between {last} and {} are lost", record.sequence);
+                // What is lost came before: at the beginning of an epoch nothing of it can be.
+                let begins = matches!(record.kind, RecordKind::Create | RecordKind::Begin);
+                self.doubt(record.epoch.saturating_sub(u64::from(begins)), &text);
             }
             let segment = state.sb.segment_of(record.address);
             let at = state.chain.promised.iter().position(|promised| Some(*promised) == segment);
             let Some(at) = at else {
-                self.doubts.push(format!("record {} lies outside the promised log", record.sequence));
+                let text = format!("record {} lies outside the promised log", record.sequence);
+                self.doubt(state.epoch, &text);
                 continue;
             };
             if record.epoch > state.epoch && !matches!(record.kind, RecordKind::Create | RecordKind::Begin) {
-                state.add_snapshot(lost_snapshot(state, &record));
+                state.add_snapshot(super::without::lost_snapshot(state, record.epoch, record.time_secs));
             }
             state.apply(at, &record)?;
         }
-        if durable > state.chain.position.sequence {
-            self.doubts
-                .push(format!("records after {} up to {durable} are lost", state.chain.position.sequence));
+        let last = state.chain.position.sequence;
+        if durable > last {
+            self.doubt(state.epoch, &format!("records after {last} up to {durable} are lost"));
         }
         // What was not applied stays on the device until the log overwrites it: it must be older than all to come.
-        state.chain.position.sequence = state.chain.position.sequence.max(highest).max(durable);
+        state.chain.position.sequence = last.max(highest).max(durable);
         Ok(())
+    }
+
+    /// Something that snapshots up to `epoch` may need is lost.
+    fn doubt(&mut self, epoch: u64, why: &str) {
+        self.doubts.push(why.to_string());
+        self.doubtful = self.doubtful.max(epoch);
+    }
+
+    /// What the lost parts of the old index may have held, and no other witness told of.
+    fn doubt_blanks(&mut self, state: &mut State, blanks: &[Blank], lacking: u64) -> Result<()> {
+        if lacking == 0 || blanks.is_empty() {
+            return Ok(());
+        }
+        let missing = self.missing(state)?.len() as u64;
+        for (from, to) in blanks {
+            let overlaps =
+                |class: u8| from.class <= class && to.is_none_or(|to| to > Key { class, a: 0, b: 0 });
+            if overlaps(1) {
+                let (first, last) = (
+                    if from.class == 1 { from.a } else { 0 },
+                    to.filter(|to| to.class == 1).map_or(u64::MAX, |to| to.a),
+                );
+                let written = state.snapshots.range(first..=last).filter(|(_, row)| row.generation > 0);
+                self.doubtful_overlays.extend(written.map(|(id, _)| *id));
+            }
+            if overlaps(2) && lacking > missing {
+                let last = to.map_or(u64::MAX, |to| to.a);
+                self.doubtful = self.doubtful.max(last.min(state.epoch));
+            }
+        }
+        if self.doubtful > 0 || !self.doubtful_overlays.is_empty() {
+            self.doubts.push(format!(
+                "{lacking} chunks that must exist were not found, and parts of the index are lost"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Changes without an exception.
+    fn missing(&self, state: &mut State) -> Result<Vec<Gone>> {
+        let view = self.view_of(state.clone());
+        Ok(balance(&view, self.progress)?.missing)
+    }
+
+    fn view_of(&self, state: State) -> View {
+        let device: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(self.device);
+        View { device: Arc::clone(&device), origin: None, reader: BlockReader::new(device), state }
+    }
+
+    /// Marks what is gone, taints what is in doubt, publishes, and restates in the log what has no record.
+    fn finish(mut self, mut state: State, options: &RebuildOptions) -> Result<RebuildReport> {
+        let mut missing = self.missing(&mut state)?;
+        let mut gone = std::mem::take(&mut self.gone);
+        for one in gone.iter().chain(&missing) {
+            let lost = super::mend::lost_value(&state, one);
+            state.memory.insert(one.key, lost);
+        }
+        let mut view = self.view_of(state);
+        let mut findings = Vec::new();
+        for (code, what, list) in [
+            (Code::ChunkDamaged, "preserved chunks are gone", &mut gone),
+            (Code::ChunkMissing, "chunks changed and nothing tells where they were preserved", &mut missing),
+        ] {
+            if !list.is_empty() {
+                let affected = gone::affected(&view, list)?;
+                findings.push(Finding::new(code, format!("{} {what}", list.len())).concerning(affected));
+            }
+        }
+        findings.extend(self.taint(&mut view.state, options.now_secs));
+        let mut report = RebuildReport {
+            records: 0,
+            entries: 0,
+            published: findings.is_empty() || options.give_up,
+            findings,
+            relogged: 0,
+            marked: (gone.len() + missing.len()) as u64,
+        };
+        report.records = self.survey.found;
+        if !report.published {
+            return Ok(report);
+        }
+        gone.append(&mut missing);
+        let mut writer = Writer::adopt(Arc::clone(self.device), view.state, options.now_secs)?;
+        writer.checkpoint(Plan { sweep: true, extra: 1 })?;
+        report.entries = writer.view().state.run_entries();
+        report.relogged = writer.restate(&gone, &self.unlogged)?;
+        writer.close()?;
+        Ok(report)
+    }
+
+    /// Marks the snapshots in doubt; a finding if there are any.
+    fn taint(&self, state: &mut State, now_secs: i64) -> Option<Finding> {
+        if self.doubts.is_empty() {
+            return None;
+        }
+        let mut affected = Vec::new();
+        for snapshot in state.snapshots.values_mut() {
+            if snapshot.id <= self.doubtful || self.doubtful_overlays.contains(&snapshot.id) {
+                snapshot.tainted = true;
+                let tag = (!snapshot.hidden).then_some(Tag(snapshot.tag));
+                affected.push(Affected { id: Epoch(snapshot.id), tag, ranges: Vec::new(), more: 0 });
+            }
+        }
+        let text = self.doubts.join("; ");
+        let event = format!("rebuilt, snapshots uncertain: {text}");
+        state.events.push((now_secs, event.chars().take(1000).collect()));
+        Some(Finding::new(Code::Uncertain, text).concerning(affected))
     }
 }
 
-/// Stands for the snapshot that began the epoch of `record` and whose own record is lost: what was preserved
-/// for it is still there. Its tag is the highest one free, its name says what it is.
-fn lost_snapshot(state: &State, record: &Record) -> Snapshot {
-    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
-    Snapshot {
-        id: record.epoch,
-        tag: (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0),
-        name: format!("recovered-{}", record.epoch),
-        use_count: 0,
-        size_bytes: state.volume.origin_size,
-        created_secs: record.time_secs,
-        generation: 0,
-        created_at: 0,
-        created_sequence: 0,
-        priority: 0,
-        squashed: false,
-        tainted: true,
-        hidden: false,
-        holds: Vec::new(),
+impl<'a> Rebuild<'a> {
+    fn new(device: &'a Arc<dyn WriteAt>, survey: Survey, progress: &'a dyn Progress) -> Self {
+        Self {
+            device,
+            reader: BlockReader::new(Arc::<dyn WriteAt>::clone(device)),
+            survey,
+            progress,
+            gone: Vec::new(),
+            unlogged: Vec::new(),
+            doubts: Vec::new(),
+            doubtful: 0,
+            doubtful_overlays: Vec::new(),
+        }
     }
+}
+
+/// True if `record` preserves chunks.
+pub(super) fn holds_chunks(record: &Record) -> bool {
+    matches!(record.kind, RecordKind::CopyOut | RecordKind::SnapshotWrite | RecordKind::Relocation)
+}
+
+/// True if the data that `value` leads to hold their checksum.
+fn holds(device: &dyn ReadAt, state: &State, value: &Value) -> Result<bool> {
+    if value.encoding != Encoding::Raw {
+        return Ok(true);
+    }
+    let end = value.word.checked_add(u64::from(value.stored_length));
+    if value.stored_length > state.sb.chunk_size() || end.is_none_or(|end| end > device.size()) {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; value.stored_length as usize];
+    device.read_at(&mut bytes, value.word)?;
+    Ok(crc32fast::hash(&bytes) == value.crc)
+}
+
+/// Enters what the old index says. Change bits are united, the rest replaced.
+fn salvaged(memory: &mut MemTable, entries: Vec<IndexEntry>) {
+    for (key, value) in entries {
+        if key.class < 2 {
+            memory.insert(key, value);
+        } else {
+            let slot = memory.entry(key).or_insert_with(|| Value::from_bits(0));
+            *slot = Value::from_bits(slot.bits() | value.bits());
+        }
+    }
+}
+
+/// Empties the index and the counts; returns what must exist. Old index segments keep their place until the
+/// new index is published, so nothing is overwritten before.
+fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
+    let expected = state
+        .segments
+        .iter()
+        .filter(|(_, segment)| segment.role == Role::Log)
+        .map(|(n, s)| (*n, *s))
+        .collect();
+    let segments = state.sb.segments;
+    state.segments.retain(|number, _| *number < segments);
+    for segment in state.segments.values_mut() {
+        (segment.count, segment.live, segment.digest) = (0, 0, 0);
+        if segment.role == Role::Emptied {
+            segment.role = Role::Index;
+        }
+    }
+    state.runs.clear();
+    state.low = None;
+    state.high = None;
+    expected
 }
 
 /// The entries that `record` may replace, as they are now.
 fn replaceable(memory: &MemTable, record: &Record) -> Vec<IndexEntry> {
     let keys = record.entries.iter().map(key_of);
     keys.filter_map(|key| memory.get(&key).map(|value| (key, *value))).collect()
+}
+
+/// How many entries that must exist were not found, at least: what was found in each segment against what must
+/// be there.
+fn lacking(state: &State, expected: &BTreeMap<u32, Segment>, superseded: &[IndexEntry]) -> u64 {
+    // A version that a newer one replaced may or may not have been merged away when the checkpoint was made.
+    let mut older: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+    for (key, value) in superseded {
+        if let Some(segment) = state.sb.segment_of(value.word) {
+            let slot = older.entry(segment).or_default();
+            slot.0 += 1;
+            slot.1 = slot.1.wrapping_add(digest(*key, value));
+        }
+    }
+    let mut lacking = 0;
+    for (number, must) in expected {
+        let has = state.segments.get(number).map_or((0, 0), |segment| (segment.count, segment.digest));
+        let (count, sum) = older.get(number).copied().unwrap_or((0, 0));
+        let with_older = (has.0 + count, has.1.wrapping_add(sum));
+        let want = (must.count, must.digest);
+        if has != want && with_older != want {
+            lacking += must.count.saturating_sub(has.0).max(1);
+        }
+    }
+    lacking
 }

@@ -1,0 +1,208 @@
+//! What `fsck` says of what it found and did.
+
+use crate::error::Result;
+use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport};
+use crate::ui::exit::Exit;
+use crate::ui::{Ui, escape};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Ranges of a snapshot printed for people; JSON has all.
+const RANGES: usize = 4;
+
+/// What was found, done and left.
+#[derive(Default)]
+pub struct Outcome {
+    /// Before any repair.
+    pub found: CheckReport,
+    /// After it.
+    pub left: CheckReport,
+    /// What a rebuild would have given up, and was not allowed to.
+    pub refused: Vec<Finding>,
+    /// Superblocks and tables were written anew.
+    pub republished: bool,
+    /// Chunks marked as lost.
+    pub marked: u64,
+    /// Chunks written to the log again.
+    pub relogged: u64,
+    /// The rebuild, if there was one.
+    pub rebuilt: Option<RebuildReport>,
+    /// Taint was accepted.
+    pub taint_accepted: bool,
+    /// Nothing of it happened.
+    pub dry_run: bool,
+}
+
+impl Outcome {
+    fn published(&self) -> Option<&RebuildReport> {
+        self.rebuilt.as_ref().filter(|rebuilt| rebuilt.published)
+    }
+
+    /// True if something could not be brought back.
+    fn is_lossy(&self) -> bool {
+        self.marked > 0 || self.published().is_some_and(|rebuilt| !rebuilt.findings.is_empty())
+    }
+
+    fn is_repaired(&self) -> bool {
+        self.republished || self.relogged > 0 || self.published().is_some() || self.taint_accepted
+    }
+
+    /// The exit status.
+    pub fn exit(&self) -> Exit {
+        let bad = if self.dry_run { self.found.is_bad() } else { self.left.is_bad() || self.is_lossy() };
+        match (bad, self.is_repaired() && !self.dry_run) {
+            (true, _) => Exit::FsckLeft,
+            (false, true) => Exit::FsckRepaired,
+            (false, false) => Exit::Done,
+        }
+    }
+
+    /// Prints what was done and what is left.
+    pub fn print(&self, store: &Path, ui: &Ui) -> Result<()> {
+        let would = if self.dry_run { "would be " } else { "" };
+        if self.republished {
+            ui.print(&format!(
+                "{would}repaired: both superblocks and both copies of the tables are written anew"
+            ))?;
+        }
+        if self.marked > 0 {
+            ui.print(&format!("{would}marked: {} chunks as lost; reading them is an error", self.marked))?;
+        }
+        if self.relogged > 0 {
+            ui.print(&format!("{would}repaired: {} chunks are written to the log again", self.relogged))?;
+        }
+        if let Some(rebuilt) = &self.rebuilt {
+            self.print_rebuild(rebuilt, would, ui)?;
+        }
+        if self.taint_accepted {
+            ui.print("accepted: no snapshot is tainted any more")?;
+        }
+        let looked = format!(
+            "{} records, {} index entries, {} bytes of data",
+            self.left.records, self.left.entries, self.left.data_bytes
+        );
+        let touched = self.is_repaired() || self.marked > 0;
+        let verdict = match (self.left.is_bad(), touched) {
+            (true, true) => {
+                ui.print("left:")?;
+                print_findings(&self.left.findings, ui)?;
+                "errors are left"
+            }
+            (true, false) => "errors are left",
+            (false, _) if self.is_lossy() => "usable, but something is lost",
+            (false, _) => "clean",
+        };
+        let would = if self.dry_run && touched { "would be " } else { "" };
+        ui.print(&format!("{}: {would}{verdict}; looked at {looked}", store.display()))
+    }
+
+    fn print_rebuild(&self, rebuilt: &RebuildReport, would: &str, ui: &Ui) -> Result<()> {
+        let verb = if rebuilt.published { "rebuilt" } else { "not rebuilt" };
+        ui.print(&format!(
+            "{would}{verb}: {} index entries from {} records",
+            rebuilt.entries, rebuilt.records
+        ))?;
+        if rebuilt.relogged > 0 {
+            ui.print(&format!("{would}repaired: {} chunks are written to the log again", rebuilt.relogged))?;
+        }
+        if rebuilt.published && rebuilt.marked > 0 {
+            ui.print(&format!("{would}marked: {} chunks as lost; reading them is an error", rebuilt.marked))?;
+        }
+        if !rebuilt.published {
+            ui.print("something is lost for good: -y rebuilds all the same, and marks it")?;
+            // Listed with what is left.
+            return Ok(());
+        }
+        print_findings(&rebuilt.findings, ui)
+    }
+
+    /// The JSON document.
+    pub fn document(&self) -> Value {
+        json!({
+            "schema": "ddsnap.fsck/1",
+            "verdict": self.exit().name(),
+            "dry_run": self.dry_run,
+            "findings": list(&self.found.findings),
+            "left": list(&self.left.findings),
+            "repair": {
+                "republished": self.republished,
+                "marked": self.marked,
+                "relogged": self.relogged,
+                "taint_accepted": self.taint_accepted,
+                "rebuilt": self.rebuilt.as_ref().map(|rebuilt| json!({
+                    "published": rebuilt.published,
+                    "records": rebuilt.records,
+                    "entries": rebuilt.entries,
+                    "marked": rebuilt.marked,
+                    "relogged": rebuilt.relogged,
+                    "findings": list(&rebuilt.findings),
+                })),
+            },
+            "looked_at": {
+                "records": self.left.records,
+                "entries": self.left.entries,
+                "data_bytes": self.left.data_bytes,
+            },
+        })
+    }
+}
+
+/// Prints findings: what, for whom, what it means, what mends it.
+pub fn print_findings(findings: &[Finding], ui: &Ui) -> Result<()> {
+    for finding in findings {
+        let offset = finding.offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default();
+        let (word, code) = (finding.severity().name(), finding.code);
+        ui.print(&format!("{word}: {code}{offset}: {}", escape::line(&finding.text)))?;
+        for affected in &finding.affected {
+            ui.print(&format!("    {}", describe(affected)))?;
+        }
+        ui.print(&format!("    {}", finding.code.meaning()))?;
+        ui.print(&format!("    repair: {}", finding.code.repair().explain()))?;
+    }
+    Ok(())
+}
+
+fn describe(affected: &Affected) -> String {
+    let name = match affected.tag {
+        Some(tag) => format!("snapshot {tag}"),
+        None => "the state before the pending operation".into(),
+    };
+    if affected.ranges.is_empty() {
+        return name;
+    }
+    let shown: Vec<String> = affected
+        .ranges
+        .iter()
+        .take(RANGES)
+        .map(|range| format!("{} to {}", range.start, range.end))
+        .collect();
+    let more = (affected.ranges.len().saturating_sub(RANGES)) as u64 + affected.more;
+    let more = if more > 0 { format!(" and {more} ranges more (--json has them)") } else { String::new() };
+    format!("{name}: bytes {}{more}", shown.join(", "))
+}
+
+fn list(findings: &[Finding]) -> Value {
+    findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "code": finding.code.name(),
+                "severity": finding.severity().name(),
+                "meaning": finding.code.meaning(),
+                "repair": finding.code.repair().name(),
+                "text": finding.text,
+                "offset": finding.offset,
+                "snapshots": finding.affected.iter().map(snapshot).collect::<Vec<_>>(),
+            })
+        })
+        .collect()
+}
+
+fn snapshot(affected: &Affected) -> Value {
+    json!({
+        "id": affected.id.0,
+        "tag": affected.tag.map(|tag| tag.0),
+        "ranges": affected.ranges.iter().map(|range| [range.start, range.end]).collect::<Vec<_>>(),
+        "more": affected.more,
+    })
+}

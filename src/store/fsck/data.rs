@@ -1,0 +1,195 @@
+//! Reading everything that is preserved: every chunk must hold its checksum, every record its header.
+//!
+//! Segments are read whole and in order, several at a time, at the speed of the device. What must be in them
+//! comes from the index, for as many segments at once as fit in memory.
+
+use super::check::CheckReport;
+use super::finding::{Code, Finding};
+use super::gone::{self, Gone};
+use super::segment::Segment;
+use super::workers;
+use crate::error::Result;
+use crate::format::checkpoint::Role;
+use crate::format::record::{Encoding, pad};
+use crate::format::run::{IndexEntry, Key};
+use crate::progress::Progress;
+use crate::store::state::{data_address, keeper, key_of};
+use crate::store::view::View;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Chunks looked for in one go: 56 MiB of them.
+const BATCH_ENTRIES: u64 = 1 << 20;
+
+/// What reading a segment gave.
+#[derive(Default)]
+struct Read {
+    bytes: u64,
+    damaged: Vec<IndexEntry>,
+    unreadable: Vec<IndexEntry>,
+    unlogged: Vec<IndexEntry>,
+    overlaps: Vec<u64>,
+    lost: Vec<IndexEntry>,
+}
+
+/// Reads and verifies every chunk that a snapshot needs.
+pub fn check_data(view: &View, report: &mut CheckReport, progress: &dyn Progress) -> Result<()> {
+    let segments = segments(view);
+    let size = u64::from(view.state.sb.segment_size());
+    progress.stage("data", Some(segments.len() as u64 * size));
+    let mut all = Read::default();
+    let mut rest = segments.as_slice();
+    while !rest.is_empty() {
+        let mut entries = 0;
+        let count = rest.iter().take_while(|(_, count)| {
+            entries += count;
+            entries <= BATCH_ENTRIES
+        });
+        let (batch, after) = rest.split_at(count.count().max(1));
+        read_batch(view, batch, &mut all, progress)?;
+        rest = after;
+    }
+    tell(view, report, all)
+}
+
+/// Segments that hold something a snapshot may need, with the number of entries to expect in each.
+fn segments(view: &View) -> Vec<(u32, u64)> {
+    let state = &view.state;
+    let mut counts: std::collections::BTreeMap<u32, u64> = state
+        .segments
+        .iter()
+        .filter(|(_, segment)| segment.role == Role::Log && segment.count > 0)
+        .map(|(number, segment)| (*number, segment.count))
+        .collect();
+    for value in state.memory.iter().filter(|(key, _)| key.class < 2).map(|(_, value)| value) {
+        if let Some(number) = state.sb.segment_of(value.word) {
+            *counts.entry(number).or_default() += 1;
+        }
+    }
+    counts.into_iter().collect()
+}
+
+fn read_batch(view: &View, batch: &[(u32, u64)], all: &mut Read, progress: &dyn Progress) -> Result<()> {
+    let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return Ok(()) };
+    let sb = &view.state.sb;
+    let range = sb.segment_address(*first)..crate::store::chain::segment_end(sb, *last);
+    let expected = expected(view, &range, progress)?;
+    let read = workers::map_with(batch, |segment: &mut Segment, (number, _)| {
+        progress.check()?;
+        let start = sb.segment_address(*number);
+        let end = crate::store::chain::segment_end(sb, *number);
+        let from = expected.partition_point(|(_, value)| value.word < start);
+        let to = expected.partition_point(|(_, value)| value.word < end);
+        let read = read_segment(view, segment, *number, expected.get(from..to).unwrap_or(&[]))?;
+        progress.advance(end - start);
+        Ok(read)
+    })?;
+    for mut read in read {
+        all.bytes += read.bytes;
+        all.damaged.append(&mut read.damaged);
+        all.unreadable.append(&mut read.unreadable);
+        all.unlogged.append(&mut read.unlogged);
+        all.overlaps.append(&mut read.overlaps);
+        all.lost.append(&mut read.lost);
+    }
+    Ok(())
+}
+
+/// What the snapshots need of the bytes `range` of the store, by address.
+fn expected(view: &View, range: &Range<u64>, progress: &dyn Progress) -> Result<Vec<IndexEntry>> {
+    let live = view.state.live_ids();
+    let mut found = Vec::new();
+    let mut previous = (u64::MAX, 0);
+    let mut scan = view.index().scan(Key::MIN)?;
+    let mut steps = 0u32;
+    while let Some((key, value)) = scan.next_entry()? {
+        steps = steps.wrapping_add(1);
+        if steps == 0 {
+            progress.check()?;
+        }
+        let alive = match key.class {
+            0 => {
+                let before = if previous.0 == key.a { previous.1 } else { 0 };
+                previous = (key.a, key.b);
+                keeper(&live, before, key.b).is_some()
+            }
+            1 => live.binary_search(&key.a).is_ok(),
+            _ => break,
+        };
+        if alive && range.contains(&value.word) {
+            found.push((key, value));
+        }
+    }
+    found.sort_unstable_by_key(|(key, value)| (value.word, *key));
+    Ok(found)
+}
+
+fn read_segment(view: &View, segment: &mut Segment, number: u32, expected: &[IndexEntry]) -> Result<Read> {
+    let mut read = Read::default();
+    if expected.is_empty() {
+        return Ok(read);
+    }
+    let sb = &view.state.sb;
+    segment.load(view.device.as_ref(), sb, number)?;
+    let mut logged: HashSet<(u64, Key)> = HashSet::new();
+    for record in segment.records(sb) {
+        for (address, entry) in record.located(sb.block_bits) {
+            logged.insert((data_address(&record, address, entry), key_of(entry)));
+        }
+    }
+    let mut end_before = 0;
+    for (key, value) in expected {
+        let stored = u64::from(value.stored_length);
+        read.bytes += stored;
+        if value.encoding == Encoding::Raw {
+            if value.word < end_before {
+                read.overlaps.push(value.word);
+            }
+            end_before = value.word + pad(stored, sb.block_bits);
+        }
+        if value.encoding == Encoding::Lost {
+            read.lost.push((*key, *value));
+        } else if segment.holds(value.word, value.stored_length, value.encoding, value.crc) {
+            if !logged.contains(&(value.word, *key)) {
+                read.unlogged.push((*key, *value));
+            }
+        } else if segment.is_unreadable(value.word, stored) {
+            read.unreadable.push((*key, *value));
+        } else {
+            read.damaged.push((*key, *value));
+        }
+    }
+    Ok(read)
+}
+
+/// Makes findings of what was read.
+fn tell(view: &View, report: &mut CheckReport, all: Read) -> Result<()> {
+    report.data_bytes = all.bytes;
+    for word in all.overlaps {
+        let text = "two preserved chunks claim the same bytes";
+        report.findings.push(Finding::new(Code::DoubleUse, text).at(word));
+    }
+    for (code, what, found) in [
+        (Code::ChunkDamaged, "do not hold their checksums", &all.damaged),
+        (Code::ChunkUnreadable, "cannot be read from the medium", &all.unreadable),
+        (Code::ChunkLost, "are marked as lost", &all.lost),
+    ] {
+        let Some((_, first)) = found.first() else { continue };
+        let mut gone: Vec<Gone> = found.iter().map(|(key, value)| Gone::of(*key, value)).collect();
+        let affected = gone::affected(view, &mut gone)?;
+        let text = format!("{} preserved chunks {what}", gone.len());
+        report.findings.push(Finding::new(code, text).at(first.word).concerning(affected));
+        if code == Code::ChunkDamaged {
+            report.gone.append(&mut gone);
+        }
+    }
+    if let Some((_, first)) = all.unlogged.first() {
+        let text = format!(
+            "{} preserved chunks are whole, but the headers of their records are not",
+            all.unlogged.len()
+        );
+        report.findings.push(Finding::new(Code::RecordDamaged, text).at(first.word));
+        report.unlogged = all.unlogged;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What a rebuild stands on: the newest whole checkpoint, or at least the store's geometry.
+
+use crate::block::ReadAt;
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::{self, Checkpoint, Part};
+use crate::format::salt::{self, Testimony};
+use crate::format::superblock::{FIRST_SEGMENT, Superblock};
+use crate::progress::Progress;
+use crate::store::recover::{Superblocks, read_checkpoint};
+use crate::units::index;
+use std::collections::{BTreeMap, HashMap};
+
+const WINDOW: u64 = 4 << 20;
+const STEP: u64 = 4096;
+/// Records heard as witnesses when nothing else says what the store is.
+const WITNESSES: usize = 1 << 14;
+
+/// What is known before any record is read.
+pub struct Ground {
+    /// Identity, salt and geometry; generation and number of the checkpoint above all that were seen.
+    pub sb: Superblock,
+    /// The newest whole checkpoint.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// Finds it: by the superblocks, else by looking at every block of the device.
+///
+/// # Errors
+/// `Kind::Damaged` if nothing of a store is left, `Kind::Unsupported`, `Kind::Io`, `Kind::Interrupted`.
+pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
+    let superblocks = match Superblocks::read(device).newest_first() {
+        Ok(list) => list,
+        Err(error) if error.kind() == Kind::Damaged => Vec::new(),
+        Err(error) => return Err(error.at_path(device.path())),
+    };
+    let generation = superblocks.iter().map(|sb| sb.generation).max().unwrap_or(0);
+    for sb in &superblocks {
+        for copy in 0..2 {
+            match read_checkpoint(device, sb, copy) {
+                Ok(checkpoint) => {
+                    let sb = Superblock { generation, ..sb.clone() };
+                    return Ok(Ground { sb, checkpoint: Some(checkpoint) });
+                }
+                Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let mut look = Look { device, known: superblocks.first(), ..Look::new(device) };
+    look.at_every_block(progress)?;
+    look.conclude(generation)
+}
+
+struct Look<'a> {
+    device: &'a dyn ReadAt,
+    /// A sound superblock whose checkpoint is lost.
+    known: Option<&'a Superblock>,
+    parts: BTreeMap<u64, HashMap<u32, Part>>,
+    votes: HashMap<Testimony, usize>,
+    witnesses: usize,
+    /// Bytes of would-be parts that may still be read: bytes that only look like parts must not cost for ever.
+    budget: u64,
+}
+
+impl<'a> Look<'a> {
+    fn new(device: &'a dyn ReadAt) -> Self {
+        let budget = device.size().saturating_mul(2);
+        Self { device, known: None, parts: BTreeMap::new(), votes: HashMap::new(), witnesses: 0, budget }
+    }
+
+    fn at_every_block(&mut self, progress: &dyn Progress) -> Result<()> {
+        let size = self.device.size();
+        progress.stage("looking for checkpoints", Some(size));
+        let mut window = vec![0; index(WINDOW)];
+        let mut at = 0;
+        while at < size {
+            progress.check()?;
+            let length = WINDOW.min(size - at);
+            let bytes = window.get_mut(..index(length)).unwrap_or(&mut []);
+            match self.device.read_once_at(bytes, at) {
+                Ok(()) => {}
+                // What the medium does not give back is as good as overwritten.
+                Err(error) if error.kind() == Kind::Io => bytes.fill(0),
+                Err(error) => return Err(error),
+            }
+            for offset in (0..length).step_by(index(STEP)) {
+                let block = window.get(index(offset)..index(length)).unwrap_or(&[]);
+                self.at_block(block, at + offset)?;
+            }
+            progress.advance(length);
+            at += length;
+        }
+        Ok(())
+    }
+
+    fn at_block(&mut self, bytes: &[u8], address: u64) -> Result<()> {
+        if let Some(length) = checkpoint::peek_part(bytes, address) {
+            return self.at_part(address, length as u64);
+        }
+        if self.witnesses < WITNESSES
+            && let Some(testimony) = salt::testify(bytes, address)
+        {
+            self.witnesses += 1;
+            *self.votes.entry(testimony).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn at_part(&mut self, address: u64, length: u64) -> Result<()> {
+        let fits = address.checked_add(length).is_some_and(|end| end <= self.device.size());
+        if !fits || length > self.budget {
+            return Ok(());
+        }
+        self.budget -= length;
+        let mut whole = vec![0; index(length)];
+        match self.device.read_at(&mut whole, address) {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Io => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if let Ok(part) = checkpoint::decode_part(&whole, address)
+            && self.known.is_none_or(|sb| sb.uuid == part.geometry.uuid)
+        {
+            self.parts.entry(part.number).or_default().insert(part.part, part);
+        }
+        Ok(())
+    }
+
+    fn conclude(self, generation: u64) -> Result<Ground> {
+        let number = self.parts.keys().next_back().copied().unwrap_or(0);
+        let above = |sb: Superblock| Superblock {
+            generation,
+            checkpoint: number.max(sb.checkpoint),
+            copies: [Vec::new(), Vec::new()],
+            ..sb
+        };
+        for found in self.parts.values().rev() {
+            if let Some((sb, checkpoint)) = assemble(found) {
+                return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint) });
+            }
+        }
+        let part = self.parts.values().next_back().and_then(|parts| parts.values().next());
+        if let Some(sb) = self.known.or(part.map(|part| &part.geometry)) {
+            return Ok(Ground { sb: above(sb.clone()), checkpoint: None });
+        }
+        let most = self.votes.iter().max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
+        let Some((said, _)) = most else {
+            return Err(
+                Error::damaged("nothing of a snapshot store is left here").at_path(self.device.path())
+            );
+        };
+        let sb = Superblock {
+            uuid: said.uuid,
+            generation,
+            salt: said.salt,
+            chunk_bits: said.chunk_bits,
+            block_bits: said.block_bits,
+            segment_bits: said.segment_bits,
+            segments: u32::try_from(self.device.size().saturating_sub(FIRST_SEGMENT) >> said.segment_bits)
+                .unwrap_or(u32::MAX),
+            created_secs: 0,
+            checkpoint: 0,
+            copies: [Vec::new(), Vec::new()],
+        };
+        Ok(Ground { sb: above(sb), checkpoint: None })
+    }
+}
+
+fn assemble(found: &HashMap<u32, Part>) -> Option<(Superblock, Checkpoint)> {
+    let any = found.values().next()?;
+    let mut payload = Vec::new();
+    for number in 0..any.parts {
+        payload.extend_from_slice(&found.get(&number)?.payload);
+    }
+    let checkpoint = Checkpoint::decode(&payload).ok()?;
+    crate::store::recover::validate(&any.geometry, &checkpoint).ok()?;
+    Some((any.geometry.clone(), checkpoint))
+}

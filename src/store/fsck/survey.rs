@@ -1,0 +1,156 @@
+//! Finding every record by looking at every block, and whether its data hold their checksums.
+
+use super::segment::Segment;
+use super::workers;
+use crate::block::ReadAt;
+use crate::error::Result;
+use crate::format::record::{Encoding, Record, RecordKind};
+use crate::format::run;
+use crate::format::superblock::Superblock;
+use crate::format::table::{self, RawOpen};
+use crate::progress::Progress;
+use crate::store::chain::segment_end;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// No store has counted this far: what names a higher run only looks like a block of an index.
+const RUN_MAX: u64 = 1 << 48;
+
+/// Where a sound record lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its byte address.
+    pub address: u64,
+    /// A newer record has overwritten part of its extent: what does not hold its checksum was never lost.
+    pub overlapped: bool,
+}
+
+/// What is on the device.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Every sound record, by ascending sequence. Where extents overlap the newest claims them first: a header
+    /// inside a newer record is what used to lie there. What a dead incarnation wrote beyond its end is left out.
+    pub records: Vec<Found>,
+    /// How many of them there are.
+    pub found: u64,
+    /// Addresses of data that do not hold their checksums.
+    pub bad: HashSet<u64>,
+    /// Segments in which something other than zeroes lies.
+    pub used: Vec<u32>,
+    /// Blocks that the medium does not give back.
+    pub unreadable: u64,
+    /// The highest number of an index run seen.
+    pub last_run: u64,
+}
+
+/// A record as one segment shows it.
+struct Seen {
+    sequence: u64,
+    incarnation: u64,
+    address: u64,
+    length: u64,
+    /// What an open record says of the incarnation before: its number and its last sequence.
+    ended: Option<(u64, u64)>,
+}
+
+/// One segment.
+#[derive(Default)]
+struct Sight {
+    seen: Vec<Seen>,
+    bad: Vec<u64>,
+    blank: bool,
+    unreadable: u64,
+    last_run: u64,
+}
+
+/// Looks at every segment. `ends`: incarnations known to have ended, and their last sequences.
+pub fn survey(
+    device: &dyn ReadAt,
+    sb: &Superblock,
+    ends: &[(u64, u64)],
+    progress: &dyn Progress,
+) -> Result<Survey> {
+    let size = u64::from(sb.segment_size());
+    progress.stage("looking for records", Some(u64::from(sb.segments) * size));
+    let numbers: Vec<u32> = (0..sb.segments).collect();
+    let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
+        progress.check()?;
+        segment.load(device, sb, *number)?;
+        let sight = look(segment, sb);
+        progress.advance(size);
+        Ok(sight)
+    })?;
+    let mut survey = Survey::default();
+    let mut ends: HashMap<u64, u64> = ends.iter().copied().collect();
+    let mut seen = Vec::new();
+    for (number, mut sight) in numbers.iter().zip(sights) {
+        if !sight.blank {
+            survey.used.push(*number);
+        }
+        survey.bad.extend(sight.bad);
+        survey.unreadable += sight.unreadable;
+        survey.last_run = survey.last_run.max(sight.last_run);
+        ends.extend(sight.seen.iter().filter_map(|seen| seen.ended));
+        seen.append(&mut sight.seen);
+    }
+    seen.retain(|record| ends.get(&record.incarnation).is_none_or(|end| record.sequence <= *end));
+    survey.records = claim(seen, sb);
+    survey.found = survey.records.len() as u64;
+    Ok(survey)
+}
+
+fn look(segment: &Segment, sb: &Superblock) -> Sight {
+    let mut sight = Sight {
+        blank: segment.is_blank() && segment.unreadable.is_empty(),
+        unreadable: segment.unreadable.len() as u64,
+        last_run: segment
+            .blocks(run::BLOCK_SIZE)
+            .filter_map(run::run_of)
+            .filter(|run| *run < RUN_MAX)
+            .max()
+            .unwrap_or(0),
+        ..Sight::default()
+    };
+    for record in segment.records(sb) {
+        let open = table::take::<RawOpen>(&mut record.body.as_slice()).ok();
+        sight.seen.push(Seen {
+            sequence: record.sequence,
+            incarnation: record.incarnation,
+            address: record.address,
+            length: record.length(),
+            ended: open
+                .filter(|_| record.kind == RecordKind::Open)
+                .map(|raw| (raw.incarnation.get(), raw.end.get())),
+        });
+        sight.bad.extend(bad_data(segment, &record, sb));
+    }
+    sight
+}
+
+/// Addresses of the data of `record` that do not hold their checksums.
+fn bad_data<'a>(segment: &'a Segment, record: &'a Record, sb: &Superblock) -> impl Iterator<Item = u64> + 'a {
+    let located = record.located(sb.block_bits).filter(|(_, entry)| entry.encoding == Encoding::Raw);
+    let bad = located
+        .filter(|(address, entry)| !segment.holds(*address, entry.stored_length, entry.encoding, entry.crc));
+    bad.map(|(address, _)| address)
+}
+
+fn claim(mut seen: Vec<Seen>, sb: &Superblock) -> Vec<Found> {
+    seen.sort_unstable_by_key(|record| std::cmp::Reverse(record.sequence));
+    let mut claims: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut kept = Vec::with_capacity(seen.len());
+    for record in seen {
+        let before = claims.range(..=record.address).next_back();
+        if before.is_some_and(|(_, end)| *end > record.address) {
+            continue;
+        }
+        let limit = segment_end(sb, sb.segment_of(record.address).unwrap_or(0));
+        let end = (record.address + record.length).min(limit);
+        let overlapped = claims.range(record.address..end).next().is_some();
+        claims.insert(record.address, end);
+        kept.push(Found { sequence: record.sequence, address: record.address, overlapped });
+    }
+    kept.reverse();
+    kept
+}

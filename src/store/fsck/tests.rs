@@ -1,0 +1,375 @@
+//! Random damage over whole stores: what survives is brought back, what does not is never read as something else.
+
+use super::{CheckOptions, Code, RebuildOptions, RebuildReport, check, rebuild};
+use crate::block::memory::Memory;
+use crate::block::{ReadAt, WriteAt};
+use crate::format::record::{Encoding, Record};
+use crate::format::run::{IndexEntry, Key};
+use crate::format::superblock::{OFFSETS, Superblock};
+use crate::point::{PointId, PointSource};
+use crate::progress::Silent;
+use crate::store::fsck::segment::Segment;
+use crate::store::state::{data_address, keeper, key_of};
+use crate::store::{InitOptions, View, Writer};
+use crate::units::{Epoch, Tag, index};
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const ORIGIN: u64 = 3_000_000;
+const CHUNK: u32 = 4096;
+const BLOCK: u64 = 4096;
+
+/// A small generator of its own: the same numbers everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mixed = (self.0 >> 33) ^ self.0;
+        mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) % bound
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
+    }
+}
+
+struct Sample {
+    store: Arc<Memory>,
+    origin: Arc<Memory>,
+    images: BTreeMap<Epoch, Vec<u8>>,
+}
+
+/// A store with a random past: snapshots made, deleted and written, sessions closed and not.
+fn sample(seed: u64) -> Sample {
+    let mut random = Random(seed);
+    let (store, origin) = (Arc::new(Memory::new(24 << 20)), Arc::new(Memory::new(ORIGIN)));
+    let options = InitOptions {
+        chunk_size: CHUNK,
+        block_size: 4096,
+        origin_path: PathBuf::from("/origin"),
+        origin_size: ORIGIN,
+        now_secs: 1,
+    };
+    let device: Arc<dyn WriteAt> = store.clone();
+    Writer::initialize(&device, &options).unwrap();
+    let mut images = BTreeMap::new();
+    for round in 0..20u32 {
+        let mut writer = Writer::open(Arc::clone(&device), Some(origin.clone()), 2).unwrap();
+        let made = writer.create_snapshot(Tag(round), None).unwrap();
+        images.insert(made.id, origin.to_vec().unwrap());
+        for _ in 0..random.below(12) {
+            let at = random.below(ORIGIN - 40_000);
+            let length = index(random.below(30_000) + 1);
+            let bytes = if random.below(5) == 0 { vec![0; length] } else { random.bytes(length) };
+            writer.write_origin(at, &bytes).unwrap();
+        }
+        if images.len() > 3 && random.below(3) == 0 {
+            let nth = index(random.below(images.len() as u64));
+            let victim = *images.keys().nth(nth).unwrap();
+            writer.delete_snapshot(victim).unwrap();
+            images.remove(&victim);
+        }
+        if random.below(4) == 0 {
+            let nth = index(random.below(images.len() as u64));
+            let id = *images.keys().nth(nth).unwrap();
+            let (at, bytes) = (random.below(ORIGIN - 10_000), random.bytes(9000));
+            writer.write_snapshot(id, at, &bytes).unwrap();
+            images.get_mut(&id).unwrap()[index(at)..index(at) + 9000].copy_from_slice(&bytes);
+        }
+        if random.below(3) == 0 {
+            writer.republish().unwrap();
+        }
+        if random.below(4) > 0 {
+            writer.close().unwrap();
+        }
+    }
+    Sample { store, origin, images }
+}
+
+/// Every entry that a snapshot needs, and of which a record that lies wholly in undamaged blocks tells.
+fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> {
+    let sb = &view.state.sb;
+    let touched = |start: u64, length: u64| {
+        (start / BLOCK..(start + length.max(1)).div_ceil(BLOCK)).any(|block| damaged.contains(&block))
+    };
+    let mut told = HashSet::new();
+    for number in 0..sb.segments {
+        let mut segment = Segment::default();
+        segment.load(view.device.as_ref(), sb, number).unwrap();
+        for record in segment.records(sb) {
+            if touched(record.address, u64::from(record.header_length)) {
+                continue;
+            }
+            for (address, entry) in record.located(sb.block_bits) {
+                let raw = entry.encoding == Encoding::Raw;
+                if !raw || !touched(address, u64::from(entry.stored_length)) {
+                    told.insert((key_of(entry), data_address(&record, address, entry)));
+                }
+            }
+        }
+    }
+    let live = view.state.live_ids();
+    let mut found = Vec::new();
+    let mut previous = (u64::MAX, 0);
+    let mut scan = view.index().scan(Key::MIN).unwrap();
+    while let Some((key, value)) = scan.next_entry().unwrap().filter(|(key, _)| key.class < 2) {
+        let before = if previous.0 == key.a && key.class == 0 { previous.1 } else { 0 };
+        previous = (key.a, key.b);
+        let alive =
+            if key.class == 0 { keeper(&live, before, key.b).is_some() } else { live.contains(&key.a) };
+        if alive && told.contains(&(key, value.word)) {
+            found.push((key, value));
+        }
+    }
+    found
+}
+
+fn rebuilt(store: &Arc<Memory>) -> RebuildReport {
+    let device: Arc<dyn WriteAt> = store.clone();
+    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, origin: None }, &Silent).unwrap()
+}
+
+/// Every entry must lead to the bytes it led to, and every snapshot that is not tainted must read as it was, or
+/// not at all.
+fn assert_rescued(sample: &Sample, store: &Arc<Memory>, survivors: &[IndexEntry], what: &str) {
+    let view = View::open(store.clone(), Some(sample.origin.clone())).expect(what);
+    for (key, value) in survivors {
+        let (found, now) = view.index().scan(*key).unwrap().next_entry().unwrap().expect(what);
+        assert_eq!((found, now.crc), (*key, value.crc), "{what}");
+        view.fetch(&now).unwrap_or_else(|error| panic!("{what}: {key:?}: {error}"));
+    }
+    for snapshot in view.snapshots().iter().filter(|snapshot| !snapshot.tainted) {
+        let image =
+            sample.images.get(&snapshot.id).unwrap_or_else(|| panic!("{what}: {} never was", snapshot.id));
+        for (number, expected) in image.chunks(CHUNK as usize).enumerate() {
+            let mut bytes = vec![0; expected.len()];
+            let at = number as u64 * u64::from(CHUNK);
+            if view.read(PointId::Snapshot(snapshot.id), at, &mut bytes).is_ok() {
+                assert!(bytes == expected, "{what}: snapshot {} reads wrongly at {at}", snapshot.id);
+            }
+        }
+    }
+}
+
+/// Nothing bad is found in it any more, and its second rebuild finds as much as the first.
+fn assert_clean(store: &Arc<Memory>, what: &str) {
+    let device: Arc<dyn ReadAt> = store.clone();
+    let report = check(&device, None, CheckOptions { data: true }, &Silent).unwrap();
+    assert!(!report.is_bad(), "{what}: {:?}", report.findings);
+}
+
+fn overwrite(store: &Memory, blocks: &HashSet<u64>, random: &mut Random) {
+    for block in blocks {
+        let garbage = if random.below(2) == 0 { vec![0; 4096] } else { random.bytes(4096) };
+        store.write_at(&garbage, block * BLOCK).unwrap();
+    }
+}
+
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let depth = std::env::var("DDSNAP_DEPTH").ok().and_then(|depth| depth.parse().ok()).unwrap_or(6u64);
+    0..(count * depth).div_ceil(6)
+}
+
+#[test]
+fn any_tenth_of_all_blocks_can_be_lost() {
+    for seed in seeds(24) {
+        let sample = sample(seed);
+        let mut random = Random(seed + 1000);
+        let size = sample.store.size() / BLOCK;
+        let damaged: HashSet<u64> = (0..size).filter(|_| random.below(10) == 0).collect();
+        let before = View::open(sample.store.clone(), None).unwrap();
+        let survivors = surviving(&before, &damaged);
+        let store = Arc::new(sample.store.snapshot());
+        overwrite(&store, &damaged, &mut random);
+        let what = format!("seed {seed}");
+        let report = rebuilt(&store);
+        assert!(survivors.len() > 100, "{what}: {}", survivors.len());
+        assert_rescued(&sample, &store, &survivors, &what);
+        assert_clean(&store, &what);
+        let again = rebuilt(&store);
+        assert!(
+            again.relogged == 0,
+            "{what}: {} chunks were without a record after {:?}",
+            again.relogged,
+            report
+        );
+        assert_rescued(&sample, &store, &survivors, &what);
+    }
+}
+
+/// Overwrites both superblocks, and every block that begins with `magics`.
+fn lose(store: &Memory, magics: &[&[u8]], random: &mut Random) -> HashSet<u64> {
+    let bytes = store.to_vec().unwrap();
+    let blocks = bytes.chunks(4096).enumerate();
+    let hit = blocks.filter(|(_, block)| magics.iter().any(|magic| block.starts_with(magic)));
+    let lost: HashSet<u64> =
+        hit.map(|(number, _)| number as u64).chain(OFFSETS.map(|at| at / BLOCK)).collect();
+    overwrite(store, &lost, random);
+    lost
+}
+
+#[test]
+fn without_superblocks_and_index_everything_comes_back() {
+    for seed in seeds(12) {
+        let sample = sample(seed);
+        let before = View::open(sample.store.clone(), None).unwrap();
+        let survivors = surviving(&before, &HashSet::new());
+        lose(&sample.store, &[b"ddIX"], &mut Random(seed));
+        let report = rebuilt(&sample.store);
+        let what = format!("seed {seed}");
+        assert!(report.findings.is_empty(), "{what}: {:?}", report.findings);
+        assert_rescued(&sample, &sample.store, &survivors, &what);
+        assert_clean(&sample.store, &what);
+        let view = View::open(sample.store.clone(), None).unwrap();
+        assert!(view.snapshots().iter().all(|snapshot| !snapshot.tainted));
+        assert_eq!(view.snapshots().len(), sample.images.len(), "{what}");
+    }
+}
+
+#[test]
+fn the_records_alone_bring_every_chunk_back_under_doubt() {
+    for seed in seeds(12) {
+        let sample = sample(seed);
+        let before = View::open(sample.store.clone(), None).unwrap();
+        let survivors = surviving(&before, &HashSet::new());
+        lose(&sample.store, &[b"ddIX", b"ddsnapCK"], &mut Random(seed));
+        let report = rebuilt(&sample.store);
+        let what = format!("seed {seed}");
+        assert!(report.findings.iter().any(|finding| finding.code == Code::Uncertain), "{what}");
+        let view = View::open(sample.store.clone(), Some(sample.origin.clone())).unwrap();
+        let found = view.snapshots();
+        assert!(found.iter().all(|snapshot| snapshot.tainted), "{what}");
+        assert_eq!(view.info().origin_path, PathBuf::from("/origin"), "{what}");
+        assert_eq!(view.info().origin_size, ORIGIN, "{what}");
+        for id in sample.images.keys() {
+            let row =
+                found.iter().find(|row| row.id == *id).unwrap_or_else(|| panic!("{what}: {id} is gone"));
+            let mut bytes = vec![0; index(ORIGIN)];
+            view.read(PointId::Snapshot(row.id), 0, &mut bytes).unwrap();
+            assert!(bytes == sample.images[id], "{what}: snapshot {id}, insisted on");
+        }
+        assert_rescued(&sample, &sample.store, &survivors, &what);
+        assert_clean(&sample.store, &what);
+    }
+}
+
+/// A repair may be cut short at any write, and again, and then run to its end.
+#[test]
+fn a_rebuild_can_be_cut_short_at_every_write() {
+    use crate::block::faulty::{Faulty, Operation};
+    use crate::error::Kind;
+    let sample = sample(5);
+    let before = View::open(sample.store.clone(), None).unwrap();
+    let mut random = Random(77);
+    let size = sample.store.size() / BLOCK;
+    let damaged: HashSet<u64> = (0..size).filter(|_| random.below(12) == 0).collect();
+    let survivors = surviving(&before, &damaged);
+    overwrite(&sample.store, &damaged, &mut random);
+    let options = RebuildOptions { now_secs: 3, give_up: true, origin: None };
+    let mut cut = 0;
+    for nth in 1.. {
+        let faulty = Arc::new(Faulty::new(sample.store.snapshot()));
+        faulty.fail_from(Operation::Write, nth, Kind::Io);
+        let device: Arc<dyn WriteAt> = faulty.clone();
+        if rebuild(&device, &options, &Silent).is_ok() {
+            break;
+        }
+        let store = Arc::new(faulty.inner().snapshot());
+        rebuilt(&store);
+        assert_rescued(&sample, &store, &survivors, &format!("cut at write {nth}"));
+        cut += 1;
+    }
+    assert!(cut > 10, "only {cut} writes");
+}
+
+#[test]
+fn a_store_cut_short_keeps_what_it_still_has() {
+    for seed in seeds(6) {
+        let sample = sample(seed);
+        let before = View::open(sample.store.clone(), None).unwrap();
+        let sb: Superblock = before.state.sb.clone();
+        let end = sb.segment_address(sb.segments / 3);
+        let damaged: HashSet<u64> = (end / BLOCK..sample.store.size() / BLOCK).collect();
+        let survivors = surviving(&before, &damaged);
+        let store = Arc::new(sample.store.snapshot());
+        store.set_size(end).unwrap();
+        let device: Arc<dyn ReadAt> = store.clone();
+        let report = check(&device, None, CheckOptions::default(), &Silent).unwrap();
+        assert!(report.findings.iter().any(|finding| finding.code == Code::StoreTruncated));
+        rebuilt(&store);
+        let what = format!("seed {seed}");
+        assert_rescued(&sample, &store, &survivors, &what);
+        assert_clean(&store, &what);
+    }
+}
+
+#[test]
+fn what_a_rebuild_gives_up_is_told_by_range_and_read_as_an_error() {
+    let sample = sample(3);
+    let view = View::open(sample.store.clone(), None).unwrap();
+    let survivors = surviving(&view, &HashSet::new());
+    let (key, value) = survivors.iter().find(|(_, value)| value.encoding == Encoding::Raw).unwrap();
+    let mut bytes = vec![0; 16];
+    sample.store.read_at(&mut bytes, value.word).unwrap();
+    bytes[3] ^= 1;
+    sample.store.write_at(&bytes, value.word).unwrap();
+    let device: Arc<dyn ReadAt> = sample.store.clone();
+    let report = check(&device, None, CheckOptions { data: true }, &Silent).unwrap();
+    let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
+    assert_eq!((finding.code, finding.offset), (Code::ChunkDamaged, Some(value.word)));
+    let readers: Vec<Epoch> = (view.snapshots().iter())
+        .filter(|row| view.find(row.id.0, key.a).unwrap().is_some_and(|found| found.word == value.word))
+        .map(|row| row.id)
+        .collect();
+    assert_eq!(finding.affected.iter().map(|affected| affected.id).collect::<Vec<_>>(), readers);
+    let start = key.a * u64::from(CHUNK);
+    assert!(finding.affected.iter().all(|one| one.ranges == [start..start + u64::from(value.raw_length)]));
+    let mut writer = Writer::open(sample.store.clone(), None, 4).unwrap();
+    assert_eq!(writer.mend(&report, true).unwrap(), (1, 0));
+    writer.close().unwrap();
+    assert_clean(&sample.store, "marked");
+    let view = View::open(sample.store.clone(), Some(sample.origin.clone())).unwrap();
+    for id in readers {
+        let mut bytes = vec![0; 10];
+        let error = view.read(PointId::Snapshot(id), start, &mut bytes).unwrap_err();
+        assert!(error.to_string().contains("lost"), "{error}");
+    }
+    // A rebuild keeps the mark.
+    rebuilt(&sample.store);
+    assert_clean(&sample.store, "rebuilt");
+}
+
+/// Headers that only look like records cost nothing and prove nothing.
+#[test]
+fn what_only_looks_like_a_record_is_not_believed() {
+    let sample = sample(1);
+    let before = View::open(sample.store.clone(), None).unwrap();
+    let mut fake = Record {
+        address: 0,
+        sequence: u64::MAX >> 1,
+        incarnation: 1,
+        durable: u64::MAX >> 2,
+        epoch: 1,
+        time_secs: 0,
+        previous_crc: 0,
+        kind: crate::format::record::RecordKind::CopyOut,
+        entries: Vec::new(),
+        body: Vec::new(),
+        header_length: 0,
+        data_length: 0,
+        crc: 0,
+    };
+    let wrong = Superblock { salt: before.state.sb.salt ^ 7, ..before.state.sb.clone() };
+    let free: Vec<u32> =
+        (0..before.state.sb.segments).filter(|number| !before.state.segments.contains_key(number)).collect();
+    for number in free.iter().take(3) {
+        fake.address = before.state.sb.segment_address(*number);
+        sample.store.write_at(&fake.encode(&wrong), fake.address).unwrap();
+    }
+    let survivors = surviving(&before, &HashSet::new());
+    let report = rebuilt(&sample.store);
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert_rescued(&sample, &sample.store, &survivors, "fakes");
+}

@@ -1,0 +1,210 @@
+//! Without any checkpoint: what the records say is all there is.
+//!
+//! Nothing proves that all of them were found, so every snapshot is tainted: listed, and read when insisted on.
+
+use super::rebuild::{MEMORY_ENTRIES, Rebuild, RebuildOptions, holds_chunks};
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::{Checkpoint, LogPosition, Role, Segment};
+use crate::format::record::{EntryClass, Record, RecordKind};
+use crate::format::superblock::Superblock;
+use crate::format::table::{self, RawOpen, Snapshot, Volume};
+use crate::store::merge;
+use crate::store::recover::{OPEN_JUMP, read_record};
+use crate::store::space::Stream;
+use crate::store::state::State;
+use crate::store::writer::random_u64;
+use crate::units::Uuid;
+use std::collections::HashSet;
+
+impl Rebuild<'_> {
+    /// The state from the records alone.
+    pub(super) fn from_records(&mut self, sb: Superblock, options: &RebuildOptions) -> Result<State> {
+        let mut state = blank(sb)?;
+        let records = std::mem::take(&mut self.survey.records);
+        for number in &self.survey.used {
+            state.segments.insert(*number, Segment { role: Role::Index, count: 0, live: 0, digest: 0 });
+        }
+        for found in &records {
+            let segment =
+                state.sb.segment_of(found.address).and_then(|number| state.segments.get_mut(&number));
+            if let Some(segment) = segment {
+                segment.role = Role::Log;
+            }
+        }
+        state.next_run = self.survey.last_run + 1;
+        let mut tables = Tables::default();
+        for found in &records {
+            self.progress.check()?;
+            let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
+            tables.learn(&mut state, &record)?;
+            if holds_chunks(&record) {
+                tables.bring_back(&mut state, &record);
+                state.index_entries(&record, &self.intact(&state, found, &record));
+            } else {
+                state.absorb(&record)?;
+            }
+            state.chain.position.sequence = state.chain.position.sequence.max(record.sequence);
+            if state.memory.len() >= MEMORY_ENTRIES {
+                merge::flush_memory(self.device.as_ref(), &mut state)?;
+            }
+        }
+        tables.settle(&mut state, options);
+        make_room(&mut state)?;
+        merge::flush_memory(self.device.as_ref(), &mut state)?;
+        let all = state.next_run;
+        self.judge_runs(&state, all)?;
+        let live = state.live_ids();
+        merge::merge_all(self.device.as_ref(), &self.reader, &mut state, &live)?;
+        begin_log(&mut state)?;
+        self.doubts.push("no checkpoint survives: nothing proves that every record was found".into());
+        self.doubtful = u64::MAX;
+        Ok(state)
+    }
+}
+
+/// What the records tell in passing.
+#[derive(Default)]
+struct Tables {
+    /// Ids of snapshots whose deletion was found.
+    deleted: HashSet<u64>,
+    /// What an open record says of the volume.
+    volume: bool,
+    /// Bytes of the origin that some chunk was preserved of.
+    extent: u64,
+}
+
+impl Tables {
+    fn learn(&mut self, state: &mut State, record: &Record) -> Result<()> {
+        let body = &mut record.body.as_slice();
+        match record.kind {
+            RecordKind::Open => {
+                let _raw: RawOpen = table::take(body)?;
+                // Sessions that had no room for it left it out.
+                if let Ok(volume) = Volume::decode(body) {
+                    state.volume = volume;
+                    self.volume = true;
+                }
+            }
+            RecordKind::Volume | RecordKind::End => self.volume = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Stands in for the snapshots that the chunks of `record` were preserved for and that no record made.
+    fn bring_back(&mut self, state: &mut State, record: &Record) {
+        for entry in &record.entries {
+            let known = state.snapshots.contains_key(&entry.owner) || state.graves.contains_key(&entry.owner);
+            if !known && !self.deleted.contains(&entry.owner) {
+                let snapshot = lost_snapshot(state, entry.owner, record.time_secs);
+                state.add_snapshot(snapshot);
+            }
+            if entry.class == EntryClass::Exception {
+                let start = entry.chunk << state.sb.chunk_bits;
+                self.extent = self.extent.max(start.saturating_add(u64::from(entry.raw_length)));
+            }
+        }
+        state.epoch = state.epoch.max(record.epoch);
+    }
+
+    fn settle(&self, state: &mut State, options: &RebuildOptions) {
+        if !self.volume {
+            state.volume.volume = state.sb.uuid;
+            let sizes = state.snapshots.values().map(|snapshot| snapshot.size_bytes);
+            state.volume.origin_size = sizes.max().unwrap_or(0).max(self.extent);
+        }
+        if let Some((path, size)) = &options.origin {
+            state.volume.path.clone_from(path);
+            if !self.volume {
+                state.volume.origin_size = *size;
+            }
+        }
+        // Nothing says what happened to the origin since.
+        state.volume.equals = None;
+        let size = state.volume.origin_size;
+        for snapshot in state.snapshots.values_mut().filter(|snapshot| snapshot.size_bytes == 0) {
+            snapshot.size_bytes = size;
+        }
+        state.fingerprint = None;
+    }
+}
+
+/// Tables that say nothing.
+fn blank(sb: Superblock) -> Result<State> {
+    let volume = Volume {
+        volume: Uuid([0; 16]),
+        origin_size: 0,
+        squash_when_full: false,
+        generation: 0,
+        equals: None,
+        path: Vec::new(),
+    };
+    let checkpoint = Checkpoint {
+        log: LogPosition { address: sb.segment_address(0), sequence: 0, crc: 0, incarnation: random_u64()? },
+        epoch: 0,
+        next_run: 1,
+        unswept: 0,
+        low: None,
+        high: None,
+        ends: Vec::new(),
+        promised: Vec::new(),
+        snapshots: Vec::new(),
+        graves: Vec::new(),
+        segments: Vec::new(),
+        runs: Vec::new(),
+        events: Vec::new(),
+        volume,
+        operation: None,
+    };
+    Ok(State::new(sb, checkpoint))
+}
+
+/// Frees segments that hold nothing recognisable if the new index would not fit otherwise.
+fn make_room(state: &mut State) -> Result<()> {
+    const LEAST: u64 = 8;
+    if state.free_segments() < LEAST {
+        state.segments.retain(|_, segment| segment.role == Role::Log);
+    }
+    if state.free_segments() >= LEAST {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NoSpace, "every segment of the store holds records, none is left for a new index")
+        .hint("enlarge the device or file of the store, and rebuild again"))
+}
+
+/// Begins the log afresh in a free segment.
+pub(super) fn begin_log(state: &mut State) -> Result<()> {
+    let segment = state.take_segment(Role::Log, Stream::Low)?;
+    let last = state.chain.position.sequence;
+    state.chain.promised = vec![segment];
+    state.chain.at = 0;
+    state.chain.position = LogPosition {
+        address: state.sb.segment_address(segment),
+        sequence: last + OPEN_JUMP,
+        crc: 0,
+        incarnation: random_u64()?,
+    };
+    Ok(())
+}
+
+/// Stands for the snapshot that began `epoch` and whose own record is lost: what was preserved for it is still
+/// there. Its tag is the highest one free, its name says what it is.
+pub(super) fn lost_snapshot(state: &State, epoch: u64, time_secs: i64) -> Snapshot {
+    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
+    Snapshot {
+        id: epoch,
+        tag: (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0),
+        name: format!("recovered-{epoch}"),
+        use_count: 0,
+        size_bytes: state.volume.origin_size,
+        created_secs: time_secs,
+        generation: 0,
+        created_at: 0,
+        created_sequence: 0,
+        priority: 0,
+        squashed: false,
+        tainted: true,
+        hidden: false,
+        holds: Vec::new(),
+    }
+}
