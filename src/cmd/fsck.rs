@@ -116,13 +116,12 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     Ok(exit)
 }
 
+/// What repairs write to, if there is leave for any.
+type Device = Option<Arc<dyn WriteAt>>;
+
 /// Opens the store as the user gives leave, and looks at it. What is repaired later is what was seen then: nobody
 /// else can change it in between.
-fn look_first(
-    args: &Args,
-    ui: &Ui,
-    progress: &dyn Progress,
-) -> Result<(Option<Arc<dyn WriteAt>>, Leave, CheckReport)> {
+fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, Leave, CheckReport)> {
     let given = match (args.preen, args.yes || args.rebuild || args.dry_run) {
         (true, _) => Leave::Safe,
         (_, true) => Leave::Everything,

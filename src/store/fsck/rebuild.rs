@@ -89,8 +89,8 @@ pub fn rebuild(
     }
     let mut work = Rebuild::new(device, survey, progress);
     let state = match checkpoint {
-        Some(checkpoint) => work.from_checkpoint(sb, checkpoint)?,
-        None => work.from_records(sb, options)?,
+        Some(checkpoint) => work.with_checkpoint(sb, checkpoint)?,
+        None => work.without_checkpoint(sb, options)?,
     };
     work.finish(state, options)
 }
@@ -115,7 +115,7 @@ pub(super) struct Rebuild<'a> {
 
 impl Rebuild<'_> {
     /// The state from a checkpoint, the old index and the records.
-    fn from_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint) -> Result<State> {
+    fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint) -> Result<State> {
         let mut state = State::new(sb, checkpoint);
         let runs = state.runs.clone();
         let expected = forget_index(&mut state);

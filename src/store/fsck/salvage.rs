@@ -6,7 +6,7 @@ use crate::format::checkpoint::{Piece, Run};
 use crate::format::run::{BLOCK_SIZE, IndexEntry, Key, decode_directory, decode_orphan, run_of};
 use crate::units::index;
 
-/// A range of keys, from the first (inclusive) to the last (exclusive; `None`: the end), about which a run tells nothing.
+/// A range of keys about which a run tells nothing: from the first, up to but without the last (`None`: to the end).
 pub type Blank = (Key, Option<Key>);
 
 /// Calls `each` with the entries of every sound block of `run`, in order; returns the ranges of keys whose blocks

@@ -4,6 +4,7 @@ use crate::block::ReadAt;
 use crate::error::{Kind, Result};
 use crate::format::record::{Encoding, Record};
 use crate::format::superblock::Superblock;
+use crate::store::origin::is_zero;
 use crate::units::index;
 use std::ops::Range;
 
@@ -49,8 +50,7 @@ impl Segment {
 
     /// True if nothing but zeroes was ever written here.
     pub fn is_blank(&self) -> bool {
-        let (words, rest) = self.bytes.as_chunks::<16>();
-        words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+        is_zero(&self.bytes)
     }
 
     /// What lies here, cut into pieces of `length` bytes.

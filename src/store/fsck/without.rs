@@ -18,7 +18,7 @@ use std::collections::HashSet;
 
 impl Rebuild<'_> {
     /// The state from the records alone.
-    pub(super) fn from_records(&mut self, sb: Superblock, options: &RebuildOptions) -> Result<State> {
+    pub(super) fn without_checkpoint(&mut self, sb: Superblock, options: &RebuildOptions) -> Result<State> {
         let mut state = blank(sb)?;
         let records = std::mem::take(&mut self.survey.records);
         for number in &self.survey.used {
