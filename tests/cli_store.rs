@@ -184,6 +184,7 @@ fn reading_commands_change_nothing() {
             "usecount data.snap 1",
             "map data.snap",
             "map --json data.snap 1 2",
+            "report data.snap -o -",
             "read data.snap 1",
             "read data.snap origin",
             "changelist data.snap - 1 2",

@@ -65,6 +65,13 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         "apply-delta --spool d - v",
         "apply-delta --resume-token d v",
         "apply-delta --resume --dry-run - v",
+        "map",
+        "map v 1",
+        "map --width 39 v",
+        "map --all v 1 2",
+        "map --json --svg x v",
+        "report v",
+        "report -o x",
         "delta merge a",
         "delta invert a",
     ];

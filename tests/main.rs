@@ -8,6 +8,7 @@
     reason = "a test that meets the unexpected should stop, and say so"
 )]
 
+mod browser;
 mod cli_data;
 mod cli_delta;
 mod cli_dump;
@@ -18,6 +19,7 @@ mod cli_fsck;
 mod cli_import;
 mod cli_map;
 mod cli_model;
+mod cli_report;
 mod cli_resize;
 mod cli_resume;
 mod cli_signals;

@@ -116,7 +116,8 @@ struct Made {
 fn make(args: &Args, view: &View, (history_cells, difference_cells): (u64, u64), ui: &Ui) -> Result<Made> {
     let (Some(from), Some(to)) = (&args.from, &args.to) else {
         let rows = if args.all { usize::MAX } else { ROWS };
-        return Ok(Made { map: history(view, history_cells, rows, ui.progress())?, is_history: true });
+        let map = history(view, history_cells, ui.progress())?.newest(rows);
+        return Ok(Made { map, is_history: true });
     };
     // A picture of a snapshot that is not what it was misleads nobody who is told so.
     let accept = AcceptArgs { accept_incomplete: true, accept_taint: true };

@@ -25,6 +25,7 @@ mod open;
 mod policy;
 mod priority;
 mod read;
+mod report;
 
 mod resize;
 mod revert;
@@ -77,6 +78,7 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Map(map::Args),
+    Report(report::Args),
     Priority(priority::Args),
     Usecount(usecount::Args),
     Hold(hold::Args),
@@ -98,7 +100,7 @@ enum Command {
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "map", "resize", "policy", "fsck", "dump"]),
+    ("Snapshot stores", &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump"]),
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -113,6 +115,7 @@ impl Command {
             Self::List(args) => list::run(args, ui),
             Self::Status(args) => status::run(args, ui),
             Self::Map(args) => map::run(args, ui),
+            Self::Report(args) => report::run(args, ui),
             Self::Priority(args) => priority::run(args, ui),
             Self::Usecount(args) => usecount::run(args, ui),
             Self::Hold(args) => hold::run(args, ui),

@@ -116,6 +116,15 @@ pub struct Map {
 }
 
 impl Map {
+    /// The same with rows for the newest `rows` intervals only.
+    #[must_use]
+    pub fn newest(mut self, rows: usize) -> Self {
+        let older = self.rows.len().saturating_sub(rows);
+        self.rows.drain(..older);
+        self.left_out += older as u64;
+        self
+    }
+
     /// Intervals that `churn` counts.
     #[must_use]
     pub fn intervals(&self) -> u64 {
@@ -123,29 +132,23 @@ impl Map {
     }
 }
 
-/// What changed in every interval between neighbouring points of `source`, in at most `cells` cells a row. Only the
-/// newest `rows` intervals get a row of their own. Takes time in proportion to what changed, and memory for
-/// (`rows` + 1) x `cells` numbers.
+/// What changed in every interval between neighbouring points of `source`, in at most `cells` cells a row. Takes time
+/// in proportion to what changed, and memory for `cells` numbers an interval.
 ///
 /// # Errors
 /// What the source says; `Kind::Interrupted`.
-pub fn history(source: &dyn PointSource, cells: u64, rows: usize, progress: &dyn Progress) -> Result<Map> {
+pub fn history(source: &dyn PointSource, cells: u64, progress: &dyn Progress) -> Result<Map> {
     let points = source.points();
     let size = points.iter().map(|point| point.size_bytes).max().unwrap_or(0);
     let scale = Scale::new(size, source.chunk_bits(), cells);
     let mut map = Map { scale, rows: Vec::new(), left_out: 0, churn: no_cells(&scale) };
-    let first_shown = points.len().saturating_sub(1).saturating_sub(rows);
-    for (number, pair) in points.windows(2).enumerate() {
+    for pair in points.windows(2) {
         let [from, to] = pair else { continue };
         let row = row(source, scale, from, to, progress)?;
         for (sum, cell) in map.churn.iter_mut().zip(&row.cells) {
             *sum = sum.saturating_add(*cell);
         }
-        if number < first_shown {
-            map.left_out += 1;
-        } else {
-            map.rows.push(row);
-        }
+        map.rows.push(row);
     }
     Ok(map)
 }

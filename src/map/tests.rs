@@ -66,7 +66,7 @@ fn every_byte_lies_in_exactly_one_cell() {
 fn ranges_are_cut_where_cells_end_and_counted_in_bytes() {
     // 10 chunks of 4 KiB but for the last 96 bytes, in 4 cells of 3 chunks.
     let source = Words { sizes: vec![40_864; 2], changes: vec![vec![(1, 4), (9, 10)]], chunk_bits: 12 };
-    let map = history(&source, 4, 9, &Silent).unwrap();
+    let map = history(&source, 4, &Silent).unwrap();
     assert_eq!(map.scale.cell_bytes(), 3 * 4096);
     assert_eq!(map.rows[0].cells, [2 * 4096, 4096, 0, 4000]);
     assert_eq!(map.rows[0].changed_bytes(), 3 * 4096 + 4000);
@@ -76,7 +76,7 @@ fn ranges_are_cut_where_cells_end_and_counted_in_bytes() {
 fn the_newest_intervals_have_rows_and_all_of_them_count() {
     let changes = vec![vec![(0, 1)], vec![(0, 2)], vec![], vec![(1, 2)]];
     let source = Words { sizes: vec![8192; 5], changes, chunk_bits: 12 };
-    let map = history(&source, 2, 2, &Silent).unwrap();
+    let map = history(&source, 2, &Silent).unwrap().newest(2);
     assert_eq!((map.rows.len(), map.left_out, map.intervals()), (2, 2, 4));
     assert_eq!(map.rows.iter().map(|row| row.to.tag.0).collect::<Vec<_>>(), [3, 4]);
     assert_eq!(map.churn, [2 * 4096, 2 * 4096]);
@@ -97,7 +97,7 @@ fn what_only_one_point_has_differs_whichever_is_the_newer() {
 fn a_source_without_two_points_has_no_rows() {
     for count in 0..2 {
         let source = Words { sizes: vec![4096; count], changes: vec![], chunk_bits: 12 };
-        let map = history(&source, 10, 10, &Silent).unwrap();
+        let map = history(&source, 10, &Silent).unwrap();
         assert!(map.rows.is_empty() && map.intervals() == 0);
     }
 }
@@ -107,7 +107,7 @@ fn a_volume_of_64_tib_needs_cells_only() {
     let chunks = 1u64 << (46 - 12);
     let changes = vec![vec![(0, chunks)], (0..100_000).map(|n| (n * 171_000, n * 171_000 + 1)).collect()];
     let source = Words { sizes: vec![1 << 46; 3], changes, chunk_bits: 12 };
-    let map = history(&source, 100, 10, &Silent).unwrap();
+    let map = history(&source, 100, &Silent).unwrap();
     assert_eq!(map.rows[0].changed_bytes(), 1 << 46);
     assert_eq!(map.rows[1].changed_bytes(), 100_000 * 4096);
     assert_eq!(map.churn.len(), 100);
@@ -117,6 +117,6 @@ fn a_volume_of_64_tib_needs_cells_only() {
 fn numbers_of_a_hostile_source_do_not_overflow() {
     let changes = vec![vec![(u64::MAX - 1, u64::MAX), (0, u64::MAX)]];
     let source = Words { sizes: vec![u64::MAX; 2], changes, chunk_bits: 20 };
-    let map = history(&source, 3, 10, &Silent).unwrap();
+    let map = history(&source, 3, &Silent).unwrap();
     assert_eq!(map.rows[0].cells.len(), 3);
 }

@@ -1,5 +1,6 @@
 //! Times as people read them.
 
+use crate::error::{Error, Kind, Result};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -7,6 +8,18 @@ use jiff::tz::TimeZone;
 #[must_use]
 pub fn now_secs() -> i64 {
     Timestamp::now().as_second()
+}
+
+/// The time that a document bears: `SOURCE_DATE_EPOCH` if that is set, so that it can be made again, else now.
+///
+/// # Errors
+/// `Kind::Usage` if it is set to something else than seconds since 1970 UTC.
+pub fn made_secs() -> Result<i64> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(now_secs()) };
+    text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+        let what = format!("SOURCE_DATE_EPOCH is '{}', expected seconds since 1970", text.display());
+        Error::new(Kind::Usage, what)
+    })
 }
 
 /// Local time in the words of 2008 (`ctime`): `Sat Nov 21 03:02:35 2026`.

@@ -1,9 +1,9 @@
 //! Maps as figures: a row for each interval, or one volume line after line.
 
 use super::svg::{Anchor, Svg};
-use super::{LEVEL_WORDS, levels, offset, percent, tag, ticks, title};
+use super::{LEVEL_WORDS, levels, offset, percent, tag, ticks, title, when};
 use crate::map::{Map, Row};
-use crate::ui::{size, time};
+use crate::ui::size;
 
 /// Cells in a row of a figure.
 pub const COLUMNS: u64 = 128;
@@ -121,7 +121,6 @@ fn line(svg: &mut Svg, frame: Frame, y: u64, (words, label, behind): (&str, &str
 
 /// All there is to say of an interval.
 fn sentence(row: &Row, size_bytes: u64) -> String {
-    let when = |secs: i64| if secs == 0 { "now".to_owned() } else { time::utc(secs) };
     let changed = row.changed_bytes();
     format!(
         "{} to {}: {} may differ ({}); {} to {}",
@@ -129,8 +128,8 @@ fn sentence(row: &Row, size_bytes: u64) -> String {
         title(&row.to),
         size::human(changed),
         percent(changed, u128::from(size_bytes)),
-        when(row.from.created_secs),
-        when(row.to.created_secs)
+        when(&row.from),
+        when(&row.to)
     )
 }
 

@@ -3,13 +3,17 @@
 //! Draws what it is given and prints nothing; it knows points, cells and numbers, no kind of store. Text that came
 //! from elsewhere (names, paths, events) is escaped here, wherever it ends up.
 
+pub mod chart;
 pub mod heat;
+pub mod page;
+pub mod report;
 
 pub mod svg;
 pub mod text;
 
 use crate::map::Scale;
 use crate::point::Point;
+use crate::ui::time;
 use crate::units::Tag;
 
 /// How much of a cell changed, in steps that are the same in every picture.
@@ -72,6 +76,11 @@ fn title(point: &Point) -> String {
         Some(name) => format!("{} ({name})", tag(point)),
         None => tag(point),
     }
+}
+
+/// When a point was made, in UTC; the origin is always now.
+fn when(point: &Point) -> String {
+    if point.tag == Tag::ORIGIN { "now".to_owned() } else { time::utc(point.created_secs) }
 }
 
 #[cfg(test)]
