@@ -6,13 +6,14 @@ use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::{self, Superblock};
 use crate::map::history;
-use crate::store::fsck::check::{CheckOptions, Severity, check};
+use crate::store::fsck::{CheckOptions, Severity, check};
 use crate::store::{FullPolicy, SnapshotInfo, SnapshotState, StoreInfo, View};
 use crate::ui::draw::report::{Finding, Report, Snapshot, Space};
 use crate::ui::draw::{heat, report};
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
 use crate::ui::{Ui, size, time};
+use crate::units::Tag;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -93,7 +94,7 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
 
 /// What a check of the metadata finds.
 fn health(store: &Arc<dyn ReadAt>, report: &mut Report, ui: &Ui) -> Result<()> {
-    let checked = check(store, CheckOptions { data: false }, ui.progress())?;
+    let checked = check(store, None, CheckOptions { data: false }, ui.progress())?;
     report.looked_at = format!(
         "{} log records and {} index entries, not at the data itself",
         size::grouped(checked.records),
@@ -101,17 +102,19 @@ fn health(store: &Arc<dyn ReadAt>, report: &mut Report, ui: &Ui) -> Result<()> {
     );
     for finding in checked.findings {
         let at = finding.offset.map(|offset| format!(" (at byte {offset})")).unwrap_or_default();
-        let tags: Vec<String> = finding.snapshots.iter().map(ToString::to_string).collect();
+        let snapshot = |tag: Option<Tag>| match tag {
+            Some(tag) => tag.to_string(),
+            None => "the state before the pending operation".to_owned(),
+        };
+        let snapshots: Vec<String> = finding.affected.iter().map(|affected| snapshot(affected.tag)).collect();
         report.findings.push(Finding {
-            severity: match finding.severity {
-                Severity::Note => "note",
-                Severity::Repairable => "repairable",
-                Severity::Loss => "loss",
-            },
-            is_bad: finding.severity > Severity::Note,
-            code: finding.code,
+            severity: finding.severity().name(),
+            is_bad: finding.severity() > Severity::Note,
+            code: finding.code.name(),
             words: format!("{}{at}", finding.text),
-            snapshots: tags.join(", "),
+            meaning: finding.code.meaning(),
+            repair: finding.code.repair().explain(),
+            snapshots: snapshots.join(", "),
         });
     }
     Ok(())

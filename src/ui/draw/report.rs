@@ -62,6 +62,10 @@ pub struct Finding {
     pub code: &'static str,
     /// What was found beside what was expected.
     pub words: String,
+    /// What it means for the data.
+    pub meaning: &'static str,
+    /// What mends it.
+    pub repair: &'static str,
     /// The snapshots concerned.
     pub snapshots: String,
 }
@@ -179,11 +183,19 @@ fn health(page: &mut Page, report: &Report) {
             return;
         }
         let row = |finding: &Finding| {
-            let Finding { severity, code, words, snapshots, .. } = finding;
-            vec![(*severity).to_owned(), (*code).to_owned(), words.clone(), snapshots.clone()]
+            let Finding { severity, code, words, meaning, repair, snapshots, .. } = finding;
+            let texts = [*severity, code, words, snapshots, meaning, repair];
+            texts.map(str::to_owned).to_vec()
         };
-        let columns = [("Severity", false), ("Code", false), ("What", false), ("Snapshots", false)];
-        page.table("Findings", &columns, &report.findings.iter().map(row).collect::<Vec<_>>());
+        const COLUMNS: [Column; 6] = [
+            ("Severity", false),
+            ("Code", false),
+            ("What", false),
+            ("Snapshots", false),
+            ("What it means", false),
+            ("What mends it", false),
+        ];
+        page.table("Findings", &COLUMNS, &report.findings.iter().map(row).collect::<Vec<_>>());
     });
 }
 
