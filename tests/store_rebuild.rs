@@ -22,18 +22,21 @@ struct Volume {
     images: BTreeMap<Epoch, Vec<u8>>,
 }
 
-/// An empty store and its origin.
-fn empty() -> (Arc<Memory>, Arc<Memory>) {
-    let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
-    let options = InitOptions {
+fn options() -> InitOptions {
+    InitOptions {
         chunk_size: CHUNK,
         block_size: 4096,
         origin_path: PathBuf::from("/origin"),
         origin_size: ORIGIN,
         now_secs: 1,
-    };
+    }
+}
+
+/// An empty store and its origin.
+fn empty() -> (Arc<Memory>, Arc<Memory>) {
+    let (store, origin) = (Arc::new(Memory::new(16 << 20)), Arc::new(Memory::new(ORIGIN)));
     let device: Arc<dyn WriteAt> = store.clone();
-    Writer::initialize(&device, &options).unwrap();
+    Writer::initialize(&device, &options()).unwrap();
     (store, origin)
 }
 
@@ -228,4 +231,24 @@ fn a_snapshot_whose_own_record_is_lost_comes_back_under_another_name() {
     let mut bytes = vec![1; 1 << 16];
     view.read(PointId::Snapshot(found[0].id), 0, &mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 0), "the origin was all zeroes when it was made");
+}
+
+#[test]
+fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
+    let Volume { store, origin, .. } = volume();
+    let device: Arc<dyn WriteAt> = store.clone();
+    let old = View::open(store.clone(), None).unwrap().info();
+    Writer::initialize(&device, &options()).unwrap();
+    let mut writer = Writer::open(Arc::clone(&device), Some(origin.clone()), 2).unwrap();
+    let made = writer.create_snapshot(Tag(77), None).unwrap();
+    let image = origin.to_vec().unwrap();
+    writer.write_origin(5000, &[3; 70_000]).unwrap();
+    writer.close().unwrap();
+    for offset in OFFSETS {
+        store.write_at(&[0xff; 4096], offset).unwrap();
+    }
+    rebuild(&device, 3, &Silent).unwrap();
+    let view = View::open(store.clone(), None).unwrap();
+    assert!(view.info().uuid != old.uuid && view.snapshots()[0].tag == Tag(77));
+    assert_reads(&store, &origin, &BTreeMap::from([(made.id, image)]));
 }

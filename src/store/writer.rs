@@ -141,6 +141,20 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
     })
 }
 
+/// Makes the checkpoints of a store that is given up unrecognisable, as long as its superblocks say where they are:
+/// a rescue that finds no superblock could take them for those of the store that comes after it.
+fn forget_checkpoints(store: &dyn WriteAt) -> Result<()> {
+    for sb in Superblocks::read(store).copies.into_iter().flatten() {
+        for extent in sb.copies.iter().flatten() {
+            let zeroes = vec![0; sb.block_size() as usize];
+            if extent.address.checked_add(u64::from(sb.block_size())).is_some_and(|end| end <= store.size()) {
+                store.write_at(&zeroes, extent.address)?;
+            }
+        }
+    }
+    store.flush()
+}
+
 impl Writer {
     /// Writes an empty store over the whole of `store`.
     ///
@@ -179,6 +193,7 @@ impl Writer {
             .segments
             .insert(0, crate::format::checkpoint::Segment { role: Role::Log, count: 0, live: 0, digest: 0 });
         // Whatever was recognisable here is gone before the store appears.
+        forget_checkpoints(store.as_ref())?;
         store.write_at(&vec![0; index(FIRST_SEGMENT)], 0)?;
         store.flush()?;
         let reader = BlockReader::new(as_reader(store));

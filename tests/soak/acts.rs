@@ -13,7 +13,7 @@ pub struct Act {
     pub stdin: Option<&'static str>,
     pub promise: Promise,
     /// Files that it makes: absent, as they were, or whole.
-    pub outputs: Vec<&'static str>,
+    pub outputs: Vec<Output>,
     /// A plain file that it changes in place.
     pub plain: Option<Plain>,
     /// Started once more, it makes the same of the volume or refuses.
@@ -22,6 +22,22 @@ pub struct Act {
     pub mend: &'static str,
     /// Statuses with which it may end unharmed, done or not.
     pub codes: &'static [i32],
+}
+
+/// A file that is made, and how to tell that it is whole.
+pub struct Output {
+    pub name: &'static str,
+    pub whole: Whole,
+}
+
+pub enum Whole {
+    /// It holds these bytes.
+    Bytes(Arc<Vec<u8>>),
+    /// A delta that makes the second of the first. Its bytes may differ from time to time: what is a hole in a file
+    /// now may be zeroes later.
+    Delta(Arc<Vec<u8>>, Arc<Vec<u8>>),
+    /// What the same command makes elsewhere.
+    Same,
 }
 
 /// A plain file under a delta.
@@ -181,7 +197,7 @@ fn create_named(scene: &mut Scene) -> Option<Act> {
     made(scene, Some(name))
 }
 
-/// One to three snapshots, in the order given.
+/// One to three snapshots, in the order given. Of one in use, first all that holds it goes.
 fn delete(scene: &mut Scene) -> Option<Act> {
     let mut states = vec![scene.volume.clone()];
     let mut line = "delete --force data.snap".to_owned();
@@ -190,8 +206,14 @@ fn delete(scene: &mut Scene) -> Option<Act> {
         if next.snaps.len() <= 1 {
             break;
         }
-        let gone = next.snaps.remove(scene.rng.pick(next.snaps.len()));
-        line += &format!(" {}", gone.tag);
+        let at = scene.rng.pick(next.snaps.len());
+        line += &format!(" {}", next.snaps[at].tag);
+        while next.snaps[at].holds.pop_first().is_some() {
+            states.push(next.clone());
+        }
+        next.snaps[at].use_count = 0;
+        states.push(next.clone());
+        next.snaps.remove(at);
         states.push(next);
     }
     let mut act = Act::new(line, Promise::OneOf(states));
@@ -413,7 +435,8 @@ fn create_delta(scene: &mut Scene) -> Option<Act> {
     }
     let line = format!("create-delta {format} --origin data.img data.snap {points} -o out.bin");
     let mut act = Act::new(line, held(scene, &after, (from.tag, to.tag)));
-    act.outputs = vec!["out.bin"];
+    let base = if whole { Arc::default() } else { from.bytes };
+    act.outputs = vec![Output { name: "out.bin", whole: Whole::Delta(base, to.bytes) }];
     Some(act)
 }
 
@@ -431,31 +454,36 @@ fn held(scene: &Scene, after: &Volume, ends: (u64, u64)) -> Promise {
 }
 
 fn delta_merge(scene: &mut Scene) -> Option<Act> {
-    let (_, middle) = scene.delta_pair();
-    let last = scene.changed(&middle);
+    let (first, middle) = scene.delta_pair();
+    let last = Arc::new(scene.changed(&middle));
     scene.dir.write("c.img", &last);
     scene.dir.ok("create-delta --compare b.img c.img -o 2.delta");
     let mut act = Act::new("delta merge 1.delta 2.delta -o out.bin", Promise::nothing(scene.volume));
-    act.outputs = vec!["out.bin"];
+    act.outputs = vec![Output { name: "out.bin", whole: Whole::Delta(first, last) }];
     Some(act)
 }
 
 fn delta_invert(scene: &mut Scene) -> Option<Act> {
-    scene.delta_pair();
+    let (old, new) = scene.delta_pair();
     let mut act = Act::new("delta invert 1.delta a.img -o out.bin", Promise::nothing(scene.volume));
-    act.outputs = vec!["out.bin"];
+    act.outputs = vec![Output { name: "out.bin", whole: Whole::Delta(new, old) }];
     Some(act)
 }
 
 fn export(scene: &mut Scene) -> Option<Act> {
-    let tag = scene.any_snap()?.tag;
+    let snap = scene.any_snap()?;
     let format = scene.one_of(&["", "--bmap out.bmap", "--format qcow2"]);
     // Something is there already: it stays until the new one is whole.
     if scene.rng.below(2) == 0 {
         scene.dir.write("out.bin", b"what was there before");
     }
-    let line = format!("export {VOL} {tag} out.bin {format}");
+    let line = format!("export {VOL} {} out.bin {format}", snap.tag);
     let mut act = Act::new(line, Promise::nothing(scene.volume));
-    act.outputs = vec!["out.bin", "out.bmap"];
+    let whole = if format.contains("qcow2") { Whole::Same } else { Whole::Bytes(snap.bytes) };
+    let mut outputs = vec![Output { name: "out.bin", whole }];
+    if format.contains("bmap") {
+        outputs.push(Output { name: "out.bmap", whole: Whole::Same });
+    }
+    act.outputs = outputs;
     Some(act)
 }

@@ -11,7 +11,7 @@ mod acts;
 mod volume;
 
 use crate::harness::{DDSNAP, Dir, Rng, Run};
-use acts::{ACTS, Act, Plain, Scene};
+use acts::{ACTS, Act, Output, Plain, Scene, Whole};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -100,9 +100,10 @@ impl Drop for Lab<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let folder = self.dir.keep();
+            self.dir.write("soak.log", self.log.join("\n").as_bytes());
             let from = self.log.len().saturating_sub(12);
             eprintln!(
-                "FAILED with DDSNAP_SEED={}; folder kept: {}\nthe last commands:\n  {}",
+                "FAILED with DDSNAP_SEED={}; folder and soak.log kept: {}\nthe last commands:\n  {}",
                 self.seed,
                 folder.display(),
                 self.log[from..].join("\n  ")
@@ -378,29 +379,40 @@ impl<'a> Lab<'a> {
         assert!(self.dir.read(plain.name) == *plain.new, "{}not what the delta makes", run.describe());
     }
 
-    /// What was to be made is as it was, or as the twin made it; everything else says that it is partial.
+    /// What was to be made is as it was, or whole; everything else that is new says that it is partial.
     fn check_outputs(&mut self, act: &Act, twin: &Dir, before: &BTreeMap<String, String>) {
-        let (found, whole) = (self.dir.hashes(), twin.hashes());
-        for (name, hash) in &found {
+        for (name, hash) in &self.dir.hashes() {
             if before.get(name) == Some(hash) || name.starts_with("data.") {
                 continue;
             }
-            let changes = act.plain.as_ref().is_some_and(|plain| plain.name == name);
-            let makes = act.outputs.contains(&name.as_str())
-                || act.plain.as_ref().is_some_and(|plain| plain.undo == Some(name.as_str()));
-            if makes {
-                assert_eq!(whole.get(name), Some(hash), "{name} is there, and not whole");
-            } else {
-                let says = name.ends_with(".part") || name.ends_with("-part");
-                assert!(changes || says, "what is {name}?");
+            let changes = |plain: &Plain| plain.name == name || plain.undo == Some(name.as_str());
+            match act.outputs.iter().find(|output| output.name == name) {
+                Some(output) => self.check_whole(output, twin),
+                None => assert!(
+                    name.ends_with(".part")
+                        || name.ends_with("-part")
+                        || act.plain.as_ref().is_some_and(changes),
+                    "what is {name}?"
+                ),
             }
         }
-        if act.outputs.is_empty() || self.rng.below(2) == 0 {
-            return;
+        if !act.outputs.is_empty() && self.rng.below(2) == 0 {
+            self.run(&act.line, act.codes);
+            act.outputs.iter().for_each(|output| self.check_whole(output, twin));
         }
-        self.run(&act.line, act.codes);
-        for name in act.outputs.iter().filter(|name| whole.contains_key(**name)) {
-            assert!(self.dir.hashes().get(*name) == whole.get(*name), "{name} made again is another");
+    }
+
+    fn check_whole(&self, output: &Output, twin: &Dir) {
+        let name = output.name;
+        match &output.whole {
+            Whole::Bytes(bytes) => assert!(self.dir.read(name) == **bytes, "{name} is there, and not whole"),
+            Whole::Same => assert!(self.dir.read(name) == twin.read(name), "{name} is there, and not whole"),
+            Whole::Delta(base, result) => {
+                self.dir.write("check.img", base);
+                self.dir.ok(&format!("apply-delta --force {name} check.img"));
+                assert!(self.dir.read("check.img") == **result, "{name} makes something else");
+                std::fs::remove_file(self.dir.path("check.img")).unwrap();
+            }
         }
     }
 
