@@ -1,7 +1,9 @@
 //! `check` sees damage, `rebuild` brings the index back from the records alone.
 
+use ddsnap::block::faulty::{Faulty, Operation};
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::error::Kind;
 use ddsnap::format::superblock::OFFSETS;
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
@@ -247,8 +249,40 @@ fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
     for offset in OFFSETS {
         store.write_at(&[0xff; 4096], offset).unwrap();
     }
-    rebuild(&device, 3, &Silent).unwrap();
+    rebuild(&device, &RebuildOptions { now_secs: 3, ..RebuildOptions::default() }, &Silent).unwrap();
     let view = View::open(store.clone(), None).unwrap();
     assert!(view.info().uuid != old.uuid && view.snapshots()[0].tag == Tag(77));
     assert_reads(&store, &origin, &BTreeMap::from([(made.id, image)]));
+}
+
+#[test]
+fn what_one_rebuild_left_out_the_next_one_does_not_take_in() {
+    let Volume { store, origin, mut images } = volume();
+    let device: Arc<dyn WriteAt> = store.clone();
+    let copies = |store: &Memory| -> BTreeMap<u64, u64> {
+        let bytes = store.to_vec().unwrap();
+        let blocks = bytes.chunks(4096).enumerate();
+        // Kind 1 at byte 76 of a record: chunks copied out. Its sequence lies at byte 32.
+        let copies = blocks.filter(|(_, block)| block.starts_with(b"ddsnapRC") && block[76] == 1);
+        let sequence = |block: &[u8]| u64::from_le_bytes(block[32..40].try_into().unwrap());
+        copies.map(|(number, block)| (sequence(block), number as u64 * 4096)).collect()
+    };
+    let before = *copies(&store).last_key_value().unwrap().0;
+    // Copied out, and killed before the origin was written: several records are torn.
+    let faulty = Arc::new(Faulty::new(origin.snapshot()));
+    faulty.fail_nth(Operation::Write, 1, Kind::Io);
+    let mut writer = Writer::open(Arc::clone(&device), Some(faulty), 2).unwrap();
+    writer.create_snapshot(Tag(99), None).unwrap();
+    images.insert(writer.view().snapshots().last().unwrap().id, origin.to_vec().unwrap());
+    writer.write_origin(0, &vec![9; 300_000]).unwrap_err();
+    drop(writer);
+    let left: Vec<u64> = copies(&store).range(before + 1..).map(|(_, address)| *address).collect();
+    assert!(left.len() > 1);
+    left.iter().for_each(|address| store.write_at(&[0xfe; 4096], address + 4096).unwrap());
+    for _ in 0..3 {
+        let report =
+            rebuild(&device, &RebuildOptions { now_secs: 3, ..RebuildOptions::default() }, &Silent).unwrap();
+        assert!(report.published && report.findings.is_empty() && report.marked == 0, "{report:?}");
+        assert_reads(&store, &origin, &images);
+    }
 }

@@ -55,7 +55,9 @@ struct Look<'a> {
     device: &'a dyn ReadAt,
     /// A sound superblock whose checkpoint is lost.
     known: Option<&'a Superblock>,
-    parts: BTreeMap<u64, HashMap<u32, Part>>,
+    /// By when their store was made, their number, and which store that was: another store may have been here before,
+    /// and may have counted further.
+    parts: BTreeMap<(i64, u64, [u8; 16]), HashMap<u32, Part>>,
     votes: HashMap<Testimony, usize>,
     witnesses: usize,
     /// Bytes of would-be parts that may still be read: bytes that only look like parts must not cost for ever.
@@ -121,13 +123,14 @@ impl<'a> Look<'a> {
         if let Ok(part) = checkpoint::decode_part(&whole, address)
             && self.known.is_none_or(|sb| sb.uuid == part.geometry.uuid)
         {
-            self.parts.entry(part.number).or_default().insert(part.part, part);
+            let key = (part.geometry.created_secs, part.number, part.geometry.uuid.0);
+            self.parts.entry(key).or_default().insert(part.part, part);
         }
         Ok(())
     }
 
     fn conclude(self, generation: u64) -> Result<Ground> {
-        let number = self.parts.keys().next_back().copied().unwrap_or(0);
+        let number = self.parts.keys().map(|(_, number, _)| *number).max().unwrap_or(0);
         let above = |sb: Superblock| Superblock {
             generation,
             checkpoint: number.max(sb.checkpoint),

@@ -101,6 +101,8 @@ pub(super) struct Rebuild<'a> {
     pub reader: BlockReader,
     pub survey: Survey,
     pub progress: &'a dyn Progress,
+    /// Addresses of records behind the end of the log: torn, or never made durable.
+    torn: Vec<u64>,
     /// Chunks that are known to be gone.
     pub gone: Vec<Gone>,
     /// Chunks that are there, but no record says so any more.
@@ -263,10 +265,11 @@ impl Rebuild<'_> {
         }
         for record in list {
             let follows = state.chain.is_followed_by(&record);
-            if record.sequence > durable
-                && !(follows && data_holds(self.device.as_ref(), &state.sb, &record)?)
-            {
-                break;
+            let ends = record.sequence > durable
+                && !(follows && data_holds(self.device.as_ref(), &state.sb, &record)?);
+            if ends || !self.torn.is_empty() {
+                self.torn.push(record.address);
+                continue;
             }
             if !follows {
                 let last = state.chain.position.sequence;
@@ -376,6 +379,9 @@ impl Rebuild<'_> {
             return Ok(report);
         }
         gone.append(&mut missing);
+        // The log goes on above their sequences, so the next rebuild would take them for records of its past.
+        let zeroes = vec![0; view.state.sb.block_size() as usize];
+        self.torn.iter().try_for_each(|address| self.device.write_at(&zeroes, *address))?;
         let mut writer = Writer::adopt(Arc::clone(self.device), view.state, options.now_secs)?;
         writer.checkpoint(Plan { sweep: true, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
@@ -411,6 +417,7 @@ impl<'a> Rebuild<'a> {
             reader: BlockReader::new(Arc::<dyn WriteAt>::clone(device)),
             survey,
             progress,
+            torn: Vec::new(),
             gone: Vec::new(),
             unlogged: Vec::new(),
             doubts: Vec::new(),
