@@ -8,8 +8,10 @@ use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
 use crate::progress::{Paced, Progress};
-use crate::store::fsck::{CheckOptions, CheckReport, Finding, RebuildOptions, Repair, check, rebuild};
-use crate::store::{View, Writer};
+use crate::store::View;
+use crate::store::fsck::{
+    CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, check, rebuild, repair,
+};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
 use std::os::unix::ffi::OsStrExt;
@@ -75,15 +77,6 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     check_and_repair(args, ui).map_err(|error| error.doing(doing()))
 }
 
-/// How far a repair may go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Leave {
-    None,
-    /// What gives nothing up.
-    Safe,
-    Everything,
-}
-
 fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     let paced;
     let progress: &dyn Progress = match args.rate.rate_limit {
@@ -96,8 +89,8 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     let (device, leave, found) = look_first(args, ui, progress)?;
     let mut outcome =
         Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };
-    if let Some(device) = device {
-        let mendable = outcome.found.findings.iter().any(|finding| is_mended(finding, leave));
+    if let (Some(device), Some(leave)) = (device, leave) {
+        let mendable = outcome.found.findings.iter().any(|finding| leave.mends(finding.code));
         if args.rebuild || mendable {
             mend(args, leave, &device, &mut outcome, ui, progress)?;
             outcome.left = look(args, &as_reader(&device), progress)?;
@@ -121,13 +114,13 @@ type Device = Option<Arc<dyn WriteAt>>;
 
 /// Opens the store as the user gives leave, and looks at it. What is repaired later is what was seen then: nobody
 /// else can change it in between.
-fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, Leave, CheckReport)> {
+fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, Option<Leave>, CheckReport)> {
     let given = match (args.preen, args.yes || args.rebuild || args.dry_run) {
-        (true, _) => Leave::Safe,
-        (_, true) => Leave::Everything,
-        _ => Leave::None,
+        (true, _) => Some(Leave::Safe),
+        (_, true) => Some(Leave::Everything),
+        _ => None,
     };
-    let device = if given == Leave::None { None } else { Some(device(args)?) };
+    let device = given.map(|_| self::device(args)).transpose()?;
     let found = match &device {
         Some(device) => look(args, &as_reader(device), progress)?,
         None => look(args, &open::store_reader(&args.store)?, progress)?,
@@ -136,12 +129,12 @@ fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, 
         fsck_report::print_findings(&found.findings, ui)?;
     }
     let question = format!("{} can be repaired", args.store.display());
-    if given != Leave::None || args.no || !found.is_bad() || ui.confirm(&question, "-y").is_err() {
+    if given.is_some() || args.no || !found.is_bad() || ui.confirm(&question, "-y").is_err() {
         return Ok((device, given, found));
     }
     let device = self::device(args)?;
     let found = look(args, &as_reader(&device), progress)?;
-    Ok((Some(device), Leave::Everything, found))
+    Ok((Some(device), Some(Leave::Everything), found))
 }
 
 /// The same device, for reading.
@@ -178,19 +171,8 @@ fn origin(args: &Args, store: &Arc<dyn ReadAt>) -> Result<Origin> {
     };
     Ok(match FileReader::open_origin_read(&path) {
         Ok(origin) => Origin::Open(origin),
-        Err(error) => {
-            Origin::Missing(Finding::new(crate::store::fsck::Code::OriginMissing, error.to_string()))
-        }
+        Err(error) => Origin::Missing(Finding::new(Code::OriginMissing, error.to_string())),
     })
-}
-
-/// True if `leave` is enough to mend the finding.
-fn is_mended(finding: &Finding, leave: Leave) -> bool {
-    match finding.code.repair() {
-        Repair::None | Repair::Manual => false,
-        Repair::Publish | Repair::Rebuild | Repair::Relog => leave != Leave::None,
-        Repair::Mark => leave == Leave::Everything,
-    }
 }
 
 /// What repairs write to: the store, or a picture of it in memory.
@@ -209,42 +191,30 @@ fn mend(
     ui: &Ui,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let wanted = |repair: Repair| {
-        outcome
-            .found
-            .findings
-            .iter()
-            .any(|finding| finding.code.repair() == repair && is_mended(finding, leave))
+    let options = RebuildOptions {
+        now_secs: time::now_secs(),
+        give_up: true,
+        origin: args.origin.as_deref().map(hint_of).transpose()?,
     };
-    if args.rebuild || wanted(Repair::Rebuild) {
-        let options = RebuildOptions {
-            now_secs: time::now_secs(),
-            give_up: leave == Leave::Everything,
-            origin: args.origin.as_deref().map(hint_of).transpose()?,
-        };
-        match rebuild(device, &options, progress) {
-            Ok(report) => {
-                if !report.published {
-                    outcome.refused.clone_from(&report.findings);
-                }
-                outcome.rebuilt = Some(report);
-            }
-            // Nothing to rebuild from: that is an answer, not a failure to look.
-            Err(error) if error.kind() == Kind::Damaged => {
-                ui.error(&error.doing(format!("cannot rebuild {}", args.store.display())));
-            }
-            Err(error) => return Err(error),
+    let repaired = match args.rebuild {
+        true => rebuild(device, &options, progress)
+            .map(|report| Repaired { rebuilt: Some(report), ..Repaired::default() }),
+        false => repair(device, &outcome.found, leave, &options, progress),
+    };
+    match repaired {
+        Ok(repaired) => {
+            let refused = repaired.rebuilt.iter().filter(|report| !report.published);
+            outcome.refused = refused.flat_map(|report| report.findings.clone()).collect();
+            outcome.repaired = repaired;
+            Ok(())
         }
-        return Ok(());
+        // Nothing to rebuild from: that is an answer, not a failure to look.
+        Err(error) if error.kind() == Kind::Damaged => {
+            ui.error(&error.doing(format!("cannot rebuild {}", args.store.display())));
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
-    let publish = wanted(Repair::Publish);
-    let mut writer = Writer::open(Arc::clone(device), None, time::now_secs())?;
-    if publish {
-        writer.republish()?;
-        outcome.republished = true;
-    }
-    (outcome.marked, outcome.relogged) = writer.mend(&outcome.found, leave == Leave::Everything)?;
-    writer.close()
 }
 
 /// The path and size of an origin, for a store that has forgotten them.

@@ -1,7 +1,7 @@
 //! What `fsck` says of what it found and did.
 
 use crate::error::Result;
-use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport};
+use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport, Repaired};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape};
 use serde_json::{Value, json};
@@ -19,14 +19,8 @@ pub struct Outcome {
     pub left: CheckReport,
     /// What a rebuild would have given up, and was not allowed to.
     pub refused: Vec<Finding>,
-    /// Superblocks and tables were written anew.
-    pub republished: bool,
-    /// Chunks marked as lost.
-    pub marked: u64,
-    /// Chunks written to the log again.
-    pub relogged: u64,
-    /// The rebuild, if there was one.
-    pub rebuilt: Option<RebuildReport>,
+    /// What was done.
+    pub repaired: Repaired,
     /// Taint was accepted.
     pub taint_accepted: bool,
     /// Nothing of it happened.
@@ -35,16 +29,19 @@ pub struct Outcome {
 
 impl Outcome {
     fn published(&self) -> Option<&RebuildReport> {
-        self.rebuilt.as_ref().filter(|rebuilt| rebuilt.published)
+        self.repaired.rebuilt.as_ref().filter(|rebuilt| rebuilt.published)
     }
 
     /// True if something could not be brought back.
     fn is_lossy(&self) -> bool {
-        self.marked > 0 || self.published().is_some_and(|rebuilt| !rebuilt.findings.is_empty())
+        self.repaired.marked > 0 || self.published().is_some_and(|rebuilt| !rebuilt.findings.is_empty())
     }
 
     fn is_repaired(&self) -> bool {
-        self.republished || self.relogged > 0 || self.published().is_some() || self.taint_accepted
+        self.repaired.republished
+            || self.repaired.relogged > 0
+            || self.published().is_some()
+            || self.taint_accepted
     }
 
     /// The exit status.
@@ -60,18 +57,24 @@ impl Outcome {
     /// Prints what was done and what is left.
     pub fn print(&self, store: &Path, ui: &Ui) -> Result<()> {
         let would = if self.dry_run { "would be " } else { "" };
-        if self.republished {
+        if self.repaired.republished {
             ui.print(&format!(
                 "{would}repaired: both superblocks and both copies of the tables are written anew"
             ))?;
         }
-        if self.marked > 0 {
-            ui.print(&format!("{would}marked: {} chunks as lost; reading them is an error", self.marked))?;
+        if self.repaired.marked > 0 {
+            ui.print(&format!(
+                "{would}marked: {} chunks as lost; reading them is an error",
+                self.repaired.marked
+            ))?;
         }
-        if self.relogged > 0 {
-            ui.print(&format!("{would}repaired: {} chunks are written to the log again", self.relogged))?;
+        if self.repaired.relogged > 0 {
+            ui.print(&format!(
+                "{would}repaired: {} chunks are written to the log again",
+                self.repaired.relogged
+            ))?;
         }
-        if let Some(rebuilt) = &self.rebuilt {
+        if let Some(rebuilt) = &self.repaired.rebuilt {
             self.print_rebuild(rebuilt, would, ui)?;
         }
         if self.taint_accepted {
@@ -81,7 +84,7 @@ impl Outcome {
             "{} records, {} index entries, {} bytes of data",
             self.left.records, self.left.entries, self.left.data_bytes
         );
-        let touched = self.is_repaired() || self.marked > 0;
+        let touched = self.is_repaired() || self.repaired.marked > 0;
         let verdict = match (self.left.is_bad(), touched) {
             (true, true) => {
                 ui.print("left:")?;
@@ -125,11 +128,11 @@ impl Outcome {
             "findings": list(&self.found.findings),
             "left": list(&self.left.findings),
             "repair": {
-                "republished": self.republished,
-                "marked": self.marked,
-                "relogged": self.relogged,
+                "republished": self.repaired.republished,
+                "marked": self.repaired.marked,
+                "relogged": self.repaired.relogged,
                 "taint_accepted": self.taint_accepted,
-                "rebuilt": self.rebuilt.as_ref().map(|rebuilt| json!({
+                "rebuilt": self.repaired.rebuilt.as_ref().map(|rebuilt| json!({
                     "published": rebuilt.published,
                     "records": rebuilt.records,
                     "entries": rebuilt.entries,

@@ -208,15 +208,15 @@ impl State {
             };
             self.memory.insert(key_of(entry), value);
             if entry.class == EntryClass::Exception {
-                self.mark_changed(entry.owner, entry.chunk);
+                self.mark_changes(Key::changes(entry.owner, entry.chunk >> PAGE_BITS), bit(entry.chunk));
             }
         }
     }
 
-    fn mark_changed(&mut self, epoch: u64, chunk: u64) {
-        let slot =
-            self.memory.entry(Key::changes(epoch, chunk >> PAGE_BITS)).or_insert_with(|| Value::from_bits(0));
-        *slot = Value::from_bits(slot.bits() | bit(chunk));
+    /// Adds change `bits` to those that the memory table keeps under `key`.
+    pub fn mark_changes(&mut self, key: Key, bits: u128) {
+        let slot = self.memory.entry(key).or_insert_with(|| Value::from_bits(0));
+        *slot = Value::from_bits(slot.bits() | bits);
     }
 
     /// Enters a snapshot that begins an epoch.
@@ -284,6 +284,11 @@ pub fn key_of(entry: &Entry) -> Key {
 /// zeroes, or one that is lost, lives in the header alone, and its address must still name the right segment.
 pub fn data_address(record: &Record, address: u64, entry: &Entry) -> u64 {
     if entry.encoding == Encoding::Raw { address } else { record.address }
+}
+
+/// True if `length` zeroes have the checksum `crc`.
+pub fn zeroes_hold(length: u32, crc: u32) -> bool {
+    crc32fast::hash(&vec![0; length as usize]) == crc
 }
 
 /// The bit of `chunk` in its page of change bits.

@@ -11,9 +11,9 @@ use super::workers;
 use crate::error::Result;
 use crate::format::checkpoint::Role;
 use crate::format::record::{Encoding, pad};
-use crate::format::run::{IndexEntry, Key};
+use crate::format::run::{IndexEntry, Key, Value};
 use crate::progress::Progress;
-use crate::store::state::{data_address, keeper, key_of};
+use crate::store::state::{data_address, keeper, key_of, zeroes_hold};
 use crate::store::view::View;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -149,7 +149,7 @@ fn read_segment(view: &View, segment: &mut Segment, number: u32, expected: &[Ind
         }
         if value.encoding == Encoding::Lost {
             read.lost.push((*key, *value));
-        } else if segment.holds(value.word, value.stored_length, value.encoding, value.crc) {
+        } else if holds(segment, value) {
             if !logged.contains(&(value.word, *key)) {
                 read.unlogged.push((*key, *value));
             }
@@ -160,6 +160,14 @@ fn read_segment(view: &View, segment: &mut Segment, number: u32, expected: &[Ind
         }
     }
     Ok(read)
+}
+
+/// True if what `value` leads to holds its checksum.
+fn holds(segment: &Segment, value: &Value) -> bool {
+    match value.encoding {
+        Encoding::Zeroes => zeroes_hold(value.raw_length, value.crc),
+        _ => segment.holds(value.word, value.stored_length, value.crc),
+    }
 }
 
 /// Makes findings of what was read.

@@ -1,17 +1,92 @@
-//! Restating in the log what its records say no more, or what is no more.
+//! Repairs: what a check found, mended as far as leave is given.
+//!
+//! Tables are written again from their second copies; what records say no more, or what is no more, is restated in
+//! the log; the rest is rebuilt. Each of these can be cut short at any write.
 
 use super::check::CheckReport;
+use super::finding::{Code, Repair};
 use super::gone::Gone;
+use super::rebuild::{RebuildOptions, RebuildReport, rebuild};
+use crate::block::WriteAt;
 use crate::error::{Kind, Result};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
+use crate::progress::Progress;
 use crate::store::publish::padded;
 use crate::store::relocate::batch_bytes;
+use crate::store::room::PLAIN;
 use crate::store::state::State;
 use crate::store::writer::{Draft, Need, Writer};
+use std::sync::Arc;
 
 /// Marks in one record.
 const MARKS: usize = 512;
+
+/// How far a repair may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// What gives nothing up.
+    Safe,
+    /// Marking what is gone, too.
+    Everything,
+}
+
+impl Leave {
+    /// True if this is enough for what mends `code`.
+    #[must_use]
+    pub fn mends(self, code: Code) -> bool {
+        match code.repair() {
+            Repair::None | Repair::Manual => false,
+            Repair::Publish | Repair::Rebuild | Repair::Relog => true,
+            Repair::Mark => self == Self::Everything,
+        }
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Default)]
+pub struct Repaired {
+    /// Superblocks and tables were written anew.
+    pub republished: bool,
+    /// Chunks marked as lost.
+    pub marked: u64,
+    /// Chunks written to the log again.
+    pub relogged: u64,
+    /// The rebuild, if there was one.
+    pub rebuilt: Option<RebuildReport>,
+}
+
+/// Mends what a check `found` on `device`, which nobody has changed since.
+///
+/// # Errors
+/// As [`rebuild`] and [`Writer::open`]; the store is then as it was, or partly mended.
+pub fn repair(
+    device: &Arc<dyn WriteAt>,
+    found: &CheckReport,
+    leave: Leave,
+    options: &RebuildOptions,
+    progress: &dyn Progress,
+) -> Result<Repaired> {
+    let wanted = |repair: Repair| {
+        found.findings.iter().any(|finding| finding.code.repair() == repair && leave.mends(finding.code))
+    };
+    let mut repaired = Repaired::default();
+    if wanted(Repair::Rebuild) {
+        let options = RebuildOptions { give_up: leave == Leave::Everything, ..options.clone() };
+        repaired.rebuilt = Some(rebuild(device, &options, progress)?);
+        return Ok(repaired);
+    }
+    let mut writer = Writer::open(Arc::clone(device), None, options.now_secs)?;
+    if wanted(Repair::Publish) {
+        writer.checkpoint(PLAIN)?;
+        repaired.republished = true;
+    }
+    let gone = if leave == Leave::Everything { found.gone.as_slice() } else { &[] };
+    repaired.relogged = writer.restate(gone, &found.unlogged)?;
+    repaired.marked = gone.len() as u64;
+    writer.close()?;
+    Ok(repaired)
+}
 
 /// What the index keeps of a chunk that is gone until the record that says so is in the log. It counts in the
 /// segment where the log goes on.
@@ -44,25 +119,6 @@ fn entry(key: Key, value: &Value) -> Entry {
 }
 
 impl Writer {
-    /// Mends what a check found and records can mend: marks what is gone (if `mark` says so), and writes to the log
-    /// again what no record describes. Returns the chunks marked and those written.
-    ///
-    /// # Errors
-    /// `Kind::Io`; `Kind::NoSpace` if not even the marks fit.
-    pub fn mend(&mut self, report: &CheckReport, mark: bool) -> Result<(u64, u64)> {
-        let gone = if mark { report.gone.as_slice() } else { &[] };
-        let relogged = self.restate(gone, &report.unlogged)?;
-        Ok((gone.len() as u64, relogged))
-    }
-
-    /// Makes checkpoints until both copies of superblock and tables have been written anew.
-    ///
-    /// # Errors
-    /// `Kind::Io`, `Kind::NoSpace`.
-    pub fn republish(&mut self) -> Result<()> {
-        self.checkpoint(crate::store::room::PLAIN)
-    }
-
     /// Writes to the log which chunks are `gone`, and the `unlogged` ones again. Returns how many of the latter
     /// fitted: the others stay readable where they are.
     pub(super) fn restate(&mut self, gone: &[Gone], unlogged: &[IndexEntry]) -> Result<u64> {

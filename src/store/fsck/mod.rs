@@ -7,11 +7,13 @@
 //! | `walk`, `balance`, `data` | the index; exceptions against change bits; every preserved byte |
 //! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
 //! | `rebuild`, `without` | the store again, from a checkpoint or without any |
-//! | `mend` | restating in the log what its records say no more |
+//! | `mend` | repairs: which, and restating in the log what its records say no more |
 //! | `workers` | several threads over one list |
 
 mod balance;
 mod check;
+#[cfg(test)]
+mod damage_tests;
 mod data;
 mod finding;
 mod gone;
@@ -29,4 +31,5 @@ mod workers;
 
 pub use check::{CheckOptions, CheckReport, check};
 pub use finding::{Affected, Code, Finding, Repair, Severity};
+pub use mend::{Leave, Repaired, repair};
 pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

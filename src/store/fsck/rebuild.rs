@@ -18,7 +18,7 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, Role, Segment};
 use crate::format::record::{Encoding, Record, RecordKind};
-use crate::format::run::{IndexEntry, Key, Value};
+use crate::format::run::{IndexEntry, Key, PAGE_BITS, Value};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
 use crate::store::changes::Index;
@@ -26,7 +26,7 @@ use crate::store::index::{BlockReader, MemTable};
 use crate::store::merge;
 use crate::store::publish::Plan;
 use crate::store::recover::{data_holds, read_record};
-use crate::store::state::{State, digest, key_of};
+use crate::store::state::{State, bit, digest, key_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
 use crate::units::{Epoch, Tag};
@@ -133,7 +133,7 @@ impl Rebuild<'_> {
             let device = self.device;
             let mut each = |entries: Vec<IndexEntry>| {
                 self.progress.check()?;
-                salvaged(&mut state.memory, entries);
+                salvaged(&mut state, entries);
                 if state.memory.len() < MEMORY_ENTRIES {
                     return Ok(());
                 }
@@ -435,7 +435,7 @@ pub(super) fn holds_chunks(record: &Record) -> bool {
 /// True if the data that `value` leads to hold their checksum.
 fn holds(device: &dyn ReadAt, state: &State, value: &Value) -> Result<bool> {
     if value.encoding != Encoding::Raw {
-        return Ok(true);
+        return Ok(value.encoding == Encoding::Lost || zeroes_hold(value.raw_length, value.crc));
     }
     let end = value.word.checked_add(u64::from(value.stored_length));
     if value.stored_length > state.sb.chunk_size() || end.is_none_or(|end| end > device.size()) {
@@ -446,14 +446,16 @@ fn holds(device: &dyn ReadAt, state: &State, value: &Value) -> Result<bool> {
     Ok(crc32fast::hash(&bytes) == value.crc)
 }
 
-/// Enters what the old index says. Change bits are united, the rest replaced.
-fn salvaged(memory: &mut MemTable, entries: Vec<IndexEntry>) {
+/// Enters what the old index says. Change bits are united, also with what its exceptions prove; the rest is replaced.
+fn salvaged(state: &mut State, entries: Vec<IndexEntry>) {
     for (key, value) in entries {
         if key.class < 2 {
-            memory.insert(key, value);
-        } else {
-            let slot = memory.entry(key).or_insert_with(|| Value::from_bits(0));
-            *slot = Value::from_bits(slot.bits() | value.bits());
+            state.memory.insert(key, value);
+        }
+        match key.class {
+            0 => state.mark_changes(Key::changes(key.b, key.a >> PAGE_BITS), bit(key.a)),
+            1 => {}
+            _ => state.mark_changes(key, value.bits()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::block::ReadAt;
 use crate::error::{Kind, Result};
-use crate::format::record::{Encoding, Record};
+use crate::format::record::Record;
 use crate::format::superblock::Superblock;
 use crate::store::origin::is_zero;
 use crate::units::index;
@@ -89,9 +89,8 @@ impl Segment {
     }
 
     /// True if the data at byte `address` hold their checksum.
-    pub fn holds(&self, address: u64, stored_length: u32, encoding: Encoding, crc: u32) -> bool {
-        encoding != Encoding::Raw
-            || self.get(address, u64::from(stored_length)).is_some_and(|bytes| crc32fast::hash(bytes) == crc)
+    pub fn holds(&self, address: u64, stored_length: u32, crc: u32) -> bool {
+        self.get(address, u64::from(stored_length)).is_some_and(|bytes| crc32fast::hash(bytes) == crc)
     }
 }
 

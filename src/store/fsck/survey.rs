@@ -131,8 +131,7 @@ fn look(segment: &Segment, sb: &Superblock) -> Sight {
 /// Addresses of the data of `record` that do not hold their checksums.
 fn bad_data<'a>(segment: &'a Segment, record: &'a Record, sb: &Superblock) -> impl Iterator<Item = u64> + 'a {
     let located = record.located(sb.block_bits).filter(|(_, entry)| entry.encoding == Encoding::Raw);
-    let bad = located
-        .filter(|(address, entry)| !segment.holds(*address, entry.stored_length, entry.encoding, entry.crc));
+    let bad = located.filter(|(address, entry)| !segment.holds(*address, entry.stored_length, entry.crc));
     bad.map(|(address, _)| address)
 }
 

@@ -1,6 +1,6 @@
 //! Random damage over whole stores: what survives is brought back, what does not is never read as something else.
 
-use super::{CheckOptions, Code, RebuildOptions, RebuildReport, check, rebuild};
+use super::{CheckOptions, Code, Leave, RebuildOptions, RebuildReport, check, rebuild, repair};
 use crate::block::memory::Memory;
 use crate::block::{ReadAt, WriteAt};
 use crate::format::record::{Encoding, Record};
@@ -9,6 +9,7 @@ use crate::format::superblock::{OFFSETS, Superblock};
 use crate::point::{PointId, PointSource};
 use crate::progress::Silent;
 use crate::store::fsck::segment::Segment;
+use crate::store::room::PLAIN;
 use crate::store::state::{data_address, keeper, key_of};
 use crate::store::{InitOptions, View, Writer};
 use crate::units::{Epoch, Tag, index};
@@ -17,14 +18,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 const ORIGIN: u64 = 3_000_000;
-const CHUNK: u32 = 4096;
-const BLOCK: u64 = 4096;
+pub(super) const CHUNK: u32 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// A small generator of its own: the same numbers everywhere.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let mixed = (self.0 >> 33) ^ self.0;
         mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) % bound
@@ -35,14 +36,14 @@ impl Random {
     }
 }
 
-struct Sample {
-    store: Arc<Memory>,
-    origin: Arc<Memory>,
-    images: BTreeMap<Epoch, Vec<u8>>,
+pub(super) struct Sample {
+    pub store: Arc<Memory>,
+    pub origin: Arc<Memory>,
+    pub images: BTreeMap<Epoch, Vec<u8>>,
 }
 
 /// A store with a random past: snapshots made, deleted and written, sessions closed and not.
-fn sample(seed: u64) -> Sample {
+pub(super) fn sample(seed: u64) -> Sample {
     let mut random = Random(seed);
     let (store, origin) = (Arc::new(Memory::new(24 << 20)), Arc::new(Memory::new(ORIGIN)));
     let options = InitOptions {
@@ -79,7 +80,7 @@ fn sample(seed: u64) -> Sample {
             images.get_mut(&id).unwrap()[index(at)..index(at) + 9000].copy_from_slice(&bytes);
         }
         if random.below(3) == 0 {
-            writer.republish().unwrap();
+            writer.checkpoint(PLAIN).unwrap();
         }
         if random.below(4) > 0 {
             writer.close().unwrap();
@@ -89,7 +90,7 @@ fn sample(seed: u64) -> Sample {
 }
 
 /// Every entry that a snapshot needs, and of which a record that lies wholly in undamaged blocks tells.
-fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> {
+pub(super) fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> {
     let sb = &view.state.sb;
     let touched = |start: u64, length: u64| {
         (start / BLOCK..(start + length.max(1)).div_ceil(BLOCK)).any(|block| damaged.contains(&block))
@@ -126,14 +127,14 @@ fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> {
     found
 }
 
-fn rebuilt(store: &Arc<Memory>) -> RebuildReport {
+pub(super) fn rebuilt(store: &Arc<Memory>) -> RebuildReport {
     let device: Arc<dyn WriteAt> = store.clone();
     rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, origin: None }, &Silent).unwrap()
 }
 
 /// Every entry must lead to the bytes it led to, and every snapshot that is not tainted must read as it was, or
 /// not at all.
-fn assert_rescued(sample: &Sample, store: &Arc<Memory>, survivors: &[IndexEntry], what: &str) {
+pub(super) fn assert_rescued(sample: &Sample, store: &Arc<Memory>, survivors: &[IndexEntry], what: &str) {
     let view = View::open(store.clone(), Some(sample.origin.clone())).expect(what);
     for (key, value) in survivors {
         let (found, now) = view.index().scan(*key).unwrap().next_entry().unwrap().expect(what);
@@ -154,7 +155,7 @@ fn assert_rescued(sample: &Sample, store: &Arc<Memory>, survivors: &[IndexEntry]
 }
 
 /// Nothing bad is found in it any more, and its second rebuild finds as much as the first.
-fn assert_clean(store: &Arc<Memory>, what: &str) {
+pub(super) fn assert_clean(store: &Arc<Memory>, what: &str) {
     let device: Arc<dyn ReadAt> = store.clone();
     let report = check(&device, None, CheckOptions { data: true }, &Silent).unwrap();
     assert!(!report.is_bad(), "{what}: {:?}", report.findings);
@@ -167,7 +168,7 @@ fn overwrite(store: &Memory, blocks: &HashSet<u64>, random: &mut Random) {
     }
 }
 
-fn seeds(count: u64) -> std::ops::Range<u64> {
+pub(super) fn seeds(count: u64) -> std::ops::Range<u64> {
     let depth = std::env::var("DDSNAP_DEPTH").ok().and_then(|depth| depth.parse().ok()).unwrap_or(6u64);
     0..(count * depth).div_ceil(6)
 }
@@ -327,9 +328,9 @@ fn what_a_rebuild_gives_up_is_told_by_range_and_read_as_an_error() {
     let start = key.a * u64::from(CHUNK);
     let end = start + u64::from(value.raw_length);
     assert!(finding.affected.iter().all(|one| one.ranges.len() == 1 && one.ranges[0] == (start..end)));
-    let mut writer = Writer::open(sample.store.clone(), None, 4).unwrap();
-    assert_eq!(writer.mend(&report, true).unwrap(), (1, 0));
-    writer.close().unwrap();
+    let device: Arc<dyn WriteAt> = sample.store.clone();
+    let repaired = repair(&device, &report, Leave::Everything, &RebuildOptions::default(), &Silent).unwrap();
+    assert_eq!((repaired.marked, repaired.relogged), (1, 0));
     assert_clean(&sample.store, "marked");
     let view = View::open(sample.store.clone(), Some(sample.origin.clone())).unwrap();
     for id in readers {
