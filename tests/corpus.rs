@@ -196,7 +196,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "superblock" => vec![superblock().encode()],
         "record" => vec![record().encode(&STORE)],
         "checkpoint" => vec![checkpoint().encode()],
-        "part" => vec![encode_part(&superblock(), 2, 1 << 20, 0, 1, &checkpoint().encode())],
+        "part" => vec![encode_part(&superblock(), 2, 1 << 20, (0, 1), 7, &checkpoint().encode())],
         "index" => index_seeds(),
         "tables" => tables(),
         "changelist" => vec![changelist_seed()],

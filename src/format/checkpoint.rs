@@ -36,7 +36,7 @@ raw_struct! {
         segment_bits: U32, "u32", "as in the superblock";
         segments: U32, "u32", "as in the superblock";
         crc: U32, "crc32", "CRC-32 of head and payload with this field zero";
-        reserved: [u8; 8], "bytes", "zero";
+        publication: U64, "u64", "random; all parts of one attempt to publish this number have the same";
     }
 }
 
@@ -462,6 +462,8 @@ pub struct Part {
     pub part: u32,
     /// Number of parts.
     pub parts: u32,
+    /// Which attempt to publish the number this belongs to.
+    pub publication: u64,
     /// Its slice of the payload.
     pub payload: Vec<u8>,
     /// Geometry, salt and identity repeated from the superblock, so that a rescue can do without one.
@@ -475,8 +477,8 @@ pub fn encode_part(
     sb: &Superblock,
     number: u64,
     address: u64,
-    part: u32,
-    parts: u32,
+    (part, parts): (u32, u32),
+    publication: u64,
     payload: &[u8],
 ) -> Vec<u8> {
     let mut raw = RawPart::new_zeroed();
@@ -488,6 +490,7 @@ pub fn encode_part(
     raw.created = I64::new(sb.created_secs);
     raw.part = U32::new(part);
     raw.parts = U32::new(parts);
+    raw.publication = U64::new(publication);
     raw.length = count(payload);
     raw.chunk_bits = U32::new(sb.chunk_bits);
     raw.block_bits = U32::new(sb.block_bits);
@@ -540,6 +543,7 @@ pub fn decode_part(bytes: &[u8], address: u64) -> Result<Part> {
         number: raw.number.get(),
         part: raw.part.get(),
         parts: raw.parts.get(),
+        publication: raw.publication.get(),
         payload: payload.to_vec(),
         geometry: Superblock {
             uuid: Uuid(raw.uuid),

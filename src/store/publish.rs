@@ -94,6 +94,8 @@ fn promise_max(state: &State) -> usize {
 
 fn write_copies(device: &dyn WriteAt, sb: &mut Superblock, payload: &[u8], lengths: &[usize]) -> Result<()> {
     let parts = u32::try_from(lengths.len()).unwrap_or(0);
+    // What is cut short here leaves parts behind, and its number is used again.
+    let publication = super::writer::random_u64()?;
     let mut rest = payload;
     for (number, length) in lengths.iter().enumerate() {
         let (slice, after) = rest.split_at_checked(*length).unwrap_or((rest, &[]));
@@ -101,7 +103,7 @@ fn write_copies(device: &dyn WriteAt, sb: &mut Superblock, payload: &[u8], lengt
         let part = u32::try_from(number).unwrap_or(0);
         for copy in 0..2 {
             let Some(address) = sb.copies[copy].get(number).map(|extent| extent.address) else { continue };
-            let bytes = encode_part(sb, sb.checkpoint, address, part, parts, slice);
+            let bytes = encode_part(sb, sb.checkpoint, address, (part, parts), publication, slice);
             device.write_at(&bytes, address)?;
             if let Some(extent) = sb.copies[copy].get_mut(number) {
                 extent.crc = crc32fast::hash(&bytes);

@@ -8,7 +8,7 @@ use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
 use crate::store::recover::{Superblocks, read_checkpoint};
 use crate::units::index;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 const WINDOW: u64 = 4 << 20;
 const STEP: u64 = 4096;
@@ -55,9 +55,8 @@ struct Look<'a> {
     device: &'a dyn ReadAt,
     /// A sound superblock whose checkpoint is lost.
     known: Option<&'a Superblock>,
-    /// By when their store was made, their number, and which store that was: another store may have been here before,
-    /// and may have counted further.
-    parts: BTreeMap<(i64, u64, [u8; 16]), HashMap<u32, Part>>,
+    /// By publication: attempts that were cut short leave theirs behind, and so does a store that was here before.
+    parts: HashMap<(u64, u64, [u8; 16]), HashMap<u32, Part>>,
     votes: HashMap<Testimony, usize>,
     witnesses: usize,
     /// Bytes of would-be parts that may still be read: bytes that only look like parts must not cost for ever.
@@ -67,7 +66,7 @@ struct Look<'a> {
 impl<'a> Look<'a> {
     fn new(device: &'a dyn ReadAt) -> Self {
         let budget = device.size().saturating_mul(2);
-        Self { device, known: None, parts: BTreeMap::new(), votes: HashMap::new(), witnesses: 0, budget }
+        Self { device, known: None, parts: HashMap::new(), votes: HashMap::new(), witnesses: 0, budget }
     }
 
     fn at_every_block(&mut self, progress: &dyn Progress) -> Result<()> {
@@ -123,27 +122,30 @@ impl<'a> Look<'a> {
         if let Ok(part) = checkpoint::decode_part(&whole, address)
             && self.known.is_none_or(|sb| sb.uuid == part.geometry.uuid)
         {
-            let key = (part.geometry.created_secs, part.number, part.geometry.uuid.0);
+            let key = (part.publication, part.number, part.geometry.uuid.0);
             self.parts.entry(key).or_default().insert(part.part, part);
         }
         Ok(())
     }
 
     fn conclude(self, generation: u64) -> Result<Ground> {
-        let number = self.parts.keys().map(|(_, number, _)| *number).max().unwrap_or(0);
+        let number = self.parts.values().flat_map(HashMap::values).map(|part| part.number).max().unwrap_or(0);
         let above = |sb: Superblock| Superblock {
             generation,
             checkpoint: number.max(sb.checkpoint),
             copies: [Vec::new(), Vec::new()],
             ..sb
         };
-        for found in self.parts.values().rev() {
-            if let Some((sb, checkpoint)) = assemble(found) {
-                return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint) });
-            }
+        // Numbers say nothing across stores, and are used again after an attempt that was cut short.
+        let whole = self.parts.values().filter_map(assemble);
+        let newest =
+            whole.max_by_key(|(sb, checkpoint)| (sb.created_secs, checkpoint.log.sequence, sb.checkpoint));
+        if let Some((sb, checkpoint)) = newest {
+            return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint) });
         }
-        let part = self.parts.values().next_back().and_then(|parts| parts.values().next());
-        if let Some(sb) = self.known.or(part.map(|part| &part.geometry)) {
+        let parts = self.parts.values().flat_map(HashMap::values).map(|part| &part.geometry);
+        let newest = parts.max_by_key(|sb| (sb.created_secs, sb.checkpoint));
+        if let Some(sb) = self.known.or(newest) {
             return Ok(Ground { sb: above(sb.clone()), checkpoint: None });
         }
         let most = self.votes.iter().max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
