@@ -6,7 +6,7 @@
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::delta::{ChangelistReader, FileTarget, Part as DeltaPart, info, transcode, verify};
-use ddsnap::dump::{Options, Part, dump};
+use ddsnap::dump::{Options, Part, dump, read_tables};
 use ddsnap::error::Kind;
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
 use ddsnap::format::delta::ResumePoint;
@@ -19,8 +19,10 @@ use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::fsck::{CheckOptions, RebuildOptions, check, rebuild};
+use ddsnap::store::restore::{Target as Place, restore};
 use ddsnap::store::{InitOptions, View, Writer};
 use ddsnap::units::{Tag, Uuid};
+use sha2::Digest;
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -43,7 +45,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -56,6 +58,7 @@ pub const TARGETS: [Target; 13] = [
     ("qcow2", qcow2),
     ("rbd", rbd),
     ("store", store),
+    ("yaml", yaml),
     ("import", import),
 ];
 
@@ -248,6 +251,29 @@ fn dump_all(device: &Arc<dyn ReadAt>) {
             Ok(told) => assert!(ended && told == damaged),
             Err(error) => assert_eq!(error.kind(), Kind::Unsupported),
         }
+    }
+}
+
+/// A dump in YAML; its last line is made to fit, so that what it says is reached. What is restored can be opened.
+pub fn yaml(data: &[u8]) {
+    let _ = read_tables(data);
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let end = text.trim_end_matches('\n').rfind('\n').map_or(0, |end| end + 1);
+    let text = text.get(..end).unwrap_or_default();
+    let text = format!("{text}sha256: \"{}\"\n", hex::encode(sha2::Sha256::digest(text)));
+    let Ok(dumped) = read_tables(text.as_bytes()) else { return };
+    let device = Arc::new(Memory::new(dumped.superblock.end().min(64 << 20)));
+    let Ok(target) = Place::look(device.as_ref(), &dumped.superblock, &dumped.tables, &Silent) else {
+        return;
+    };
+    let writer: Arc<dyn WriteAt> = Arc::<Memory>::clone(&device);
+    let (sb, tables) = (dumped.superblock.clone(), dumped.tables.clone());
+    let mut entries = dumped.entries(text.as_bytes());
+    if restore(&writer, sb, tables, &target, &mut entries, None).is_ok() {
+        let reader: Arc<dyn ReadAt> = device;
+        assert!(View::open(Arc::clone(&reader), None).is_ok());
+        let _ = check(&reader, CheckOptions { data: true }, &Silent);
+        dump_all(&reader);
     }
 }
 

@@ -191,6 +191,12 @@ fn rbd_seeds() -> Vec<Vec<u8>> {
     vec![dir.ok("create-delta --format rbd --compare old new -").stdout, unaligned]
 }
 
+/// Dumps of a volume, as it is and anonymous.
+fn yaml_seeds() -> Vec<Vec<u8>> {
+    let dir = crate::harness::volume();
+    ["", "--anonymous"].map(|way| dir.ok(&format!("dump --format yaml {way} data.snap")).stdout).to_vec()
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -205,6 +211,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "continuation" => continuation_seeds(),
         "rbd" => rbd_seeds(),
         "qcow2" => vec![qcow2_seed()],
+        "yaml" => yaml_seeds(),
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],
     }
 }

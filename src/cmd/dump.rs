@@ -12,19 +12,21 @@ const EXAMPLES: &str = "Examples:
   ddsnap dump data.snap | head -40
   ddsnap dump --chunk 6 data.snap
   ddsnap dump --superblock --hex data.snap
+  ddsnap dump --format yaml data.snap > data.yaml
   ddsnap dump --anonymous --format yaml data.snap > report.yaml";
 
 /// Show the metadata of a snapshot store, whole or in part, sound or damaged
 ///
 /// Nothing is ever modified. What is damaged is shown with what is wrong and with its bytes, and the exit status is
-/// then 3. Without an option that chooses a part, everything is shown.
+/// then 3. Without an option that chooses a part, everything is shown. 'ddsnap restore' makes a store of a whole dump
+/// in YAML.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "STORE")]
     store: PathBuf,
-    /// Text for people, YAML, or one JSON document (schema ddsnap.dump/1)
+    /// Text for people, YAML for 'restore', or one JSON document (schema ddsnap.dump/1)
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// The superblocks
@@ -66,7 +68,7 @@ pub struct Args {
 enum Format {
     /// For people; may change
     Text,
-    /// A document a part
+    /// For 'restore': a document a part
     Yaml,
     /// For scripts: one document
     Json,

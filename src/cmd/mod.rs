@@ -28,6 +28,7 @@ mod read;
 mod report;
 
 mod resize;
+mod restore;
 mod revert;
 mod source;
 mod status;
@@ -96,11 +97,15 @@ enum Command {
     Policy(policy::Args),
     Fsck(fsck::Args),
     Dump(dump::Args),
+    Restore(restore::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Snapshot stores", &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump"]),
+    (
+        "Snapshot stores",
+        &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump", "restore"],
+    ),
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
@@ -132,6 +137,7 @@ impl Command {
             Self::Policy(args) => policy::run(args, ui),
             Self::Fsck(args) => fsck::run(args, ui),
             Self::Dump(args) => dump::run(args, ui),
+            Self::Restore(args) => restore::run(args, ui),
         }
     }
 

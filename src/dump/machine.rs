@@ -92,7 +92,7 @@ fn flow(style: Style, node: &Node, out: &mut String) {
     }
 }
 
-/// A stream of YAML documents. The last one carries the SHA-256 of all bytes before it.
+/// A stream of YAML documents. Its last line is the SHA-256 of all bytes before it.
 #[derive(Default)]
 pub struct Yaml {
     hash: Sha256,
@@ -138,9 +138,9 @@ impl Render for Yaml {
     }
 
     fn end(&mut self, part: &Part) -> String {
-        let mut part = part.clone();
-        part.fields.push(("sha256", Node::Hex(hex::encode(std::mem::take(&mut self.hash).finalize()))));
-        Self::document(&part)
+        let text = self.hashed(Self::document(part));
+        let sum = hex::encode(std::mem::take(&mut self.hash).finalize());
+        format!("{text}sha256: \"{sum}\"\n")
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
         let mut yaml = Yaml::default();
         let before = yaml.part(&sample());
         let end = yaml.end(&Part::new("end", "", Vec::new()));
-        let sum = hex::encode(Sha256::digest(before.as_bytes()));
+        let sum = hex::encode(Sha256::digest(before + "---\npart: end\n"));
         assert_eq!(end, format!("---\npart: end\nsha256: \"{sum}\"\n"));
     }
 }

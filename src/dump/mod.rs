@@ -11,18 +11,23 @@
 //! | `physical`, `records` | superblocks, checkpoints, index blocks and records as they lie there |
 //! | `state`, `scrub` | what the store amounts to once its log is replayed; pseudonyms instead of names |
 //! | `chunk` | every place of one chunk |
+//! | `document`, `rows`, `restore` | reading a dump in YAML |
 
 mod chunk;
+mod document;
 mod fields;
 mod machine;
 mod node;
 mod physical;
 mod records;
+mod restore;
+mod rows;
 mod scrub;
 mod state;
 
 pub use machine::{Json, Render, Yaml};
 pub use node::{Field, Node, Part};
+pub use restore::{Dumped, read_tables};
 
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};

@@ -108,6 +108,26 @@ pub fn flush_memory(device: &dyn WriteAt, state: &mut State) -> Result<()> {
     Ok(())
 }
 
+/// Writes `entries`, which ascend by key, as the only run of an index without any. Returns their number.
+pub fn write_run(
+    device: &dyn WriteAt,
+    state: &mut State,
+    entries: &mut dyn Iterator<Item = Result<IndexEntry>>,
+) -> Result<u64> {
+    let mut builder = RunBuilder::new(device, state);
+    for entry in entries {
+        let (key, value) = entry?;
+        state.count_entry(key, &value);
+        builder.push(state, (key, value))?;
+    }
+    let run = builder.finish(state)?;
+    let count = run.entries;
+    if count > 0 {
+        state.runs.push(run);
+    }
+    Ok(count)
+}
+
 /// Merges the newest runs while the next older one is not much larger than they are together, so that the
 /// number of runs stays logarithmic.
 pub fn merge_tiers(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {

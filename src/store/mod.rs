@@ -13,6 +13,7 @@
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
+//! | `inspect`, `restore` | what a dump may see; a store from what a dump says |
 //! | `fsck/` | looking for damage, mending it; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
@@ -30,6 +31,7 @@ mod publish;
 mod recover;
 mod relocate;
 mod resize;
+pub mod restore;
 mod revert;
 mod room;
 mod snapshots;
