@@ -2,6 +2,7 @@
 
 use crate::model::{Random, Shape, World, check_points, seeds};
 use ddsnap::block::memory::Memory;
+use ddsnap::block::record::{DeviceId, Log, Recorder, Replay};
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::dump::{Options, Part, Render, Yaml, dump, read_tables};
 use ddsnap::error::{Error, Kind, Result};
@@ -341,5 +342,32 @@ fn hostile_yaml_ends_soon_with_an_error_that_names_its_place() {
         assert_eq!(error.kind(), Kind::Damaged, "{name}: {error}");
         assert!(start.elapsed() < Duration::from_secs(20), "{name}");
         assert!(name == "binary" || error.to_string().contains("line "), "{name}: {error}");
+    }
+}
+
+/// Over a store that is sound, too: until the new superblocks are durable, the old one is what it was.
+#[test]
+fn a_crash_during_a_restore_costs_nothing() {
+    for seed in seeds(2) {
+        let (world, store, origin) = world(seed, 60);
+        let (text, _) = yaml(&store, false);
+        let dumped = read_tables(text.as_bytes()).unwrap();
+        let target = Target::look(store.as_ref(), &dumped.superblock, &dumped.tables, &Silent).unwrap();
+        let log = Log::new();
+        let device: Arc<dyn WriteAt> = Arc::new(Recorder::new(store.snapshot(), &log, DeviceId(0)));
+        let (sb, tables) = (dumped.superblock.clone(), dumped.tables.clone());
+        restore(&device, sb, tables, &target, &mut dumped.entries(text.as_bytes()), None).unwrap();
+        let mut replay = Replay::new(&store, DeviceId(0));
+        let mut images = 0;
+        for event in log.events() {
+            replay.step(&event);
+            for image in replay.images(seed, 2) {
+                let what = format!("seed {seed}: {}", image.label);
+                let crashed = View::open(Arc::new(image.content), Some(origin.clone())).expect(&what);
+                check_points(&crashed, &world.model, &mut Random(seed), &what);
+                images += 1;
+            }
+        }
+        assert!(images > 20, "only {images} images");
     }
 }
