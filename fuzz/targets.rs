@@ -272,7 +272,7 @@ pub fn yaml(data: &[u8]) {
     if restore(&writer, sb, tables, &target, &mut entries, None).is_ok() {
         let reader: Arc<dyn ReadAt> = device;
         assert!(View::open(Arc::clone(&reader), None).is_ok());
-        let _ = check(&reader, CheckOptions { data: true }, &Silent);
+        let _ = check(&reader, None, CheckOptions { data: true }, &Silent);
         dump_all(&reader);
     }
 }

@@ -9,7 +9,7 @@ use ddsnap::error::{Error, Kind, Result};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::View;
-use ddsnap::store::fsck::check::{CheckOptions, check};
+use ddsnap::store::fsck::{CheckOptions, Code, check};
 use ddsnap::store::restore::{Target, restore};
 use serde_json::Value;
 use std::sync::Arc;
@@ -88,10 +88,10 @@ fn wipe_metadata(store: &Memory) {
     }
 }
 
-fn findings(store: &Arc<Memory>, data: bool) -> Vec<(&'static str, String)> {
+fn findings(store: &Arc<Memory>, data: bool) -> Vec<(Code, String)> {
     let device: Arc<dyn ReadAt> = store.clone();
-    let report = check(&device, CheckOptions { data }, &Silent).unwrap();
-    let findings = report.findings.iter().filter(|finding| finding.code != "operation-pending");
+    let report = check(&device, None, CheckOptions { data }, &Silent).unwrap();
+    let findings = report.findings.iter().filter(|finding| finding.code != Code::OperationPending);
     findings.map(|finding| (finding.code, finding.text.clone())).collect()
 }
 
