@@ -105,7 +105,7 @@ fn world(seed: u64, steps: usize) -> (World, Arc<Memory>, Arc<Memory>) {
     for _ in 0..steps {
         world.step();
     }
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         world.writer.take().unwrap().close().unwrap();
     } else {
         drop(world.writer.take());
