@@ -125,6 +125,12 @@ impl Error {
         self.0.kind
     }
 
+    /// What was found, without where and without what was being done.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
     /// The byte offset concerned, where there is one.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! What `fsck` says of what it found and did.
 
 use crate::error::Result;
-use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport, Repaired};
+use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport, Repair, Repaired};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape};
 use serde_json::{Value, json};
@@ -116,7 +116,7 @@ impl Outcome {
             // Listed with what is left.
             return Ok(());
         }
-        print_findings(&rebuilt.findings, ui)
+        print_all(&rebuilt.findings, !rebuilt.published, ui)
     }
 
     /// The JSON document.
@@ -152,15 +152,25 @@ impl Outcome {
 
 /// Prints findings: what, for whom, what it means, what mends it.
 pub fn print_findings(findings: &[Finding], ui: &Ui) -> Result<()> {
-    for finding in findings {
+    print_all(findings, true, ui)
+}
+
+/// `open`: it is not mended yet.
+fn print_all(findings: &[Finding], open: bool, ui: &Ui) -> Result<()> {
+    for (number, finding) in findings.iter().enumerate() {
         let offset = finding.offset.map(|offset| format!(" at byte {offset}")).unwrap_or_default();
         let (word, code) = (finding.severity().name(), finding.code);
         ui.print(&format!("{word}: {code}{offset}: {}", escape::line(&finding.text)))?;
         for affected in &finding.affected {
             ui.print(&format!("    {}", describe(affected)))?;
         }
+        if findings.get(number + 1).is_some_and(|next| next.code == finding.code) {
+            continue;
+        }
         ui.print(&format!("    {}", finding.code.meaning()))?;
-        ui.print(&format!("    repair: {}", finding.code.repair().explain()))?;
+        if open || finding.code.repair() == Repair::Accept {
+            ui.print(&format!("    repair: {}", finding.code.repair().explain()))?;
+        }
     }
     Ok(())
 }

@@ -112,12 +112,14 @@ pub fn check(
 /// Both superblocks, both copies of the checkpoint, the log since: what opening the store needs.
 fn check_log(device: &dyn ReadAt, report: &mut CheckReport) -> Result<Option<State>> {
     let superblocks = Superblocks::read(device);
+    let lost = superblocks.copies.iter().all(Result::is_err);
     for (name, copy) in ["first", "second"].iter().zip(&superblocks.copies) {
         if let Err(error) = copy
             && error.kind() == Kind::Damaged
         {
-            let text = format!("{name} superblock: {error}");
-            report.findings.push(Finding { text, ..Finding::of(Code::SuperblockCopy, error) });
+            let code = if lost { Code::SuperblockLost } else { Code::SuperblockCopy };
+            let text = format!("{name} superblock: {}", error.what());
+            report.findings.push(Finding { text, ..Finding::of(code, error) });
         }
     }
     if let [Ok(a), Ok(b)] = &superblocks.copies
@@ -129,8 +131,11 @@ fn check_log(device: &dyn ReadAt, report: &mut CheckReport) -> Result<Option<Sta
         let text = format!("superblocks are of generations {} and {}", a.generation, b.generation);
         report.findings.push(Finding::new(code, text));
     }
-    let newest = report.note_damage(Code::SuperblockLost, superblocks.newest_first())?;
-    let Some(sb) = newest.and_then(|list| list.into_iter().next()) else { return Ok(None) };
+    let newest = match superblocks.newest_first() {
+        Err(error) if error.kind() == Kind::Damaged => return Ok(None),
+        newest => newest?,
+    };
+    let Some(sb) = newest.into_iter().next() else { return Ok(None) };
     if device.size() < sb.end() {
         let text = format!(
             "the device has {} bytes, its superblock says {}: restore its full size; \
@@ -155,7 +160,7 @@ fn check_checkpoint(device: &dyn ReadAt, sb: &Superblock, report: &mut CheckRepo
             if error.kind() != Kind::Damaged {
                 return Err(error);
             }
-            damage.push((format!("{name} copy of checkpoint {}: {error}", sb.checkpoint), error));
+            damage.push((format!("{name} copy of checkpoint {}: {}", sb.checkpoint, error.what()), error));
         }
     }
     let code = if damage.len() == 2 { Code::CheckpointLost } else { Code::CheckpointCopy };

@@ -41,6 +41,8 @@ pub enum Repair {
     Relog,
     /// What is gone is marked as lost, so that reading it is an error for good.
     Mark,
+    /// Only a person can tell whether what is there may be used.
+    Accept,
     /// Only a person can.
     Manual,
 }
@@ -55,6 +57,7 @@ impl Repair {
             Self::Rebuild => "rebuild",
             Self::Relog => "relog",
             Self::Mark => "mark",
+            Self::Accept => "accept",
             Self::Manual => "manual",
         }
     }
@@ -70,6 +73,9 @@ impl Repair {
             }
             Self::Relog => "-p writes the chunks to the log again",
             Self::Mark => "-y marks what is gone: reading it stays an error, the rest is whole",
+            Self::Accept => {
+                "--accept-taint reads them all the same; `fsck --accept-taint` accepts them for good"
+            }
             Self::Manual => "not by this program; the text says how",
         }
     }
@@ -265,14 +271,14 @@ static FACTS: [Facts; 24] = [
         Code::Uncertain,
         "uncertain",
         Severity::Loss,
-        Repair::None,
+        Repair::Accept,
         "something is lost and nothing tells what: the snapshots concerned are read only when insisted on",
     ),
     facts(
         Code::SnapshotsTainted,
         "snapshots-tainted",
         Severity::Note,
-        Repair::None,
+        Repair::Accept,
         "snapshots that cannot be proven right are read only when insisted on",
     ),
     facts(
@@ -314,7 +320,7 @@ static FACTS: [Facts; 24] = [
         Code::OriginChanged,
         "origin-changed",
         Severity::Note,
-        Repair::None,
+        Repair::Accept,
         "the origin was written behind the store's back: snapshots may share its newer bytes",
     ),
 ];
@@ -394,7 +400,7 @@ impl Finding {
 
     /// Damage that an error tells of.
     pub fn of(code: Code, error: &Error) -> Self {
-        Self { offset: error.offset(), ..Self::new(code, error.to_string()) }
+        Self { offset: error.offset(), ..Self::new(code, error.what()) }
     }
 
     /// With a byte address in the store.

@@ -36,7 +36,7 @@ impl Leave {
     #[must_use]
     pub fn mends(self, code: Code) -> bool {
         match code.repair() {
-            Repair::None | Repair::Manual => false,
+            Repair::None | Repair::Accept | Repair::Manual => false,
             Repair::Publish | Repair::Rebuild | Repair::Relog => true,
             Repair::Mark => self == Self::Everything,
         }
