@@ -8,8 +8,10 @@
 //! | `streams` | rows 1 to 6: deltas and comparisons against cat, zstd, dd and cmp |
 //! | `engine` | rows 7 to 10: changelists, copy-outs and deletes in small and large stores |
 //! | `large` | rows 11 to 13: a sparse terabyte, memory and space |
+//! | `check` | rows 14 to 16: fsck against thin_check and dd |
 //! | `sheet` | the table, its verdicts, and docs/benchmarks.md |
 
+mod check;
 mod data;
 mod engine;
 mod lab;
@@ -35,7 +37,7 @@ const WRITE_SIZE: u64 = 1024;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these rows of the table (repeatable)
-    #[arg(long, value_name = "ROW", value_parser = clap::value_parser!(u8).range(1..=13))]
+    #[arg(long, value_name = "ROW", value_parser = clap::value_parser!(u8).range(1..=16))]
     only: Vec<u8>,
     /// Size of the volume in MiB; other sizes of the rows are in proportion to it
     #[arg(long, value_name = "MIB", default_value_t = FULL_SIZE)]
@@ -78,7 +80,7 @@ fn run_optimised() -> Result<()> {
 }
 
 fn rows() -> Vec<Row> {
-    [streams::rows(), engine::rows(), large::rows()].into_iter().flatten().collect()
+    [streams::rows(), engine::rows(), large::rows(), check::rows()].into_iter().flatten().collect()
 }
 
 fn measure(args: &Args, binary: PathBuf) -> Result<Vec<Line>> {
@@ -127,6 +129,6 @@ mod tests {
     #[test]
     fn rows_are_numbered_without_gaps() {
         let numbers: Vec<u8> = rows().iter().map(|row| row.number).collect();
-        assert_eq!(numbers, (1..=13).collect::<Vec<_>>());
+        assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
     }
 }
