@@ -143,6 +143,20 @@ fn a_rebuild_of_a_sound_store_changes_no_answer_and_doubts_nothing() {
 }
 
 #[test]
+fn rebuilding_again_and_again_takes_no_room() {
+    let Volume { store, origin, images } = volume();
+    let device: Arc<dyn WriteAt> = store.clone();
+    let free = || View::open(store.clone(), None).unwrap().info().free_bytes;
+    mended(&device);
+    let first = free();
+    for _ in 0..4 {
+        mended(&device);
+        assert_eq!(free(), first);
+    }
+    assert_reads(&store, &origin, &images);
+}
+
+#[test]
 fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
     for lost in [&OFFSETS[..1], &OFFSETS[1..], &OFFSETS[..]] {
         let Volume { store, origin, images } = volume();

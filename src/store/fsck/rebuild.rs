@@ -386,6 +386,8 @@ impl Rebuild<'_> {
         writer.checkpoint(Plan { sweep: true, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
         report.relogged = writer.restate(&gone, &self.unlogged)?;
+        // Another one frees the segments of the old index, which the first could only empty.
+        writer.checkpoint(Plan { sweep: false, extra: 1 })?;
         writer.close()?;
         Ok(report)
     }
