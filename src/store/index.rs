@@ -213,10 +213,19 @@ impl<'a> Scan<'a> {
     pub fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
         self.superseded.clear();
         self.source = None;
-        let heads = self.cursors.iter().filter_map(RunCursor::head).map(|(key, _)| *key);
-        let Some(key) = heads.chain(self.memory.peek().map(|(key, _)| **key)).min() else {
-            return Ok(None);
-        };
+        if let ([cursor], None) = (self.cursors.as_mut_slice(), self.memory.peek()) {
+            let Some(entry) = cursor.head().copied() else { return Ok(None) };
+            self.source = Some(cursor.run.number);
+            cursor.advance()?;
+            return Ok(Some(entry));
+        }
+        let mut least = self.memory.peek().map(|(key, _)| **key);
+        for (key, _) in self.cursors.iter().filter_map(RunCursor::head) {
+            if least.is_none_or(|least| *key < least) {
+                least = Some(*key);
+            }
+        }
+        let Some(key) = least else { return Ok(None) };
         let mut best: Option<Value> = None;
         if self.memory.peek().is_some_and(|(found, _)| **found == key) {
             best = self.memory.next().map(|(_, value)| *value);

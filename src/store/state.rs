@@ -298,10 +298,13 @@ pub fn bit(chunk: u64) -> u128 {
 
 /// A digest of an index entry; segments keep the wrapping sum of theirs.
 pub fn digest(key: Key, value: &Value) -> u64 {
-    let mut hasher = crc32fast::Hasher::new();
-    for number in [u64::from(key.class), key.a, key.b, value.word] {
-        hasher.update(&number.to_le_bytes());
+    let mut bytes = [0; 32];
+    for (to, number) in bytes.chunks_exact_mut(8).zip([u64::from(key.class), key.a, key.b, value.word]) {
+        to.copy_from_slice(&number.to_le_bytes());
     }
+    // In one go: eight bytes at a time take several times as long.
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes);
     let low = hasher.clone().finalize();
     hasher.update(&value.crc.to_le_bytes());
     u64::from(hasher.finalize()) << 32 | u64::from(low)
