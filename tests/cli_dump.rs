@@ -111,7 +111,7 @@ fn with_hex_the_bytes_shown_are_those_that_lie_there() {
         open.extend(value.as_array().into_iter().flatten());
         open.extend(value.as_object().into_iter().flat_map(|object| object.values()));
     }
-    assert!(shown > 500, "only {shown} fields came with their bytes");
+    assert!(shown > 400, "only {shown} fields came with their bytes");
     assert!(dir.ok("dump --hex --superblock data.snap").text().contains("6464736e61705342"));
 }
 
