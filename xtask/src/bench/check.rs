@@ -134,7 +134,8 @@ fn mappings(lab: &Lab, count: u64, step: u64) -> Result<()> {
     for device in 0..4 {
         writeln!(
             xml,
-            "<device dev_id=\"{device}\" mapped_blocks=\"{each}\" transaction=\"0\" creation_time=\"0\" snap_time=\"1\">"
+            "<device dev_id=\"{device}\" mapped_blocks=\"{each}\" transaction=\"0\" creation_time=\"0\" \
+             snap_time=\"1\">"
         )?;
         for number in 0..each {
             let block = number * step;
