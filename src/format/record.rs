@@ -324,7 +324,17 @@ impl Record {
             ))
             .at_offset(address));
         }
-        Self::from_raw(&raw, rest, sb.block_bits).map_err(|error| error.at_offset(address))
+        let record = Self::from_raw(&raw, rest, sb.block_bits).map_err(|error| error.at_offset(address))?;
+        let long =
+            |entry: &&Entry| entry.raw_length > sb.chunk_size() || entry.stored_length > entry.raw_length;
+        match record.entries.iter().find(long) {
+            Some(entry) => {
+                let text =
+                    format!("record holds {} bytes of a chunk", entry.raw_length.max(entry.stored_length));
+                Err(Error::damaged(text).at_offset(address))
+            }
+            None => Ok(record),
+        }
     }
 
     fn from_raw(raw: &RawHeader, rest: &[u8], block_bits: u32) -> Result<Self> {

@@ -11,6 +11,7 @@ use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind, pad
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
 use crate::format::table::{self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 /// Events kept; older ones are dropped.
@@ -286,9 +287,19 @@ pub fn data_address(record: &Record, address: u64, entry: &Entry) -> u64 {
     if entry.encoding == Encoding::Raw { address } else { record.address }
 }
 
+thread_local! {
+    /// A number of zeroes and its checksum: nearly all chunks are of one length.
+    static ZEROES: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+}
+
 /// True if `length` zeroes have the checksum `crc`.
 pub fn zeroes_hold(length: u32, crc: u32) -> bool {
-    crc32fast::hash(&vec![0; length as usize]) == crc
+    ZEROES.with(|known| {
+        if known.get().0 != length {
+            known.set((length, crc32fast::hash(&vec![0; length as usize])));
+        }
+        known.get().1 == crc
+    })
 }
 
 /// The bit of `chunk` in its page of change bits.

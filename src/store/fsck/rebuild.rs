@@ -387,7 +387,7 @@ impl Rebuild<'_> {
         report.entries = writer.view().state.run_entries();
         report.relogged = writer.restate(&gone, &self.unlogged)?;
         // Another one frees the segments of the old index, which the first could only empty.
-        writer.checkpoint(Plan { sweep: false, extra: 1 })?;
+        writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
         writer.close()?;
         Ok(report)
     }
