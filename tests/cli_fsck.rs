@@ -180,3 +180,28 @@ fn repairs_of_flipped_bytes_never_lie() {
         }
     }
 }
+
+/// A rebuild that was asked for may lose what the index still led to: trying says so beforehand.
+#[test]
+fn a_dry_run_ends_as_the_real_one_when_something_would_be_lost() {
+    let dir = volume();
+    let good = dir.read("data.snap");
+    let is_copy_out = |block: &[u8]| block.starts_with(b"ddsnapRC") && block[76] == 1;
+    let places: Vec<usize> = (0..good.len()).step_by(4096).filter(|at| is_copy_out(&good[*at..])).collect();
+    let mut lossy = 0;
+    for at in places {
+        let mut bad = good.clone();
+        // The data of its first chunk.
+        bad[at + 4096..at + 8192].fill(0xa5);
+        dir.write("data.snap", &bad);
+        let trial = dir.untouched(|dir| dir.run("fsck --rebuild --dry-run data.snap"));
+        let real = dir.run("fsck --rebuild data.snap");
+        assert!(
+            matches!((trial.code, real.code), (Some(4), Some(4)) | (Some(0), Some(1))),
+            "{}",
+            real.describe()
+        );
+        lossy += usize::from(real.code == Some(4));
+    }
+    assert!(lossy > 0);
+}

@@ -46,7 +46,7 @@ impl Outcome {
 
     /// The exit status.
     pub fn exit(&self) -> Exit {
-        let bad = if self.dry_run { self.found.is_bad() } else { self.left.is_bad() || self.is_lossy() };
+        let bad = self.is_lossy() || if self.dry_run { self.found.is_bad() } else { self.left.is_bad() };
         match (bad, self.is_repaired() && !self.dry_run) {
             (true, _) => Exit::FsckLeft,
             (false, true) => Exit::FsckRepaired,

@@ -71,7 +71,7 @@ impl Repair {
             Self::Rebuild => {
                 "-p rebuilds the index if the records prove that nothing is lost, -y and --rebuild in any case"
             }
-            Self::Relog => "-p writes the chunks to the log again",
+            Self::Relog => "-p writes the chunks to the log again, as far as the store has room",
             Self::Mark => "-y marks what is gone: reading it stays an error, the rest is whole",
             Self::Accept => {
                 "--accept-taint reads them all the same; `fsck --accept-taint` accepts them for good"
