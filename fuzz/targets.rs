@@ -39,6 +39,7 @@ pub const STORE: Superblock = Superblock {
     segments: 64,
     created_secs: 0,
     checkpoint: 1,
+    durable: 0,
     copies: [Vec::new(), Vec::new()],
 };
 

@@ -205,3 +205,37 @@ fn a_dry_run_ends_as_the_real_one_when_something_would_be_lost() {
     }
     assert!(lossy > 0);
 }
+
+/// Nothing in the log claims its last records durable, but the superblock of a closed store does.
+#[test]
+fn the_end_of_a_closed_log_is_missed_when_it_is_gone() {
+    for lost in 1..=6 {
+        let dir = volume();
+        let mut store = dir.read("data.snap");
+        let mut places: Vec<usize> =
+            (0..store.len()).step_by(4096).filter(|at| store[*at..].starts_with(b"ddsnapRC")).collect();
+        // By sequence, at byte 32 of a record.
+        places.sort_by_key(|at| u64::from_le_bytes(store[at + 32..at + 40].try_into().unwrap()));
+        for at in places.iter().rev().take(lost) {
+            store[*at..at + 4096].fill(0);
+        }
+        dir.write("data.snap", &store);
+        let run = dir.untouched(|dir| dir.run("fsck -n data.snap"));
+        if lost == 1 {
+            // The mark of the close itself says nothing that is needed.
+            run.expect(0);
+        } else {
+            run.expect(4).says_out("log-broken");
+            dir.run("fsck -y data.snap").expect(4);
+        }
+        for (tag, image) in [("1", "monday.img"), ("2", "second.img")] {
+            let read = dir.run(&format!("read data.snap {tag}"));
+            assert!(
+                read.code != Some(0) || read.stdout == dir.read(image),
+                "{lost} lost: {}",
+                read.describe()
+            );
+        }
+        dir.ok("fsck -n data.snap");
+    }
+}

@@ -33,6 +33,7 @@ fn superblock() -> Superblock {
         segments: 100,
         created_secs: 1_700_000_000,
         checkpoint: 2,
+        durable: 0,
         copies: [vec![extent], vec![extent]],
     }
 }

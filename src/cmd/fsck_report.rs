@@ -96,7 +96,10 @@ impl Outcome {
             (false, _) => "clean",
         };
         let would = if self.dry_run && touched { "would be " } else { "" };
-        ui.print(&format!("{}: {would}{verdict}; looked at {looked}", store.display()))
+        ui.print(&format!(
+            "{}: {would}{verdict}; looked at {looked}",
+            escape::line(&store.display().to_string())
+        ))
     }
 
     fn print_rebuild(&self, rebuilt: &RebuildReport, would: &str, ui: &Ui) -> Result<()> {

@@ -351,6 +351,7 @@ mod tests {
             segments: 64,
             created_secs: 1_700_000_000,
             checkpoint: 4,
+            durable: 0,
             copies: [Vec::new(), Vec::new()],
         }
     }

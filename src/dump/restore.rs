@@ -225,6 +225,7 @@ fn superblock(store: &StoreDocument) -> Result<Superblock> {
         segments: store.segments,
         created_secs: store.created_secs,
         checkpoint: store.checkpoint,
+        durable: 0,
         copies: [Vec::new(), Vec::new()],
     })
 }

@@ -555,6 +555,7 @@ pub fn decode_part(bytes: &[u8], address: u64) -> Result<Part> {
             segments: raw.segments.get(),
             created_secs: raw.created.get(),
             checkpoint: raw.number.get(),
+            durable: 0,
             copies: [Vec::new(), Vec::new()],
         },
     })

@@ -451,6 +451,7 @@ mod tests {
             segments: 64,
             created_secs: 0,
             checkpoint: 1,
+            durable: 0,
             copies: [Vec::new(), Vec::new()],
         }
     }

@@ -111,6 +111,7 @@ mod tests {
             segments: 30,
             created_secs: 0,
             checkpoint: 1,
+            durable: 0,
             copies: [Vec::new(), Vec::new()],
         }
     }

@@ -60,7 +60,8 @@ raw_struct! {
         reserved: U32, "u32", "zero";
         copy_a: [RawExtent; 64], "64 extents", "the parts, first copy";
         copy_b: [RawExtent; 64], "64 extents", "the parts, second copy";
-        unused: [u8; 1952], "bytes", "zero; kept by rewrites";
+        durable: U64, "u64", "highest sequence known durable when the store was last closed: the log goes at least so far";
+        unused: [u8; 1944], "bytes", "zero; kept by rewrites";
     }
 }
 
@@ -96,6 +97,8 @@ pub struct Superblock {
     pub created_secs: i64,
     /// Number of the checkpoint published here.
     pub checkpoint: u64,
+    /// Highest sequence known durable when the store was last closed; 0 if unknown.
+    pub durable: u64,
     /// The parts of the checkpoint: both copies, equally long.
     pub copies: [Vec<Extent>; 2],
 }
@@ -153,6 +156,7 @@ impl Superblock {
         raw.segments = U32::new(self.segments);
         raw.created = I64::new(self.created_secs);
         raw.checkpoint = U64::new(self.checkpoint);
+        raw.durable = U64::new(self.durable);
         raw.parts = U32::new(u32::try_from(self.copies[0].len()).unwrap_or(u32::MAX));
         for (slots, parts) in [&mut raw.copy_a, &mut raw.copy_b].into_iter().zip(&self.copies) {
             for (slot, part) in slots.iter_mut().zip(parts) {
@@ -247,6 +251,7 @@ impl Superblock {
             segments: raw.segments.get(),
             created_secs: raw.created.get(),
             checkpoint: raw.checkpoint.get(),
+            durable: raw.durable.get(),
             copies,
         })
     }
@@ -269,6 +274,7 @@ mod tests {
             segments: 64,
             created_secs: 1_700_000_000,
             checkpoint: 5,
+            durable: 77,
             copies: [vec![part], vec![Extent { address: 9 << 20, ..part }]],
         }
     }

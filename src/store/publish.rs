@@ -113,10 +113,25 @@ fn write_copies(device: &dyn WriteAt, sb: &mut Superblock, payload: &[u8], lengt
     Ok(())
 }
 
-/// Publishes `sb`: copy A, flush, copy B, flush.
-pub fn write_superblocks(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
+/// Notes in both copies how far the log is durable, should its end be lost. The second may become durable any time:
+/// the first is.
+pub fn note_durable(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
+    let bytes = padded_bytes(sb);
+    let [first, second] = OFFSETS;
+    device.write_at(&bytes, first)?;
+    device.flush()?;
+    device.write_at(&bytes, second)
+}
+
+fn padded_bytes(sb: &Superblock) -> Vec<u8> {
     let mut bytes = sb.encode();
     bytes.resize(index(pad(bytes.len() as u64, sb.block_bits)), 0);
+    bytes
+}
+
+/// Publishes `sb`: copy A, flush, copy B, flush.
+pub fn write_superblocks(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
+    let bytes = padded_bytes(sb);
     for offset in OFFSETS {
         device.write_at(&bytes, offset)?;
         device.flush()?;

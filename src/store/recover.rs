@@ -60,7 +60,7 @@ impl Superblocks {
                 }
             }
         }
-        sound.sort_by_key(|sb| std::cmp::Reverse(sb.generation));
+        sound.sort_by_key(|sb| std::cmp::Reverse((sb.generation, sb.durable)));
         match first_error {
             Some(error) if sound.is_empty() => Err(error),
             _ => Ok(sound),
@@ -253,6 +253,14 @@ pub fn data_holds(device: &dyn ReadAt, sb: &Superblock, record: &Record) -> Resu
 fn refuse_gap(device: &dyn ReadAt, state: &State) -> Result<()> {
     let sb = &state.sb;
     let sequence = state.chain.position.sequence;
+    if sequence < sb.durable {
+        return Err(Error::damaged(format!(
+            "the log ends after record {sequence}, but the superblock says that record {} was durable",
+            sb.durable
+        ))
+        .at_offset(state.chain.position.address)
+        .hint(REBUILD_HINT));
+    }
     let Some((at, address)) = state.chain.next_place(sb) else { return Ok(()) };
     let ahead = state.chain.promised.get(at..).unwrap_or(&[]);
     for (number, segment) in ahead.iter().enumerate() {

@@ -206,6 +206,7 @@ pub fn restore(
     let sb = Superblock {
         generation: target.generation.saturating_add(1),
         checkpoint: target.checkpoint,
+        durable: 0,
         copies: [Vec::new(), Vec::new()],
         ..sb
     };

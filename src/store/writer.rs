@@ -137,6 +137,7 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
         segments: u32::try_from(segments).unwrap_or(u32::MAX),
         created_secs: options.now_secs,
         checkpoint: 0,
+        durable: 0,
         copies: [Vec::new(), Vec::new()],
     })
 }
@@ -514,7 +515,14 @@ impl Writer {
             other => other?,
         }
         let epoch = self.view.state.epoch;
-        self.append(Draft::plain(RecordKind::Idle, epoch, body))
+        self.append(Draft::plain(RecordKind::Idle, epoch, body))?;
+        // Nothing in the log claims its last records durable; without this their loss would pass for a torn tail.
+        let state = &mut self.view.state;
+        if state.sb.durable < state.durable {
+            state.sb.durable = state.durable;
+            publish::note_durable(self.device.as_ref(), &state.sb)?;
+        }
+        Ok(())
     }
 }
 

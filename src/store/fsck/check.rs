@@ -10,6 +10,7 @@ use crate::block::ReadAt;
 use crate::error::{Kind, Result};
 use crate::format::run::IndexEntry;
 use crate::format::superblock::Superblock;
+use crate::format::table::Snapshot;
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
 use crate::store::recover::{self, Superblocks, read_checkpoint};
@@ -126,7 +127,7 @@ fn check_log(device: &dyn ReadAt, report: &mut CheckReport) -> Result<Option<Sta
         && a != b
     {
         // One publication apart is what a crash leaves. More is a write that the device lost.
-        let near = a.generation == b.generation.wrapping_add(1) && a.uuid == b.uuid;
+        let near = a.generation.wrapping_sub(b.generation) <= 1 && a.uuid == b.uuid;
         let code = if near { Code::SuperblockDiffers } else { Code::SuperblockCopy };
         let text = format!("superblocks are of generations {} and {}", a.generation, b.generation);
         report.findings.push(Finding::new(code, text));
@@ -203,15 +204,7 @@ fn check_tables(state: &State, report: &mut CheckReport) {
             report.findings.push(Finding::new(Code::SnapshotImpossible, text));
         }
     }
-    let tainted = state.snapshots.values().filter(|snapshot| snapshot.tainted && !snapshot.hidden);
-    let tainted: Vec<Affected> = tainted
-        .map(|snapshot| Affected {
-            id: Epoch(snapshot.id),
-            tag: Some(Tag(snapshot.tag)),
-            ranges: Vec::new(),
-            more: 0,
-        })
-        .collect();
+    let tainted = whole(state, |snapshot| snapshot.tainted);
     if !tainted.is_empty() {
         let text = "the origin was changed behind the store's back, or a rebuild could not prove these whole";
         report.findings.push(Finding::new(Code::SnapshotsTainted, text).concerning(tainted));
@@ -225,6 +218,21 @@ fn check_tables(state: &State, report: &mut CheckReport) {
     }
 }
 
+/// The snapshots that `chosen` names, as a whole.
+fn whole(state: &State, chosen: impl Fn(&Snapshot) -> bool) -> Vec<Affected> {
+    let rows = state
+        .snapshots
+        .values()
+        .filter(|snapshot| !snapshot.hidden && !snapshot.squashed && chosen(snapshot));
+    rows.map(|snapshot| Affected {
+        id: Epoch(snapshot.id),
+        tag: Some(Tag(snapshot.tag)),
+        ranges: Vec::new(),
+        more: 0,
+    })
+    .collect()
+}
+
 fn check_origin(state: &State, origin: &dyn ReadAt, report: &mut CheckReport) -> Result<()> {
     let (has, needs) = (origin.size(), state.volume.origin_size);
     if has < needs {
@@ -232,7 +240,8 @@ fn check_origin(state: &State, origin: &dyn ReadAt, report: &mut CheckReport) ->
         report.findings.push(Finding::new(Code::OriginSmall, text));
     } else if origin_changed(state, origin)? && !state.snapshots.is_empty() {
         let text = format!("{} is not what it was when the store was closed", origin.path().display());
-        report.findings.push(Finding::new(Code::OriginChanged, text));
+        let all = whole(state, |snapshot| !snapshot.tainted);
+        report.findings.push(Finding::new(Code::OriginChanged, text).concerning(all));
     }
     Ok(())
 }

@@ -51,6 +51,16 @@ pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
     look.conclude(generation)
 }
 
+/// Finds that of the store `sb` by looking at every block, whatever its superblocks say.
+///
+/// # Errors
+/// As [`find`].
+pub fn look(device: &dyn ReadAt, sb: &Superblock, progress: &dyn Progress) -> Result<Ground> {
+    let mut look = Look { known: Some(sb), ..Look::new(device) };
+    look.at_every_block(progress)?;
+    look.conclude(sb.generation)
+}
+
 struct Look<'a> {
     device: &'a dyn ReadAt,
     /// A sound superblock whose checkpoint is lost.
@@ -76,6 +86,13 @@ impl<'a> Look<'a> {
         let mut at = 0;
         while at < size {
             progress.check()?;
+            // Holes hold nothing.
+            let data = self.device.next_data(at).map_or(at, |data| data.start) / STEP * STEP;
+            if data > at {
+                progress.advance(data - at);
+                at = data;
+                continue;
+            }
             let length = WINDOW.min(size - at);
             let bytes = window.get_mut(..index(length)).unwrap_or(&mut []);
             match self.device.read_once_at(bytes, at) {
@@ -165,6 +182,7 @@ impl<'a> Look<'a> {
                 .unwrap_or(u32::MAX),
             created_secs: 0,
             checkpoint: 0,
+            durable: 0,
             copies: [Vec::new(), Vec::new()],
         };
         Ok(Ground { sb: above(sb), checkpoint: None })

@@ -74,13 +74,21 @@ pub fn rebuild(
     options: &RebuildOptions,
     progress: &dyn Progress,
 ) -> Result<RebuildReport> {
-    let Ground { mut sb, checkpoint } = ground::find(device.as_ref(), progress)?;
+    let Ground { mut sb, mut checkpoint } = ground::find(device.as_ref(), progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
     sb.segments = sb.segments.min(u32::try_from(fitting).unwrap_or(u32::MAX));
     sb.generation += 1;
     sb.copies = [Vec::new(), Vec::new()];
     let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
-    let survey = survey(device.as_ref(), &sb, ends, progress)?;
+    let mut survey = survey(device.as_ref(), &sb, ends, progress)?;
+    if survey.last_checkpoint > sb.checkpoint + 1 {
+        // The superblock is older than what lies here: only an attempt that was cut short counts one further.
+        let newer = ground::look(device.as_ref(), &sb, progress)?;
+        sb.checkpoint = newer.sb.checkpoint;
+        checkpoint = newer.checkpoint.or(checkpoint);
+        let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
+        survey = self::survey(device.as_ref(), &sb, ends, progress)?;
+    }
     if survey.unreadable > 0 {
         let what = format!("{} blocks of the store cannot be read from the medium", survey.unreadable);
         return Err(Error::new(Kind::Io, what).at_path(device.path()).hint(
@@ -126,6 +134,15 @@ impl Rebuild<'_> {
         let (old, new): (Vec<Found>, Vec<Found>) =
             records.iter().partition(|record| record.sequence <= position);
         let mut superseded = self.collect(&mut state, &old)?;
+        // What is newer than the checkpoint is not overwritten, wherever it lies, before all is done.
+        for number in new.iter().filter_map(|record| state.sb.segment_of(record.address)) {
+            state.segments.entry(number).or_insert(Segment {
+                role: Role::Index,
+                count: 0,
+                live: 0,
+                digest: 0,
+            });
+        }
         let salvaged_from = state.next_run;
         let mut blanks = Vec::new();
         // The newest comes last, and wins.
@@ -255,8 +272,10 @@ impl Rebuild<'_> {
     /// Applies the records after the checkpoint. A gap in their sequence leaves every snapshot in doubt.
     fn apply_new(&mut self, state: &mut State, records: &[Found]) -> Result<()> {
         let mut list = Vec::with_capacity(records.len());
-        let mut durable = state.durable;
+        let mut durable = state.durable.max(state.sb.durable);
         let mut highest = 0;
+        // Segments of promised log with what was found last in each, by address.
+        let mut applied: Vec<(usize, u64)> = Vec::new();
         for found in records {
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
             durable = durable.max(record.durable);
@@ -289,6 +308,12 @@ impl Rebuild<'_> {
                 state.add_snapshot(super::without::lost_snapshot(state, record.epoch, record.time_secs));
             }
             state.apply(at, &record)?;
+            applied.push((at, record.address));
+        }
+        // With a checkpoint that is older than what lies here the log can seem to go on before records that count.
+        let here = (state.chain.at, state.chain.position.address);
+        if applied.iter().any(|place| *place >= here) {
+            super::without::begin_log(state)?;
         }
         let last = state.chain.position.sequence;
         if durable > last {
@@ -383,7 +408,9 @@ impl Rebuild<'_> {
         let zeroes = vec![0; view.state.sb.block_size() as usize];
         self.torn.iter().try_for_each(|address| self.device.write_at(&zeroes, *address))?;
         let mut writer = Writer::adopt(Arc::clone(self.device), view.state, options.now_secs)?;
-        writer.checkpoint(Plan { sweep: true, extra: 1 })?;
+        // Merged into one run already: only what snapshots deleted since leave behind is worth another.
+        let sweep = !writer.view().state.graves.is_empty();
+        writer.checkpoint(Plan { sweep, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
         report.relogged = writer.restate(&gone, &self.unlogged)?;
         // Another one frees the segments of the old index, which the first could only empty.

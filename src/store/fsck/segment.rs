@@ -2,6 +2,7 @@
 
 use crate::block::ReadAt;
 use crate::error::{Kind, Result};
+use crate::format::checkpoint;
 use crate::format::record::Record;
 use crate::format::superblock::Superblock;
 use crate::store::origin::is_zero;
@@ -56,6 +57,17 @@ impl Segment {
     /// What lies here, cut into pieces of `length` bytes.
     pub fn blocks(&self, length: usize) -> impl Iterator<Item = &[u8]> {
         self.bytes.chunks_exact(length)
+    }
+
+    /// Numbers of the checkpoints of the store `sb` that have a sound part here.
+    pub fn checkpoints(&self, sb: &Superblock) -> impl Iterator<Item = u64> {
+        let block = index(u64::from(sb.block_size()));
+        let parts = (0..self.bytes.len()).step_by(block).filter_map(move |offset| {
+            let (bytes, address) = (self.bytes.get(offset..)?, self.base + offset as u64);
+            checkpoint::peek_part(bytes, address)?;
+            checkpoint::decode_part(bytes, address).ok()
+        });
+        parts.filter(|part| part.geometry.uuid == sb.uuid).map(|part| part.number)
     }
 
     /// `length` bytes at byte `address` of the store, if they lie here.

@@ -42,6 +42,8 @@ pub struct Survey {
     pub unreadable: u64,
     /// The highest number of an index run seen.
     pub last_run: u64,
+    /// The highest number of a checkpoint of this store seen.
+    pub last_checkpoint: u64,
 }
 
 /// A record as one segment shows it.
@@ -62,6 +64,7 @@ struct Sight {
     blank: bool,
     unreadable: u64,
     last_run: u64,
+    last_checkpoint: u64,
 }
 
 /// Looks at every segment. `ends`: incarnations known to have ended, and their last sequences.
@@ -76,6 +79,13 @@ pub fn survey(
     let numbers: Vec<u32> = (0..sb.segments).collect();
     let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
         progress.check()?;
+        // A hole holds nothing.
+        let start = sb.segment_address(*number);
+        if device.next_data(start).is_ok_and(|data| data.start >= segment_end(sb, *number) || data.is_empty())
+        {
+            progress.advance(size);
+            return Ok(Sight { blank: true, ..Sight::default() });
+        }
         segment.load(device, sb, *number)?;
         let sight = look(segment, sb);
         progress.advance(size);
@@ -91,6 +101,7 @@ pub fn survey(
         survey.bad.extend(sight.bad);
         survey.unreadable += sight.unreadable;
         survey.last_run = survey.last_run.max(sight.last_run);
+        survey.last_checkpoint = survey.last_checkpoint.max(sight.last_checkpoint);
         ends.extend(sight.seen.iter().filter_map(|seen| seen.ended));
         seen.append(&mut sight.seen);
     }
@@ -110,6 +121,7 @@ fn look(segment: &Segment, sb: &Superblock) -> Sight {
             .filter(|run| *run < RUN_MAX)
             .max()
             .unwrap_or(0),
+        last_checkpoint: segment.checkpoints(sb).max().unwrap_or(0),
         ..Sight::default()
     };
     for record in segment.records(sb) {
