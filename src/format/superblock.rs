@@ -60,7 +60,7 @@ raw_struct! {
         reserved: U32, "u32", "zero";
         copy_a: [RawExtent; 64], "64 extents", "the parts, first copy";
         copy_b: [RawExtent; 64], "64 extents", "the parts, second copy";
-        durable: U64, "u64", "highest sequence known durable when the store was last closed: the log goes at least so far";
+        durable: U64, "u64", "highest sequence known durable at the last close: the log goes so far at least";
         unused: [u8; 1944], "bytes", "zero; kept by rewrites";
     }
 }

@@ -111,6 +111,8 @@ pub(super) struct Rebuild<'a> {
     pub progress: &'a dyn Progress,
     /// Addresses of records behind the end of the log: torn, or never made durable.
     torn: Vec<u64>,
+    /// Something that counts again lies where the log was to go on.
+    ahead: bool,
     /// Chunks that are known to be gone.
     pub gone: Vec<Gone>,
     /// Chunks that are there, but no record says so any more.
@@ -168,6 +170,9 @@ impl Rebuild<'_> {
         let lacking = lacking(&state, &expected, &superseded);
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
+        if self.ahead {
+            super::without::begin_log(&mut state)?;
+        }
         // What was stated again since the checkpoint counts.
         self.gone.retain(|gone| !state.memory.contains_key(&gone.key));
         self.unlogged.retain(|(key, _)| !state.memory.contains_key(key));
@@ -229,6 +234,7 @@ impl Rebuild<'_> {
             let salvaged = scan.source.is_some_and(|run| run >= salvaged_from);
             let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
             if alive {
+                self.ahead |= is_ahead(state, value.word);
                 self.judge(state, key, &value, logged)?;
             }
         }
@@ -412,9 +418,9 @@ impl Rebuild<'_> {
         let sweep = !writer.view().state.graves.is_empty();
         writer.checkpoint(Plan { sweep, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
-        report.relogged = writer.restate(&gone, &self.unlogged)?;
         // Another one frees the segments of the old index, which the first could only empty.
         writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
+        report.relogged = writer.restate(&gone, &self.unlogged)?;
         writer.close()?;
         Ok(report)
     }
@@ -447,6 +453,7 @@ impl<'a> Rebuild<'a> {
             survey,
             progress,
             torn: Vec::new(),
+            ahead: false,
             gone: Vec::new(),
             unlogged: Vec::new(),
             doubts: Vec::new(),
@@ -473,6 +480,14 @@ fn holds(device: &dyn ReadAt, state: &State, value: &Value) -> Result<bool> {
     let mut bytes = vec![0; value.stored_length as usize];
     device.read_at(&mut bytes, value.word)?;
     Ok(crc32fast::hash(&bytes) == value.crc)
+}
+
+/// True if the byte at `word` lies where the log goes on after the checkpoint: an older copy, whose newer one is lost.
+fn is_ahead(state: &State, word: u64) -> bool {
+    let (chain, segment) = (&state.chain, state.sb.segment_of(word));
+    let here = chain.promised.get(chain.at).copied();
+    segment.is_some_and(|segment| chain.segments_ahead().contains(&segment))
+        || segment.is_some() && segment == here && word >= chain.position.address
 }
 
 /// Enters what the old index says. Change bits are united, also with what its exceptions prove; the rest is replaced.
