@@ -92,7 +92,7 @@ fn findings(store: &Arc<Memory>) -> Vec<(&'static str, Severity)> {
 
 /// Rebuilds, whatever is lost.
 fn mended(device: &Arc<dyn WriteAt>) -> RebuildReport {
-    let options = RebuildOptions { now_secs: 3, give_up: true, origin: None };
+    let options = RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None };
     rebuild(device, &options, &Silent).unwrap()
 }
 

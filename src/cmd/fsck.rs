@@ -194,6 +194,7 @@ fn mend(
     let options = RebuildOptions {
         now_secs: time::now_secs(),
         give_up: true,
+        shorter: args.rebuild,
         origin: args.origin.as_deref().map(hint_of).transpose()?,
     };
     let repaired = match args.rebuild {

@@ -10,6 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, Grave, LogPosition};
 use crate::format::run::IndexEntry;
 use crate::format::superblock::Superblock;
+use crate::format::table::Volume;
 use crate::store::restore::validate;
 use crate::units::Uuid;
 use std::io::BufRead;
@@ -133,30 +134,15 @@ fn ensure_bounded(document: &Document, rows: usize) -> Result<()> {
 
 /// Tables of nothing, to be filled.
 fn empty_tables() -> Checkpoint {
-    Checkpoint {
-        log: LogPosition { address: 0, sequence: 0, crc: 0, incarnation: 0 },
-        epoch: 0,
-        next_run: 0,
-        unswept: 0,
-        low: None,
-        high: None,
-        ends: Vec::new(),
-        promised: Vec::new(),
-        snapshots: Vec::new(),
-        graves: Vec::new(),
-        segments: Vec::new(),
-        runs: Vec::new(),
-        events: Vec::new(),
-        volume: crate::format::table::Volume {
-            volume: Uuid([0; 16]),
-            origin_size: 0,
-            squash_when_full: false,
-            generation: 0,
-            equals: None,
-            path: Vec::new(),
-        },
-        operation: None,
-    }
+    let volume = Volume {
+        volume: Uuid([0; 16]),
+        origin_size: 0,
+        squash_when_full: false,
+        generation: 0,
+        equals: None,
+        path: Vec::new(),
+    };
+    Checkpoint::empty(LogPosition { address: 0, sequence: 0, crc: 0, incarnation: 0 }, volume)
 }
 
 fn finish(gathered: Gathered, document: &Document, end: &EndDocument) -> Result<Dumped> {

@@ -3,7 +3,7 @@
 use super::changes::Index;
 use super::index::{BlockReader, MemTable, Scan};
 use super::space::Stream;
-use super::state::{State, keeper};
+use super::state::{Liveness, State};
 use crate::block::WriteAt;
 use crate::error::Result;
 use crate::format::checkpoint::{Piece, Run};
@@ -189,7 +189,7 @@ pub fn merge_all(
     let index = Index { reader, memory: &memory, runs: &runs };
     let mut builder = RunBuilder::new(device, state);
     let mut scan = index.scan(Key::MIN)?;
-    let mut previous = (u64::MAX, 0);
+    let mut liveness = Liveness::new(live);
     while let Some((key, value)) = scan.next_entry()? {
         if key.class > 1 {
             break;
@@ -200,14 +200,7 @@ pub fn merge_all(
                 superseded.push((key, *older));
             }
         }
-        let alive = if key.class == 0 {
-            let before = if previous.0 == key.a { previous.1 } else { 0 };
-            previous = (key.a, key.b);
-            keeper(live, before, key.b).is_some()
-        } else {
-            live.binary_search(&key.a).is_ok()
-        };
-        if alive {
+        if liveness.needs(key) {
             builder.push(state, (key, value))?;
         } else {
             state.drop_entry(key, &value);

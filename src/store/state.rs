@@ -335,6 +335,35 @@ fn decode_deletion(body: &mut &[u8]) -> Result<(Deletion, u64)> {
     Ok((deletion, u64::from_le_bytes(*dead)))
 }
 
+/// Tells which entries snapshots need, asked in key order.
+pub struct Liveness<'a> {
+    live: &'a [u64],
+    /// The exception before: its chunk and epoch.
+    previous: (u64, u64),
+}
+
+impl<'a> Liveness<'a> {
+    /// For the snapshots `live` (ascending ids).
+    pub fn new(live: &'a [u64]) -> Self {
+        Self { live, previous: (u64::MAX, 0) }
+    }
+
+    /// The largest earlier epoch with an exception of the same chunk, 0 for none, if a snapshot needs that of `key`.
+    pub fn since(&mut self, key: Key) -> Option<u64> {
+        let before = if self.previous.0 == key.a { self.previous.1 } else { 0 };
+        self.previous = (key.a, key.b);
+        keeper(self.live, before, key.b).map(|_| before)
+    }
+
+    /// True if a snapshot needs the exception or overlay of `key`.
+    pub fn needs(&mut self, key: Key) -> bool {
+        match key.class {
+            0 => self.since(key).is_some(),
+            _ => self.live.binary_search(&key.a).is_ok(),
+        }
+    }
+}
+
 /// Which snapshot keeps an entry of `epoch` alive: the largest live id not above it, if it is above `previous`,
 /// the largest earlier epoch with an entry for the same chunk (0 for none).
 pub fn keeper(live: &[u64], previous: u64, epoch: u64) -> Option<u64> {

@@ -2,7 +2,7 @@
 
 use super::changes::{self, Index};
 use super::index::BlockReader;
-use super::state::{State, keeper};
+use super::state::{Liveness, State, keeper};
 use super::types::{FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
 use super::{fingerprint, recover};
 use crate::block::ReadAt;
@@ -126,7 +126,7 @@ impl View {
         // A range of snapshots that share an entry adds one to each of them: count the ranges' ends.
         let mut counts = vec![std::collections::BTreeMap::<usize, u64>::new(); live.len()];
         let mut scan = self.index().scan(Key::MIN)?;
-        let mut previous = (u64::MAX, 0);
+        let mut liveness = Liveness::new(&live);
         while let Some((key, _)) = scan.next_entry()? {
             if key.class == 1 {
                 if let Ok(at) = live.binary_search(&key.a) {
@@ -137,9 +137,7 @@ impl View {
             if key.class > 1 {
                 break;
             }
-            let before = if previous.0 == key.a { previous.1 } else { 0 };
-            previous = (key.a, key.b);
-            if keeper(&live, before, key.b).is_some() {
+            if let Some(before) = liveness.since(key) {
                 let first = live.partition_point(|id| *id <= before);
                 let end = live.partition_point(|id| *id <= key.b);
                 for at in first..end {

@@ -172,23 +172,8 @@ impl Writer {
             equals: None,
             path: options.origin_path.as_os_str().as_bytes().to_vec(),
         };
-        let checkpoint = Checkpoint {
-            log: LogPosition { address: start, sequence: 0, crc: 0, incarnation: random_u64()? },
-            epoch: 0,
-            next_run: 1,
-            unswept: 0,
-            low: None,
-            high: None,
-            ends: Vec::new(),
-            promised: vec![0],
-            snapshots: Vec::new(),
-            graves: Vec::new(),
-            segments: Vec::new(),
-            runs: Vec::new(),
-            events: Vec::new(),
-            volume,
-            operation: None,
-        };
+        let log = LogPosition { address: start, sequence: 0, crc: 0, incarnation: random_u64()? };
+        let checkpoint = Checkpoint { promised: vec![0], ..Checkpoint::empty(log, volume) };
         let mut state = State::new(sb, checkpoint);
         state
             .segments
@@ -510,12 +495,14 @@ impl Writer {
         let mut body = Vec::new();
         encode_fingerprint(fingerprint.as_ref(), &mut body);
         match self.ensure_space(self.block(), Need::Reserve) {
-            // A mark that does not fit costs the comparison at the next open, and the claim of durability.
-            Err(error) if error.kind() == Kind::NoSpace => return Ok(()),
-            other => other?,
+            // A mark that does not fit costs the comparison at the next open.
+            Err(error) if error.kind() == Kind::NoSpace => {}
+            other => {
+                other?;
+                let epoch = self.view.state.epoch;
+                self.append(Draft::plain(RecordKind::Idle, epoch, body))?;
+            }
         }
-        let epoch = self.view.state.epoch;
-        self.append(Draft::plain(RecordKind::Idle, epoch, body))?;
         // Nothing in the log claims its last records durable; without this their loss would pass for a torn tail.
         let state = &mut self.view.state;
         if state.sb.durable < state.durable {

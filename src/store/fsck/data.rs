@@ -13,7 +13,7 @@ use crate::format::checkpoint::Role;
 use crate::format::record::{Encoding, pad};
 use crate::format::run::{IndexEntry, Key, Value};
 use crate::progress::Progress;
-use crate::store::state::{data_address, keeper, key_of, zeroes_hold};
+use crate::store::state::{Liveness, data_address, key_of, zeroes_hold};
 use crate::store::view::View;
 use std::ops::Range;
 
@@ -98,24 +98,15 @@ fn read_batch(view: &View, batch: &[(u32, u64)], all: &mut Read, progress: &dyn 
 fn expected(view: &View, range: &Range<u64>, progress: &dyn Progress) -> Result<Vec<IndexEntry>> {
     let live = view.state.live_ids();
     let mut found = Vec::new();
-    let mut previous = (u64::MAX, 0);
+    let mut liveness = Liveness::new(&live);
     let mut scan = view.index().scan(Key::MIN)?;
     let mut steps = 0u32;
-    while let Some((key, value)) = scan.next_entry()? {
+    while let Some((key, value)) = scan.next_entry()?.filter(|(key, _)| key.class < 2) {
         steps = steps.wrapping_add(1);
-        if steps == 0 {
+        if steps.is_multiple_of(1 << 16) {
             progress.check()?;
         }
-        let alive = match key.class {
-            0 => {
-                let before = if previous.0 == key.a { previous.1 } else { 0 };
-                previous = (key.a, key.b);
-                keeper(&live, before, key.b).is_some()
-            }
-            1 => live.binary_search(&key.a).is_ok(),
-            _ => break,
-        };
-        if alive && range.contains(&value.word) {
+        if liveness.needs(key) && range.contains(&value.word) {
             found.push((key, value));
         }
     }

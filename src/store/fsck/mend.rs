@@ -76,6 +76,9 @@ pub fn repair(
         repaired.rebuilt = Some(rebuild(device, &options, progress)?);
         return Ok(repaired);
     }
+    if !found.opens() {
+        return Ok(repaired);
+    }
     let mut writer = Writer::open(Arc::clone(device), None, options.now_secs)?;
     if wanted(Repair::Publish) {
         writer.checkpoint(PLAIN)?;

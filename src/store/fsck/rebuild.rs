@@ -26,7 +26,7 @@ use crate::store::index::{BlockReader, MemTable};
 use crate::store::merge;
 use crate::store::publish::Plan;
 use crate::store::recover::{data_holds, read_record};
-use crate::store::state::{State, bit, digest, key_of, zeroes_hold};
+use crate::store::state::{Liveness, State, bit, digest, key_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
 use crate::units::{Epoch, Tag};
@@ -43,6 +43,8 @@ pub struct RebuildOptions {
     pub now_secs: i64,
     /// Go on although something is lost for good: what is known of it is marked.
     pub give_up: bool,
+    /// The device was made smaller for good: give up what lay beyond its end.
+    pub shorter: bool,
     /// The origin's path and size in bytes, should nothing on the device tell.
     pub origin: Option<(Vec<u8>, u64)>,
 }
@@ -76,7 +78,14 @@ pub fn rebuild(
 ) -> Result<RebuildReport> {
     let Ground { mut sb, mut checkpoint } = ground::find(device.as_ref(), progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
-    sb.segments = sb.segments.min(u32::try_from(fitting).unwrap_or(u32::MAX));
+    let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
+    if fitting < sb.segments && !options.shorter {
+        let what = format!("the device has {} bytes, its store had {}", device.size(), sb.end());
+        return Err(Error::damaged(what)
+            .at_path(device.path())
+            .hint("restore its full size; `ddsnap fsck --rebuild` gives up what lies beyond"));
+    }
+    sb.segments = sb.segments.min(fitting);
     sb.generation += 1;
     sb.copies = [Vec::new(), Vec::new()];
     let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
@@ -180,7 +189,7 @@ impl Rebuild<'_> {
         for (key, value) in memory.iter().filter(|(key, _)| key.class < 2) {
             self.judge(&state, *key, value, true)?;
         }
-        self.doubt_blanks(&mut state, &blanks, lacking)?;
+        self.doubt_blanks(&state, &blanks, lacking)?;
         Ok(state)
     }
 
@@ -220,20 +229,11 @@ impl Rebuild<'_> {
         let reader = BlockReader::new(Arc::<dyn WriteAt>::clone(self.device));
         let index = Index { reader: &reader, memory: &memory, runs: &state.runs };
         let mut scan = index.scan(Key::MIN)?;
-        let mut previous = (u64::MAX, 0);
-        while let Some((key, value)) = scan.next_entry()? {
-            let alive = match key.class {
-                0 => {
-                    let before = if previous.0 == key.a { previous.1 } else { 0 };
-                    previous = (key.a, key.b);
-                    crate::store::state::keeper(&live, before, key.b).is_some()
-                }
-                1 => live.binary_search(&key.a).is_ok(),
-                _ => break,
-            };
+        let mut liveness = Liveness::new(&live);
+        while let Some((key, value)) = scan.next_entry()?.filter(|(key, _)| key.class < 2) {
             let salvaged = scan.source.is_some_and(|run| run >= salvaged_from);
             let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
-            if alive {
+            if liveness.needs(key) {
                 self.ahead |= is_ahead(state, value.word);
                 self.judge(state, key, &value, logged)?;
             }
@@ -337,7 +337,7 @@ impl Rebuild<'_> {
     }
 
     /// What the lost parts of the old index may have held, and no other witness told of.
-    fn doubt_blanks(&mut self, state: &mut State, blanks: &[Blank], lacking: u64) -> Result<()> {
+    fn doubt_blanks(&mut self, state: &State, blanks: &[Blank], lacking: u64) -> Result<()> {
         if lacking == 0 || blanks.is_empty() {
             return Ok(());
         }
@@ -367,7 +367,7 @@ impl Rebuild<'_> {
     }
 
     /// Changes without an exception.
-    fn missing(&self, state: &mut State) -> Result<Vec<Gone>> {
+    fn missing(&self, state: &State) -> Result<Vec<Gone>> {
         let view = self.view_of(state.clone());
         Ok(balance(&view, self.progress)?.missing)
     }
@@ -379,7 +379,7 @@ impl Rebuild<'_> {
 
     /// Marks what is gone, taints what is in doubt, publishes, and restates in the log what has no record.
     fn finish(mut self, mut state: State, options: &RebuildOptions) -> Result<RebuildReport> {
-        let mut missing = self.missing(&mut state)?;
+        let mut missing = self.missing(&state)?;
         let mut gone = std::mem::take(&mut self.gone);
         for one in gone.iter().chain(&missing) {
             let lost = super::mend::lost_value(&state, one);
@@ -398,14 +398,13 @@ impl Rebuild<'_> {
         }
         findings.extend(self.taint(&mut view.state, options.now_secs));
         let mut report = RebuildReport {
-            records: 0,
+            records: self.survey.found,
             entries: 0,
             published: findings.is_empty() || options.give_up,
             findings,
             relogged: 0,
             marked: (gone.len() + missing.len()) as u64,
         };
-        report.records = self.survey.found;
         if !report.published {
             return Ok(report);
         }

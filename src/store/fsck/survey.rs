@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// No store has counted this far: what names a higher run only looks like a block of an index.
 const RUN_MAX: u64 = 1 << 48;
 
+/// Segments looked at before what they showed is added up: a grown store can have millions, mostly empty.
+const BATCH: usize = 1 << 14;
+
 /// Where a sound record lies.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {
@@ -76,39 +79,44 @@ pub fn survey(
 ) -> Result<Survey> {
     let size = u64::from(sb.segment_size());
     progress.stage("looking for records", Some(u64::from(sb.segments) * size));
-    let numbers: Vec<u32> = (0..sb.segments).collect();
-    let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
-        progress.check()?;
-        // A hole holds nothing.
-        let start = sb.segment_address(*number);
-        if device.next_data(start).is_ok_and(|data| data.start >= segment_end(sb, *number) || data.is_empty())
-        {
-            progress.advance(size);
-            return Ok(Sight { blank: true, ..Sight::default() });
-        }
-        segment.load(device, sb, *number)?;
-        let sight = look(segment, sb);
-        progress.advance(size);
-        Ok(sight)
-    })?;
     let mut survey = Survey::default();
     let mut ends: HashMap<u64, u64> = ends.iter().copied().collect();
     let mut seen = Vec::new();
-    for (number, mut sight) in numbers.iter().zip(sights) {
-        if !sight.blank {
-            survey.used.push(*number);
+    for first in (0..sb.segments).step_by(BATCH) {
+        let last = first.saturating_add(u32::try_from(BATCH).unwrap_or(u32::MAX)).min(sb.segments);
+        let numbers: Vec<u32> = (first..last).collect();
+        let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
+            progress.check()?;
+            let sight = sight_of(device, sb, segment, *number)?;
+            progress.advance(size);
+            Ok(sight)
+        })?;
+        for (number, mut sight) in numbers.iter().zip(sights) {
+            if !sight.blank {
+                survey.used.push(*number);
+            }
+            survey.bad.extend(sight.bad);
+            survey.unreadable += sight.unreadable;
+            survey.last_run = survey.last_run.max(sight.last_run);
+            survey.last_checkpoint = survey.last_checkpoint.max(sight.last_checkpoint);
+            ends.extend(sight.seen.iter().filter_map(|seen| seen.ended));
+            seen.append(&mut sight.seen);
         }
-        survey.bad.extend(sight.bad);
-        survey.unreadable += sight.unreadable;
-        survey.last_run = survey.last_run.max(sight.last_run);
-        survey.last_checkpoint = survey.last_checkpoint.max(sight.last_checkpoint);
-        ends.extend(sight.seen.iter().filter_map(|seen| seen.ended));
-        seen.append(&mut sight.seen);
     }
     seen.retain(|record| ends.get(&record.incarnation).is_none_or(|end| record.sequence <= *end));
     survey.records = claim(seen, sb);
     survey.found = survey.records.len() as u64;
     Ok(survey)
+}
+
+fn sight_of(device: &dyn ReadAt, sb: &Superblock, segment: &mut Segment, number: u32) -> Result<Sight> {
+    // A hole holds nothing.
+    let data = device.next_data(sb.segment_address(number));
+    if data.is_ok_and(|data| data.start >= segment_end(sb, number) || data.is_empty()) {
+        return Ok(Sight { blank: true, ..Sight::default() });
+    }
+    segment.load(device, sb, number)?;
+    Ok(look(segment, sb))
 }
 
 fn look(segment: &Segment, sb: &Superblock) -> Sight {

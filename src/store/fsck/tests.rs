@@ -129,7 +129,8 @@ pub(super) fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> 
 
 pub(super) fn rebuilt(store: &Arc<Memory>) -> RebuildReport {
     let device: Arc<dyn WriteAt> = store.clone();
-    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, origin: None }, &Silent).unwrap()
+    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None }, &Silent)
+        .unwrap()
 }
 
 /// Every entry must lead to the bytes it led to, and every snapshot that is not tainted must read as it was, or
@@ -276,6 +277,28 @@ fn witnesses_of_a_block(view: &View) -> HashSet<u64> {
     blocks
 }
 
+/// A superblock may know of a log that went further than any record that is left.
+#[test]
+fn what_comes_after_a_rebuild_is_newer_than_all_that_was() {
+    let sample = sample(8);
+    let bytes = sample.store.to_vec().unwrap();
+    let sequence = |block: &[u8]| u64::from_le_bytes(block[32..40].try_into().unwrap());
+    let records = || bytes.chunks(4096).enumerate().filter(|(_, block)| block.starts_with(b"ddsnapRC"));
+    let mut sequences: Vec<u64> = records().map(|(_, block)| sequence(block)).collect();
+    sequences.sort_unstable();
+    // More sessions than the next one's jump would pass over.
+    let from = sequences[sequences.len() / 2];
+    let late = records().filter(|(_, block)| sequence(block) >= from);
+    let tables = bytes.chunks(4096).enumerate().filter(|(_, block)| block.starts_with(b"ddsnapCK"));
+    for (number, _) in late.chain(tables) {
+        sample.store.write_at(&[0; 4096], number as u64 * BLOCK).unwrap();
+    }
+    rebuilt(&sample.store);
+    let view = View::open(sample.store.clone(), None).unwrap();
+    assert!(view.state.sb.durable > from && view.state.chain.position.sequence > view.state.sb.durable);
+    assert_clean(&sample.store, "rebuilt");
+}
+
 /// A repair may be cut short at any write, and again, and then run to its end.
 #[test]
 fn a_rebuild_can_be_cut_short_at_every_write() {
@@ -290,7 +313,7 @@ fn a_rebuild_can_be_cut_short_at_every_write() {
     let damaged = witnesses_of_a_block(&before);
     let survivors = surviving(&before, &damaged);
     overwrite(&sample.store, &damaged, &mut Random(77));
-    let options = RebuildOptions { now_secs: 3, give_up: true, origin: None };
+    let options = RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None };
     let mut marked = 0;
     for nth in 1.. {
         let faulty = Arc::new(Faulty::new(sample.store.snapshot()));
@@ -326,6 +349,10 @@ fn a_store_cut_short_keeps_what_it_still_has() {
         let device: Arc<dyn ReadAt> = store.clone();
         let report = check(&device, None, CheckOptions::default(), &Silent).unwrap();
         assert!(report.findings.iter().any(|finding| finding.code == Code::StoreTruncated));
+        // Without being told that it is for good nothing is given up, with or without a superblock that says so.
+        let device: Arc<dyn WriteAt> = store.clone();
+        let options = RebuildOptions { give_up: true, ..RebuildOptions::default() };
+        assert!(rebuild(&device, &options, &Silent).is_err());
         rebuilt(&store);
         let what = format!("seed {seed}");
         assert_rescued(&sample, &store, &survivors, &what);

@@ -139,23 +139,14 @@ fn blank(sb: Superblock) -> Result<State> {
         equals: None,
         path: Vec::new(),
     };
-    let checkpoint = Checkpoint {
-        log: LogPosition { address: sb.segment_address(0), sequence: 0, crc: 0, incarnation: random_u64()? },
-        epoch: 0,
-        next_run: 1,
-        unswept: 0,
-        low: None,
-        high: None,
-        ends: Vec::new(),
-        promised: Vec::new(),
-        snapshots: Vec::new(),
-        graves: Vec::new(),
-        segments: Vec::new(),
-        runs: Vec::new(),
-        events: Vec::new(),
-        volume,
-        operation: None,
+    // A superblock that survives says how far the log went: what comes must be newer.
+    let log = LogPosition {
+        address: sb.segment_address(0),
+        sequence: sb.durable,
+        crc: 0,
+        incarnation: random_u64()?,
     };
+    let checkpoint = Checkpoint::empty(log, volume);
     Ok(State::new(sb, checkpoint))
 }
 
