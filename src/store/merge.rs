@@ -98,17 +98,11 @@ pub fn flush_memory(device: &dyn WriteAt, state: &mut State) -> Result<()> {
         return Ok(());
     }
     let memory = std::mem::take(&mut state.memory);
-    let mut builder = RunBuilder::new(device, state);
-    for (key, value) in &memory {
-        state.count_entry(*key, value);
-        builder.push(state, (*key, *value))?;
-    }
-    let run = builder.finish(state)?;
-    state.runs.insert(0, run);
+    write_run(device, state, &mut memory.into_iter().map(Ok))?;
     Ok(())
 }
 
-/// Writes `entries`, which ascend by key, as the only run of an index without any. Returns their number.
+/// Writes `entries`, which ascend by key, as the newest run. Returns their number.
 pub fn write_run(
     device: &dyn WriteAt,
     state: &mut State,
@@ -123,7 +117,7 @@ pub fn write_run(
     let run = builder.finish(state)?;
     let count = run.entries;
     if count > 0 {
-        state.runs.push(run);
+        state.runs.insert(0, run);
     }
     Ok(count)
 }
@@ -169,19 +163,21 @@ fn merge_newest(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, c
 /// into those of their older neighbours, and closes the graves.
 pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {
     let live = state.live_ids();
-    merge_all(device, reader, state, &live)?;
+    merge_all(device, reader, state, &live, &mut |_, _, _| Ok(()))?;
     state.graves = BTreeMap::new();
     state.unswept = 0;
     Ok(())
 }
 
-/// Merges all runs into one and keeps what the snapshots `live` (ascending ids) need. Returns the superseded
-/// values that were dropped and lay elsewhere.
+/// Merges all runs into one and keeps what the snapshots `live` (ascending ids) need. `each` sees every exception and
+/// overlay in order, needed or not, with the walk that gave it. Returns the superseded values that were dropped and
+/// lay elsewhere.
 pub fn merge_all(
     device: &dyn WriteAt,
     reader: &BlockReader,
     state: &mut State,
     live: &[u64],
+    each: &mut dyn FnMut(&State, IndexEntry, &Scan) -> Result<()>,
 ) -> Result<Vec<IndexEntry>> {
     let runs = std::mem::take(&mut state.runs);
     let mut superseded = Vec::new();
@@ -194,6 +190,7 @@ pub fn merge_all(
         if key.class > 1 {
             break;
         }
+        each(state, (key, value), &scan)?;
         for older in &scan.superseded {
             state.drop_entry(key, older);
             if older.word != value.word {

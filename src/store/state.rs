@@ -8,7 +8,7 @@ use super::index::MemTable;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Grave, OpenSegment, Run, Segment};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind, pad};
-use crate::format::run::{Key, PAGE_BITS, Value};
+use crate::format::run::{IndexEntry, Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
 use crate::format::table::{self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume};
 use std::cell::Cell;
@@ -196,20 +196,13 @@ impl State {
 
     /// Enters the chunks of `record` that `intact` vouches for into the memory table.
     pub fn index_entries(&mut self, record: &Record, intact: &[bool]) {
-        for ((address, entry), intact) in record.located(self.sb.block_bits).zip(intact) {
+        for ((key, value), intact) in entries_of(record, self.sb.block_bits).zip(intact) {
             if !intact {
                 continue;
             }
-            let value = Value {
-                word: data_address(record, address, entry),
-                crc: entry.crc,
-                raw_length: entry.raw_length,
-                stored_length: entry.stored_length,
-                encoding: entry.encoding,
-            };
-            self.memory.insert(key_of(entry), value);
-            if entry.class == EntryClass::Exception {
-                self.mark_changes(Key::changes(entry.owner, entry.chunk >> PAGE_BITS), bit(entry.chunk));
+            self.memory.insert(key, value);
+            if key.class == 0 {
+                self.mark_changes(Key::changes(key.b, key.a >> PAGE_BITS), bit(key.a));
             }
         }
     }
@@ -279,6 +272,20 @@ pub fn key_of(entry: &Entry) -> Key {
         EntryClass::Exception => Key::exception(entry.chunk, entry.owner),
         EntryClass::Overlay => Key::overlay(entry.owner, entry.chunk),
     }
+}
+
+/// The index entries that `record` stands for, in its order.
+pub fn entries_of(record: &Record, block_bits: u32) -> impl Iterator<Item = IndexEntry> {
+    record.located(block_bits).map(|(address, entry)| {
+        let value = Value {
+            word: data_address(record, address, entry),
+            crc: entry.crc,
+            raw_length: entry.raw_length,
+            stored_length: entry.stored_length,
+            encoding: entry.encoding,
+        };
+        (key_of(entry), value)
+    })
 }
 
 /// The address that the index keeps for `entry` of `record`, whose data would lie at `address`. A chunk of

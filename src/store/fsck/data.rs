@@ -15,7 +15,6 @@ use crate::format::run::{IndexEntry, Key, Value};
 use crate::progress::Progress;
 use crate::store::state::{Liveness, data_address, key_of, zeroes_hold};
 use crate::store::view::View;
-use std::ops::Range;
 
 /// Chunks looked for in one go: 56 MiB of them.
 const BATCH_ENTRIES: u64 = 1 << 20;
@@ -69,18 +68,14 @@ fn segments(view: &View) -> Vec<(u32, u64)> {
 }
 
 fn read_batch(view: &View, batch: &[(u32, u64)], all: &mut Read, progress: &dyn Progress) -> Result<()> {
-    let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return Ok(()) };
     let sb = &view.state.sb;
-    let range = sb.segment_address(*first)..crate::store::chain::segment_end(sb, *last);
-    let expected = expected(view, &range, progress)?;
-    let read = workers::map_with(batch, |segment: &mut Segment, (number, _)| {
+    let expected = expected(view, batch, progress)?;
+    let read = workers::map_with(&expected, |segment: &mut Segment, (number, expected)| {
         progress.check()?;
-        let start = sb.segment_address(*number);
-        let end = crate::store::chain::segment_end(sb, *number);
-        let from = expected.partition_point(|(_, value)| value.word < start);
-        let to = expected.partition_point(|(_, value)| value.word < end);
-        let read = read_segment(view, segment, *number, expected.get(from..to).unwrap_or(&[]))?;
-        progress.advance(end - start);
+        let mut expected = expected.clone();
+        expected.sort_unstable_by_key(|(key, value)| (value.word, *key));
+        let read = read_segment(view, segment, *number, &expected)?;
+        progress.advance(u64::from(sb.segment_size()));
         Ok(read)
     })?;
     for mut read in read {
@@ -94,10 +89,15 @@ fn read_batch(view: &View, batch: &[(u32, u64)], all: &mut Read, progress: &dyn 
     Ok(())
 }
 
-/// What the snapshots need of the bytes `range` of the store, by address.
-fn expected(view: &View, range: &Range<u64>, progress: &dyn Progress) -> Result<Vec<IndexEntry>> {
-    let live = view.state.live_ids();
-    let mut found = Vec::new();
+/// What the snapshots need of each segment of `batch`, in no order.
+fn expected(
+    view: &View,
+    batch: &[(u32, u64)],
+    progress: &dyn Progress,
+) -> Result<Vec<(u32, Vec<IndexEntry>)>> {
+    let (state, live) = (&view.state, view.state.live_ids());
+    let mut found: Vec<(u32, Vec<IndexEntry>)> =
+        batch.iter().map(|(number, _)| (*number, Vec::new())).collect();
     let mut liveness = Liveness::new(&live);
     let mut scan = view.index().scan(Key::MIN)?;
     let mut steps = 0u32;
@@ -106,11 +106,15 @@ fn expected(view: &View, range: &Range<u64>, progress: &dyn Progress) -> Result<
         if steps.is_multiple_of(1 << 16) {
             progress.check()?;
         }
-        if liveness.needs(key) && range.contains(&value.word) {
-            found.push((key, value));
+        if !liveness.needs(key) {
+            continue;
+        }
+        let segment = state.sb.segment_of(value.word);
+        let at = segment.and_then(|segment| found.binary_search_by_key(&segment, |(number, _)| *number).ok());
+        if let Some((_, entries)) = at.and_then(|at| found.get_mut(at)) {
+            entries.push((key, value));
         }
     }
-    found.sort_unstable_by_key(|(key, value)| (value.word, *key));
     Ok(found)
 }
 

@@ -6,12 +6,14 @@
 //! | `check` | superblocks, checkpoint, log, tables, origin |
 //! | `walk`, `balance`, `data` | the index; exceptions against change bits; every preserved byte |
 //! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
+//! | `collect` | what was found of the index, put in order |
 //! | `rebuild`, `without` | the store again, from a checkpoint or without any |
 //! | `mend` | repairs: which, and restating in the log what its records say no more |
 //! | `workers` | several threads over one list |
 
 mod balance;
 mod check;
+mod collect;
 #[cfg(test)]
 mod damage_tests;
 mod data;

@@ -9,6 +9,7 @@
 //! Everything is written to segments that hold nothing, and counts only when the new superblocks are durable.
 
 use super::balance::balance;
+use super::collect::Collected;
 use super::finding::{Affected, Code, Finding};
 use super::gone::{self, Gone};
 use super::ground::{self, Ground};
@@ -18,23 +19,19 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, Role, Segment};
 use crate::format::record::{Encoding, Record, RecordKind};
-use crate::format::run::{IndexEntry, Key, PAGE_BITS, Value};
+use crate::format::run::{IndexEntry, Key, Value};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
-use crate::store::changes::Index;
-use crate::store::index::{BlockReader, MemTable};
+use crate::store::index::BlockReader;
 use crate::store::merge;
 use crate::store::publish::Plan;
 use crate::store::recover::{data_holds, read_record};
-use crate::store::state::{Liveness, State, bit, digest, key_of, zeroes_hold};
+use crate::store::state::{Liveness, State, digest, entries_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
 use crate::units::{Epoch, Tag};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Entries collected in memory before they go to a run.
-pub(super) const MEMORY_ENTRIES: usize = 256 << 10;
 
 /// How to rebuild.
 #[derive(Debug, Clone, Default)]
@@ -115,7 +112,6 @@ pub fn rebuild(
 /// A rebuild on its way.
 pub(super) struct Rebuild<'a> {
     pub device: &'a Arc<dyn WriteAt>,
-    pub reader: BlockReader,
     pub survey: Survey,
     pub progress: &'a dyn Progress,
     /// Addresses of records behind the end of the log: torn, or never made durable.
@@ -155,27 +151,26 @@ impl Rebuild<'_> {
             });
         }
         let salvaged_from = state.next_run;
-        let mut blanks = Vec::new();
+        let (mut blanks, mut salvaged) = (Vec::new(), Collected::default());
         // The newest comes last, and wins.
         for run in runs.iter().rev() {
             let device = self.device;
-            let mut each = |entries: Vec<IndexEntry>| {
+            let mut each = |entries: &[IndexEntry]| {
                 self.progress.check()?;
-                salvaged(&mut state, entries);
-                if state.memory.len() < MEMORY_ENTRIES {
-                    return Ok(());
+                entries.iter().for_each(|entry| salvaged.add(*entry));
+                if salvaged.is_full() {
+                    salvaged.flush(device.as_ref(), &mut state)?;
                 }
-                merge::flush_memory(device.as_ref(), &mut state)
+                Ok(())
             };
             blanks.extend(salvage(self.device.as_ref(), run, &mut each)?);
         }
-        merge::flush_memory(self.device.as_ref(), &mut state)?;
-        self.judge_runs(&state, salvaged_from)?;
+        salvaged.flush(self.device.as_ref(), &mut state)?;
         let mut needed = state.live_ids();
         needed.extend(state.graves.keys());
         needed.sort_unstable();
         needed.dedup();
-        superseded.extend(merge::merge_all(self.device.as_ref(), &self.reader, &mut state, &needed)?);
+        superseded.extend(self.judge_and_merge(&mut state, &needed, salvaged_from)?);
         let lacking = lacking(&state, &expected, &superseded);
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
@@ -195,7 +190,7 @@ impl Rebuild<'_> {
 
     /// Collects the entries of records that the checkpoint covers. Returns versions that newer ones replaced.
     fn collect(&mut self, state: &mut State, records: &[Found]) -> Result<Vec<IndexEntry>> {
-        let mut superseded = Vec::new();
+        let (mut superseded, mut collected) = (Vec::new(), Collected::default());
         for found in records {
             self.progress.check()?;
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
@@ -204,14 +199,13 @@ impl Rebuild<'_> {
             if !holds_chunks(&record) || segment.is_none_or(|segment| segment.role != Role::Log) {
                 continue;
             }
-            let before = replaceable(&state.memory, &record);
-            state.index_entries(&record, &self.intact(state, found, &record));
-            superseded.extend(before.into_iter().filter(|(key, value)| state.memory.get(key) != Some(value)));
-            if state.memory.len() >= MEMORY_ENTRIES {
-                merge::flush_memory(self.device.as_ref(), state)?;
+            let entries = entries_of(&record, state.sb.block_bits).zip(self.intact(state, found, &record));
+            entries.filter(|(_, intact)| *intact).for_each(|(entry, _)| collected.add(entry));
+            if collected.is_full() {
+                superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
             }
         }
-        merge::flush_memory(self.device.as_ref(), state)?;
+        superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
         Ok(superseded)
     }
 
@@ -221,24 +215,26 @@ impl Rebuild<'_> {
         entries.map(|(address, _)| !found.overlapped || !self.survey.bad.contains(&address)).collect()
     }
 
-    /// Judges what the snapshots need of the runs collected so far. Runs from `salvaged_from` on are those of the
-    /// old index.
-    pub fn judge_runs(&mut self, state: &State, salvaged_from: u64) -> Result<()> {
+    /// Merges the runs collected so far into one of what the snapshots `needed` need, and judges what those that
+    /// live need of it. Runs from `salvaged_from` on are those of the old index. Returns what newer versions replaced.
+    pub fn judge_and_merge(
+        &mut self,
+        state: &mut State,
+        needed: &[u64],
+        salvaged_from: u64,
+    ) -> Result<Vec<IndexEntry>> {
         let live = state.live_ids();
-        let memory = MemTable::new();
         let reader = BlockReader::new(Arc::<dyn WriteAt>::clone(self.device));
-        let index = Index { reader: &reader, memory: &memory, runs: &state.runs };
-        let mut scan = index.scan(Key::MIN)?;
         let mut liveness = Liveness::new(&live);
-        while let Some((key, value)) = scan.next_entry()?.filter(|(key, _)| key.class < 2) {
+        merge::merge_all(self.device.as_ref(), &reader, state, needed, &mut |state, (key, value), scan| {
             let salvaged = scan.source.is_some_and(|run| run >= salvaged_from);
             let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
             if liveness.needs(key) {
                 self.ahead |= is_ahead(state, value.word);
                 self.judge(state, key, &value, logged)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Notes a chunk that is gone, or that no record describes.
@@ -448,7 +444,6 @@ impl<'a> Rebuild<'a> {
     fn new(device: &'a Arc<dyn WriteAt>, survey: Survey, progress: &'a dyn Progress) -> Self {
         Self {
             device,
-            reader: BlockReader::new(Arc::<dyn WriteAt>::clone(device)),
             survey,
             progress,
             torn: Vec::new(),
@@ -489,20 +484,6 @@ fn is_ahead(state: &State, word: u64) -> bool {
         || segment.is_some() && segment == here && word >= chain.position.address
 }
 
-/// Enters what the old index says. Change bits are united, also with what its exceptions prove; the rest is replaced.
-fn salvaged(state: &mut State, entries: Vec<IndexEntry>) {
-    for (key, value) in entries {
-        if key.class < 2 {
-            state.memory.insert(key, value);
-        }
-        match key.class {
-            0 => state.mark_changes(Key::changes(key.b, key.a >> PAGE_BITS), bit(key.a)),
-            1 => {}
-            _ => state.mark_changes(key, value.bits()),
-        }
-    }
-}
-
 /// Empties the index and the counts; returns what must exist. Old index segments keep their place until the
 /// new index is published, so nothing is overwritten before.
 fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
@@ -524,12 +505,6 @@ fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
     state.low = None;
     state.high = None;
     expected
-}
-
-/// The entries that `record` may replace, as they are now.
-fn replaceable(memory: &MemTable, record: &Record) -> Vec<IndexEntry> {
-    let keys = record.entries.iter().map(key_of);
-    keys.filter_map(|key| memory.get(&key).map(|value| (key, *value))).collect()
 }
 
 /// How many entries that must exist were not found, at least: what was found in each segment against what must

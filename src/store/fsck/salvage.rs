@@ -17,7 +17,7 @@ pub type Blank = (Key, Option<Key>);
 pub fn salvage(
     device: &dyn ReadAt,
     run: &Run,
-    each: &mut dyn FnMut(Vec<IndexEntry>) -> Result<()>,
+    each: &mut dyn FnMut(&[IndexEntry]) -> Result<()>,
 ) -> Result<Vec<Blank>> {
     let mut blanks = Vec::new();
     for (number, piece) in run.pieces.iter().enumerate() {
@@ -32,7 +32,7 @@ fn salvage_piece(
     run: &Run,
     piece: &Piece,
     end: Option<Key>,
-    each: &mut dyn FnMut(Vec<IndexEntry>) -> Result<()>,
+    each: &mut dyn FnMut(&[IndexEntry]) -> Result<()>,
     blanks: &mut Vec<Blank>,
 ) -> Result<()> {
     // Where the directory is lost the blocks still say what they are, but not where a lost one began.
@@ -59,7 +59,8 @@ fn salvage_piece(
         if let Some((key, _)) = entries.last() {
             from = *key;
         }
-        each(entries.into_iter().filter(|(key, _)| *key >= run.from).collect())?;
+        let skipped = entries.partition_point(|(key, _)| *key < run.from);
+        each(entries.get(skipped..).unwrap_or(&[]))?;
     }
     if lost {
         blanks.push((from, end));

@@ -11,6 +11,7 @@ use crate::format::table::{self, RawOpen};
 use crate::progress::Progress;
 use crate::store::chain::segment_end;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 /// No store has counted this far: what names a higher run only looks like a block of an index.
 const RUN_MAX: u64 = 1 << 48;
@@ -84,12 +85,13 @@ pub fn survey(
     let mut seen = Vec::new();
     for first in (0..sb.segments).step_by(BATCH) {
         let last = first.saturating_add(u32::try_from(BATCH).unwrap_or(u32::MAX)).min(sb.segments);
-        let numbers: Vec<u32> = (first..last).collect();
+        let numbers = with_data(device, sb, first..last);
+        progress.advance(u64::from(last - first).saturating_sub(numbers.len() as u64) * size);
         let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
             progress.check()?;
-            let sight = sight_of(device, sb, segment, *number)?;
+            segment.load(device, sb, *number)?;
             progress.advance(size);
-            Ok(sight)
+            Ok(look(segment, sb))
         })?;
         for (number, mut sight) in numbers.iter().zip(sights) {
             if !sight.blank {
@@ -109,14 +111,18 @@ pub fn survey(
     Ok(survey)
 }
 
-fn sight_of(device: &dyn ReadAt, sb: &Superblock, segment: &mut Segment, number: u32) -> Result<Sight> {
-    // A hole holds nothing.
-    let data = device.next_data(sb.segment_address(number));
-    if data.is_ok_and(|data| data.start >= segment_end(sb, number) || data.is_empty()) {
-        return Ok(Sight { blank: true, ..Sight::default() });
-    }
-    segment.load(device, sb, number)?;
-    Ok(look(segment, sb))
+/// Which of the segments `range` are not holes altogether, ascending. What cannot be told is read.
+fn with_data(device: &dyn ReadAt, sb: &Superblock, range: Range<u32>) -> Vec<u32> {
+    let mut known = 0..0;
+    let has_data = |number: &u32| {
+        let start = sb.segment_address(*number);
+        // One answer speaks of many segments, and looking for it can take as long as what it speaks of.
+        if known.end <= start {
+            known = device.next_data(start).unwrap_or(start..start + 1);
+        }
+        known.start < segment_end(sb, *number) && !known.is_empty()
+    };
+    range.filter(has_data).collect()
 }
 
 fn look(segment: &Segment, sb: &Superblock) -> Sight {

@@ -2,7 +2,8 @@
 //!
 //! Nothing proves that all of them were found, so every snapshot is tainted: listed, and read when insisted on.
 
-use super::rebuild::{MEMORY_ENTRIES, Rebuild, RebuildOptions, holds_chunks};
+use super::collect::MEMORY_ENTRIES;
+use super::rebuild::{Rebuild, RebuildOptions, holds_chunks};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, LogPosition, Role, Segment};
 use crate::format::record::{EntryClass, Record, RecordKind};
@@ -52,9 +53,8 @@ impl Rebuild<'_> {
         make_room(&mut state)?;
         merge::flush_memory(self.device.as_ref(), &mut state)?;
         let all = state.next_run;
-        self.judge_runs(&state, all)?;
         let live = state.live_ids();
-        merge::merge_all(self.device.as_ref(), &self.reader, &mut state, &live)?;
+        self.judge_and_merge(&mut state, &live, all)?;
         begin_log(&mut state)?;
         self.doubts.push("no checkpoint survives: nothing proves that every record was found".into());
         self.doubtful = u64::MAX;

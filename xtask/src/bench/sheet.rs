@@ -180,7 +180,7 @@ pub fn machine(folder: &Path, size_mib: u64, runs: u16) -> String {
         format!("- processor: {processor}, {cores} cores; memory: {memory:.0} GiB; Linux {kernel}"),
         format!("- scratch files on {place}; where a line says \"in memory\", on tmpfs"),
         format!("- volume: {size_mib} MiB, the goals are meant for {full}; {runs} repetitions of each side;"),
-        "  everything that is read is in the page cache".into(),
+        "  everything that is read is in the page cache, but where a line says \"evicted\"".into(),
         format!("- load average of the last 15 minutes: {load}; a run by itself makes 1 to 2. Above that others"),
         "  worked, too: a pipeline of threads then waits at every hand-over and a single process does not, so".into(),
         "  rows 1 to 4 read too low\n".into(),
