@@ -7,6 +7,7 @@
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
 //! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
+//! | [`legacy`] | the snapshot store of 2008: recovered in memory, read, never written |
 //! | [`map`] | where a volume changed, counted in cells |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
 //! | [`point`] | a point-in-time source: geometry, points, what changed, how to read it |
@@ -14,7 +15,7 @@
 //! | [`mod@format`] | bytes only: every on-disk structure both ways, no I/O |
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
-//! Imports run one way: `cmd -> export -> delta -> {store, point} -> {block, format}`, `map -> point`, and `cmd -> ui`.
+//! Imports run one way: `cmd -> export -> delta -> {store, legacy, point} -> {block, format}`, `map -> point`, and `cmd -> ui`.
 
 pub mod block;
 pub mod cmd;
@@ -23,6 +24,7 @@ pub mod dump;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod legacy;
 pub mod map;
 pub mod point;
 pub mod progress;

@@ -1,6 +1,6 @@
 //! `apply-delta`: a delta onto a plain device or file, or onto the origin of a volume.
 
-use super::common::{RateArgs, VolArgs};
+use super::common::{OldArgs, RateArgs, VolArgs};
 use super::transfer::Limited;
 use super::{documents, open, revert};
 use crate::block::WriteAt;
@@ -190,7 +190,7 @@ fn apply_input(
 }
 
 fn volume(args: &Args, vol: &Path) -> VolArgs {
-    VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone() }
+    VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone(), old: OldArgs::default() }
 }
 
 fn input(args: &Args, delta: &Path, ui: &Ui) -> Result<Input> {

@@ -1,7 +1,7 @@
 //! `changelist`: which chunks differ between two points.
 
 use super::changed_blocks::{self, PageArgs};
-use super::common::{AcceptArgs, BlockSizeArgs, VolArgs};
+use super::common::{AcceptArgs, BlockSizeArgs, OldArgs, VolArgs};
 use super::open;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, snap_name, wrong_operands};
 use crate::delta::write_changelist;
@@ -55,6 +55,8 @@ pub struct Args {
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH", conflicts_with = "compare")]
     origin: Option<PathBuf>,
+    #[command(flatten)]
+    old: OldArgs,
     #[command(flatten)]
     accept: AcceptArgs,
 }
@@ -137,7 +139,7 @@ fn source(args: &Args) -> Result<(Source, &Path)> {
         [vol, to] if args.json => (vol, stdout, None, to),
         found => return Err(wrong_operands("VOL CHANGELIST SNAP1 SNAP2", found)),
     };
-    let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
+    let vol = VolArgs { vol: vol.into(), origin: args.origin.clone(), old: args.old.clone() };
     let (from, to) = (from.map(|from| snap_name(from)).transpose()?, snap_name(to)?);
     // What is allocated can only be told with the origin at hand.
     let with_data = from.is_none();

@@ -1,6 +1,7 @@
 //! Operands and options that several commands share, checked as far as they can be without the store.
 
 use crate::error::{Error, Kind, Result};
+use crate::format::legacy::superblock::Release;
 use crate::format::table::HOLD_MAX;
 use crate::store::{SnapshotInfo, SnapshotState};
 use crate::ui::size;
@@ -18,6 +19,19 @@ pub struct VolArgs {
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH")]
     pub origin: Option<PathBuf>,
+    #[command(flatten)]
+    pub old: OldArgs,
+}
+
+/// What must be said of a store of 2008.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub struct OldArgs {
+    /// The separate metadata device of a store of 2008
+    #[arg(long, value_name = "PATH")]
+    pub meta: Option<PathBuf>,
+    /// The release of the original program that a store of 2008 is of, if it cannot be told
+    #[arg(long, value_name = "RELEASE", value_parser = parse_layout)]
+    pub layout: Option<Release>,
 }
 
 /// Insisting on data that may not be what it seems.
@@ -184,6 +198,11 @@ pub fn parse_hold(text: &str) -> std::result::Result<String, String> {
 /// A sentence for the user.
 pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
     size::parse(text)
+}
+
+fn parse_layout(text: &str) -> std::result::Result<Release, String> {
+    let found = Release::ALL.into_iter().find(|release| release.name() == text);
+    found.ok_or_else(|| format!("'{text}' is no layout: write 0.4 or 0.10"))
 }
 
 fn parse_rate(text: &str) -> std::result::Result<u64, String> {

@@ -1,6 +1,6 @@
 //! `create-delta`: the chunks that turn one point into another, as a stream.
 
-use super::common::{AcceptArgs, BlockSizeArgs, RateArgs, VolArgs, parse_hold};
+use super::common::{AcceptArgs, BlockSizeArgs, OldArgs, RateArgs, VolArgs, parse_hold};
 use super::hold;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, is_list, snap_name, wrong_operands};
 use super::transfer::Limited;
@@ -66,6 +66,8 @@ pub struct Args {
     /// Where the origin is now, if not where the store remembers it
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
+    #[command(flatten)]
+    old: OldArgs,
     /// Go on where an interrupted run with the same operands ended; until it is complete, the delta lies in
     /// DELTA.part
     #[arg(long, conflicts_with = "resume_token")]
@@ -275,7 +277,7 @@ fn plan(args: &Args) -> Result<Plan> {
             Source::files((Path::new(old), Tag(0)), (Path::new(new), Tag(1)), COMPARE_CHUNK_BITS, true)?
         }
         (false, [vol, snaps @ ..]) if matches!(snaps.len(), 1 | 2) => {
-            let vol = VolArgs { vol: vol.into(), origin: args.origin.clone() };
+            let vol = VolArgs { vol: vol.into(), origin: args.origin.clone(), old: args.old.clone() };
             let names = snaps.iter().map(|snap| snap_name(snap)).collect::<Result<Vec<_>>>()?;
             let (from, to) = match names.as_slice() {
                 [from, to] => (Some(from), to),

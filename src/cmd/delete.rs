@@ -43,7 +43,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn delete(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
-        let view = open::view(&args.vol.vol)?;
+        let view = open::current_view(&args.vol.vol)?;
         for snapshot in choose(args, &view.snapshots())? {
             let mut reason = "named on the command line".to_owned();
             if let Some(holder) = holder(&snapshot) {

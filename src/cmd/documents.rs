@@ -2,6 +2,7 @@
 
 use super::common::{TAINT, state_word, title};
 use crate::point::Identity;
+use crate::point::volume::Legacy;
 use crate::store::{PendingOperation, SnapshotInfo, Writer};
 use crate::ui::{Ui, escape, time};
 use serde_json::{Value, json};
@@ -70,4 +71,18 @@ pub fn path(path: &Path) -> Value {
         Some(text) => json!(text),
         None => json!(path.as_os_str().as_bytes()),
     }
+}
+
+/// What only a store of 2008 has.
+pub fn legacy(legacy: &Legacy) -> Value {
+    json!({
+        "release": legacy.release,
+        "clean": legacy.is_clean,
+        "separate_metadata": legacy.separate.map(|(block_size, blocks, free)| json!({
+            "block_size": block_size,
+            "blocks": blocks,
+            "free_blocks": free,
+        })),
+        "notices": legacy.notices,
+    })
 }

@@ -6,8 +6,8 @@ use super::transfer::Limited;
 use crate::error::{Error, Kind, Result};
 use crate::export::{BlockMap, Overlay, Qcow2Options, RawOptions, export_qcow2, export_raw};
 use crate::format::qcow2::{self, Backing, BackingFormat, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, SECTOR_BYTES};
-use crate::point::{Point, PointSource};
-use crate::store::View;
+use crate::point::Point;
+use crate::point::volume::Volume;
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
 use crate::ui::{Ui, size};
@@ -124,14 +124,14 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
     if args.bmap.as_ref().is_some_and(|map| *map == args.file || open::is_same(map, &args.file)) {
         return Err(Error::new(Kind::Usage, "FILE and the block map are the same").at_path(&args.file));
     }
-    let point = open::readable_point(&view, &args.vol.vol, &args.snap, &args.accept)?;
+    let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
     match args.format {
-        Format::Raw => raw(args, &view, &point, ui),
-        Format::Qcow2 => overlay_or_image(args, &view, &point, ui),
+        Format::Raw => raw(args, view.as_ref(), &point, ui),
+        Format::Qcow2 => overlay_or_image(args, view.as_ref(), &point, ui),
     }
 }
 
-fn raw(args: &Args, view: &View, point: &Point, ui: &Ui) -> Result<()> {
+fn raw(args: &Args, view: &dyn Volume, point: &Point, ui: &Ui) -> Result<()> {
     let mut map_output = args.bmap.as_deref().map(|path| Output::create_text(path, true)).transpose()?;
     let mut map = map_output.as_ref().map(|_| BlockMap::new());
     let output = Output::create(&args.file)?;
@@ -153,7 +153,7 @@ fn raw(args: &Args, view: &View, point: &Point, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn overlay_or_image(args: &Args, view: &View, point: &Point, ui: &Ui) -> Result<()> {
+fn overlay_or_image(args: &Args, view: &dyn Volume, point: &Point, ui: &Ui) -> Result<()> {
     let from = args.from.as_ref();
     let from = from.map(|from| open::readable_point(view, &args.vol.vol, from, &args.accept)).transpose()?;
     let overlay = match (&from, &args.backing) {
@@ -194,7 +194,7 @@ fn overlay_or_image(args: &Args, view: &View, point: &Point, ui: &Ui) -> Result<
 ///
 /// A guest may have written a QCOW2 header to the beginning of its disk, to make others open what it names. So a file
 /// that begins as the disk does is raw, whatever it looks like.
-fn backing_format(path: &Path, view: &View, from: &Point) -> Result<BackingFormat> {
+fn backing_format(path: &Path, view: &dyn Volume, from: &Point) -> Result<BackingFormat> {
     let failed = |error| Error::io("cannot read the backing image", error).at_path(path);
     let file = File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {

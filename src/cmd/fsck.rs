@@ -1,6 +1,6 @@
 //! `fsck`: looks for damage in a store, and repairs what can be repaired.
 
-use super::common::{RateArgs, VolArgs};
+use super::common::{OldArgs, RateArgs, VolArgs};
 use super::fsck_report::{self, Outcome};
 use super::open;
 use crate::block::file::FileReader;
@@ -228,7 +228,7 @@ fn hint_of(path: &Path) -> Result<(Vec<u8>, u64)> {
 /// True if there was anything to accept.
 fn accept_taint(args: &Args) -> Result<bool> {
     // With the origin at hand, what it holds now is what is accepted.
-    let vol = VolArgs { vol: args.store.clone(), origin: args.origin.clone() };
+    let vol = VolArgs { vol: args.store.clone(), origin: args.origin.clone(), old: OldArgs::default() };
     let mut writer = match open::writer_with_origin(&vol) {
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Busy | Kind::Mismatch) => {
             open::writer(&args.store)?

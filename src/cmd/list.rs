@@ -1,6 +1,6 @@
 //! `list`: the snapshots of a volume.
 
-use super::common::{TAINT, state_word, title};
+use super::common::{OldArgs, TAINT, state_word, title};
 use super::{documents, open};
 use crate::error::Result;
 use crate::store::{SnapshotInfo, StoreInfo};
@@ -23,6 +23,8 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "VOL")]
     vol: PathBuf,
+    #[command(flatten)]
+    old: OldArgs,
     /// Only the newest snapshot
     #[arg(long)]
     last: bool,
@@ -40,7 +42,7 @@ pub struct Args {
 /// What opening the store says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let doing = || format!("cannot list snapshots of {}", args.vol.display());
-    let view = open::view(&args.vol).map_err(|error| error.doing(doing()))?;
+    let view = open::view(&args.vol, &args.old).map_err(|error| error.doing(doing()))?;
     let (info, mut snapshots) = (view.info(), view.snapshots());
     if args.last {
         snapshots.drain(..snapshots.len().saturating_sub(1));
@@ -57,6 +59,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
                 ui.print(&format!("{}  {}", time::short(*secs), escape::line(text)))?;
             }
         }
+    }
+    for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
+        ui.warn(notice);
     }
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));

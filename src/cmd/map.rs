@@ -1,11 +1,11 @@
 //! `map`: a picture of where a volume changed.
 
-use super::common::{AcceptArgs, SnapName, TAINT, title};
+use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, title};
 use super::open;
 use crate::error::{Error, Result};
 use crate::map::{Map, Row, difference, history};
-use crate::point::{Point, PointId, PointSource};
-use crate::store::View;
+use crate::point::volume::Volume;
+use crate::point::{Point, PointId};
 use crate::ui::draw::{heat, percent, tag, text};
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
@@ -36,6 +36,8 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "VOL")]
     vol: PathBuf,
+    #[command(flatten)]
+    old: OldArgs,
     /// The older point: a tag, @N counted from the newest, a name, or 'origin'
     #[arg(value_name = "SNAP1", requires = "to")]
     from: Option<SnapName>,
@@ -67,13 +69,13 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn draw(args: &Args, ui: &Ui) -> Result<()> {
-    let view = open::view(&args.vol)?;
+    let view = open::view(&args.vol, &args.old)?;
     let wide = u64::from(args.width.unwrap_or(0));
     let wide = if wide == 0 { heat::COLUMNS } else { wide };
     match &args.svg {
         Some(path) => {
             open::ensure_output_elsewhere(path, &[&args.vol, &view.info().origin_path])?;
-            let made = make(args, &view, (wide, heat::difference_cells(wide)), ui)?;
+            let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;
             let head = head(args, &made);
             let (svg, height) = if made.is_history {
                 heat::history(&made.map, &head)
@@ -83,14 +85,14 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
             write_out(path, &svg.file(height))?;
         }
         None if args.json => {
-            let made = make(args, &view, (wide, heat::difference_cells(wide)), ui)?;
+            let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;
             ui.json(&document(&made))?;
         }
         None => {
             let columns = args.width.map(usize::from).or_else(terminal::stdout_columns).unwrap_or(80);
             let look = text::Look { columns, color: terminal::stdout_takes_color() };
             let cells = (text::history_cells(&view.points(), look), text::difference_cells(look));
-            let made = make(args, &view, cells, ui)?;
+            let made = make(args, view.as_ref(), cells, ui)?;
             ui.print(&escape::line(&head(args, &made)))?;
             ui.print("")?;
             let lines = if made.is_history {
@@ -113,7 +115,12 @@ struct Made {
 }
 
 /// Counts in as many cells as given for a row of a history, or for a map of two points.
-fn make(args: &Args, view: &View, (history_cells, difference_cells): (u64, u64), ui: &Ui) -> Result<Made> {
+fn make(
+    args: &Args,
+    view: &dyn Volume,
+    (history_cells, difference_cells): (u64, u64),
+    ui: &Ui,
+) -> Result<Made> {
     let (Some(from), Some(to)) = (&args.from, &args.to) else {
         let rows = if args.all { usize::MAX } else { ROWS };
         let map = history(view, history_cells, ui.progress())?.newest(rows);

@@ -1,13 +1,15 @@
 //! Opening stores and origins, and refusing what must not be opened.
 
-use super::common::{AcceptArgs, SnapName, TAINT, VolArgs};
+use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, VolArgs};
 use crate::block::ReadAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
 use crate::block::overlay::Overlay;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
-use crate::point::{Point, PointId, PointSource};
+use crate::legacy;
+use crate::point::volume::Volume;
+use crate::point::{Point, PointId};
 use crate::store::{SnapshotState, StoreInfo, View, Writer};
 use crate::ui::time;
 use std::fs::Metadata;
@@ -15,29 +17,84 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where a store of 2008 has its superblock, and how that begins.
-const LEGACY_SUPERBLOCK: (u64, [u8; 8]) = (4096, [0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]);
-
-/// Opens a store for reading its tables, without its origin.
+/// Opens a store of any kind for reading its tables, without its origin.
 ///
 /// # Errors
-/// `Kind::Busy` if a writer holds it; `Kind::Unsupported` for a socket or a store of 2008.
-pub fn view(vol: &Path) -> Result<View> {
+/// `Kind::Busy` if a writer holds it; `Kind::Unsupported` for a socket.
+pub fn view(vol: &Path, old: &OldArgs) -> Result<Box<dyn Volume>> {
+    match old_store(vol, old, None)? {
+        Some(store) => Ok(Box::new(store)),
+        None => Ok(Box::new(current_view(vol)?)),
+    }
+}
+
+/// As [`view`], of a store that commands can change.
+///
+/// # Errors
+/// As [`view`]; `Kind::Refused` for a store of 2008.
+pub fn current_view(vol: &Path) -> Result<View> {
     View::open(store_reader(vol)?, None).map_err(|error| error.at_path(vol))
 }
 
-/// Opens a store for reading data, with its origin.
+/// Opens a store of any kind for reading data, with its origin.
 ///
 /// # Errors
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
-pub fn view_with_origin(args: &VolArgs) -> Result<View> {
-    let view = view(&args.vol)?;
+pub fn view_with_origin(args: &VolArgs) -> Result<Box<dyn Volume>> {
+    // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
+    match old_store(&args.vol, &args.old, args.origin.as_deref())? {
+        Some(store) => Ok(Box::new(store)),
+        None => Ok(Box::new(current_view_with_origin(args)?)),
+    }
+}
+
+/// As [`view_with_origin`], of a store that commands can change.
+///
+/// # Errors
+/// As [`view_with_origin`]; `Kind::Refused` for a store of 2008.
+pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
+    let view = current_view(&args.vol)?;
     let info = view.info();
     let path = origin_path(args, &info);
     ensure_not_the_store(&args.vol, &path)?;
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
     view.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
+}
+
+/// Opens a store of 2008, with `origin` if that is named; `None` if the store is not one.
+///
+/// # Errors
+/// As [`view`]; `Kind::Usage` for what only a store of 2008 has.
+pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Store>> {
+    refuse_special(vol)?;
+    let store = FileReader::open(vol)?;
+    if old.meta.is_none() && !legacy::is_store(&store)? {
+        return match old.layout {
+            Some(_) => {
+                Err(Error::new(Kind::Usage, "--layout is for stores of 2008, which this is none")
+                    .at_path(vol))
+            }
+            None => Ok(None),
+        };
+    }
+    for other in [old.meta.as_deref(), origin].into_iter().flatten() {
+        if is_same(vol, other) {
+            return Err(Error::new(Kind::Usage, "this is the store itself").at_path(other));
+        }
+    }
+    let metadata = old.meta.as_deref().map(FileReader::open).transpose()?;
+    let origin = origin.map(FileReader::open_origin_read).transpose()?;
+    let devices = legacy::Devices {
+        store: Arc::new(store),
+        metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
+        origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
+    };
+    let store = legacy::Store::open(devices, old.layout)?;
+    if let Some(origin) = store.origin() {
+        ensure_origin_size(origin, &store.info())?;
+    }
+    Ok(Some(store))
 }
 
 /// Opens a store for changing its tables, without its origin.
@@ -72,7 +129,7 @@ pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
 /// As [`writer_with_origin`]; `Kind::Refused` if the origin is not what it was when the store was closed.
 pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
     let tainted = |view: &View| view.snapshots().iter().filter(|snapshot| snapshot.tainted).count();
-    if tainted(&view_with_origin(args)?) > tainted(&view(&args.vol)?) {
+    if tainted(&current_view_with_origin(args)?) > tainted(&current_view(&args.vol)?) {
         let what = "the origin is not what it was when the store was closed: another one, or changed since";
         return Err(Error::new(Kind::Refused, what).hint(format!(
             "name the right one with --origin; if this is it, 'ddsnap fsck --accept-taint {}' accepts it",
@@ -143,29 +200,13 @@ fn refuse_special(vol: &Path) -> Result<()> {
 }
 
 fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
-    if !is_legacy(store)? {
+    if !legacy::is_store(store)? {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::Unsupported,
-        "this is a snapshot store of 2008, which this version of ddsnap does not read yet",
-    )
-    .at_path(store.path())
-    .at_offset(LEGACY_SUPERBLOCK.0))
-}
-
-/// True if a store of 2008 begins here.
-///
-/// # Errors
-/// `Kind::Io`.
-pub fn is_legacy(store: &dyn ReadAt) -> Result<bool> {
-    let (offset, magic) = LEGACY_SUPERBLOCK;
-    let mut found = [0; 8];
-    if store.size() < offset + 8 {
-        return Ok(false);
-    }
-    store.read_at(&mut found, offset)?;
-    Ok(found == magic)
+    let what = "this is a snapshot store of 2008: it can be read, but nothing changes it";
+    Err(Error::new(Kind::Refused, what)
+        .at_path(store.path())
+        .hint(format!("'ddsnap upgrade {} NEWSTORE' makes a new store of it", store.path().display())))
 }
 
 /// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`.
@@ -269,7 +310,7 @@ pub fn ensure_output_elsewhere(output: &Path, inputs: &[&Path]) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::Refused`.
-pub fn ensure_complete(view: &View, vol: &Path, accept: bool) -> Result<()> {
+pub fn ensure_complete(view: &dyn Volume, vol: &Path, accept: bool) -> Result<()> {
     match view.info().pending {
         Some(pending) if !accept => {
             let what =
@@ -289,7 +330,7 @@ pub fn ensure_complete(view: &View, vol: &Path, accept: bool) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::NotFound`, `Kind::Refused`.
-pub fn readable_point(view: &View, vol: &Path, name: &SnapName, accept: &AcceptArgs) -> Result<Point> {
+pub fn readable_point(view: &dyn Volume, vol: &Path, name: &SnapName, accept: &AcceptArgs) -> Result<Point> {
     let id = if *name == SnapName::Origin {
         ensure_complete(view, vol, accept.accept_incomplete)?;
         PointId::Origin

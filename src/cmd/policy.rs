@@ -43,7 +43,7 @@ enum Choice {
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let path = &args.vol.vol;
     let policy = match args.policy {
-        None => open::view(path).map(|view| view.info().full_policy),
+        None => open::current_view(path).map(|view| view.info().full_policy),
         Some(choice) => set(args, choice),
     };
     let policy =

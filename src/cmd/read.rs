@@ -48,7 +48,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn read(args: &Args, ui: &Ui) -> Result<()> {
     let view = open::view_with_origin(&args.vol)?;
-    let point = open::readable_point(&view, &args.vol.vol, &args.snap, &args.accept)?;
+    let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
     let end = match args.length {
         None => Some(point.size_bytes),
         Some(length) => args.offset.checked_add(length),
@@ -59,7 +59,7 @@ fn read(args: &Args, ui: &Ui) -> Result<()> {
     };
     let mut output = Limited::new(Output::create(Path::new("-"))?, args.rate.rate_limit, ui.stop_wanted());
     ui.progress().stage("reading", Some(end - args.offset));
-    read_pieces(&view, &point, (args.offset, end), ui.progress(), |piece| {
+    read_pieces(view.as_ref(), &point, (args.offset, end), ui.progress(), |piece| {
         output.write_all(piece).map_err(|error| Error::io("cannot write to standard output", error))
     })?;
     output.into_inner().commit()

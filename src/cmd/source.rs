@@ -43,13 +43,17 @@ impl Source {
         accept: &AcceptArgs,
         with_data: bool,
     ) -> Result<Self> {
-        let view = if with_data { open::view_with_origin(vol)? } else { open::view(&vol.vol)? };
-        let point =
-            |name: &SnapName| open::readable_point(&view, &vol.vol, name, accept).map(|point| point.id);
+        let view = if with_data { open::view_with_origin(vol)? } else { open::view(&vol.vol, &vol.old)? };
+        let point = |name: &SnapName| {
+            open::readable_point(view.as_ref(), &vol.vol, name, accept).map(|point| point.id)
+        };
         let (from, to) = (from.map(point).transpose()?, point(to)?);
         let inputs = vec![vol.vol.clone(), open::origin_path(vol, &view.info())];
-        let is_fixed = from != Some(PointId::Origin) && to != PointId::Origin && !accept.accept_taint;
-        Ok(Self { points: Box::new(view), from, to, inputs, is_fixed })
+        // Snapshots of 2008 can have been written to, and nothing shows it.
+        let is_known = view.info().legacy.is_none();
+        let is_fixed =
+            is_known && from != Some(PointId::Origin) && to != PointId::Origin && !accept.accept_taint;
+        Ok(Self { points: view, from, to, inputs, is_fixed })
     }
 
     /// Two plain devices or files, with the tags that they shall be known by. With `with_data`, what differs

@@ -1,9 +1,9 @@
 //! `status`: the state of a volume, in the words of 2008.
 
-use super::common::{SnapName, TAINT, title};
+use super::common::{OldArgs, SnapName, TAINT, title};
 use super::{documents, open};
 use crate::error::{Kind, Result};
-use crate::store::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, View};
+use crate::point::volume::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, size, time};
 use serde_json::{Value, json};
@@ -25,6 +25,8 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "VOL")]
     vol: PathBuf,
+    #[command(flatten)]
+    old: OldArgs,
     /// Only this snapshot: a tag, @N counted from the newest, a name, or 'origin'
     #[arg(value_name = "SNAP")]
     snap: Option<SnapName>,
@@ -62,7 +64,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn answer(args: &Args, ui: &Ui) -> Result<Exit> {
-    let view = open::view(&args.vol)?;
+    let view = open::view(&args.vol, &args.old)?;
     let snapshots = view.snapshots();
     if args.state {
         return state(args, &snapshots);
@@ -74,7 +76,7 @@ fn answer(args: &Args, ui: &Ui) -> Result<Exit> {
     } else if args.size {
         ui.print(&(size_bytes(args, &view.info(), &snapshots, ui)? / 512).to_string())?;
     } else {
-        whole(args, &view, snapshots, ui)?;
+        whole(args, view.as_ref(), snapshots, ui)?;
     }
     Ok(Exit::Done)
 }
@@ -122,7 +124,7 @@ impl Row {
     }
 }
 
-fn whole(args: &Args, view: &View, snapshots: Vec<SnapshotInfo>, ui: &Ui) -> Result<()> {
+fn whole(args: &Args, view: &dyn Volume, snapshots: Vec<SnapshotInfo>, ui: &Ui) -> Result<()> {
     let info = view.info();
     let rows = rows(snapshots, &view.sharing()?);
     let shown: Vec<&Row> = match &args.snap {
@@ -174,8 +176,29 @@ fn numbers(counts: &[u64], degrees: usize, verbose: bool) -> Vec<u64> {
     numbers
 }
 
-fn lines(info: &StoreInfo, rows: &[Row], shown: &[&Row], with_totals: bool, verbose: bool) -> Vec<String> {
+fn space_lines(info: &StoreInfo) -> Vec<String> {
+    let line = |words: &str, unit: u64, free: u64, total: u64| {
+        let (free, total) = (size::grouped(free), size::grouped(total));
+        format!("Snapshot {words} size = {unit}; {free} of {total} chunks free")
+    };
     let chunk = u64::from(info.chunk_size).max(1);
+    let data = |words| line(words, chunk, info.free_bytes / chunk, info.store_size / chunk);
+    match info.legacy.as_ref().and_then(|legacy| legacy.separate) {
+        Some((block, blocks, free)) => {
+            vec![line("metadata block", block, free, blocks), data("data store chunk")]
+        }
+        None => vec![data("store block")],
+    }
+}
+
+/// Bytes of metadata, without the `exceptions` where the store counts both together.
+fn metadata_bytes(info: &StoreInfo, exceptions: u64) -> u64 {
+    let mixed = info.legacy.as_ref().is_some_and(|legacy| legacy.separate.is_none());
+    let data = if mixed { exceptions.saturating_mul(info.chunk_size.into()) } else { 0 };
+    info.metadata_bytes.saturating_sub(data)
+}
+
+fn lines(info: &StoreInfo, rows: &[Row], shown: &[&Row], with_totals: bool, verbose: bool) -> Vec<String> {
     let degrees = rows.len();
     let mut heading = format!(
         "{:>6} {:>24} {:>6} {:>4} {:>8} {:>8}",
@@ -186,17 +209,13 @@ fn lines(info: &StoreInfo, rows: &[Row], shown: &[&Row], with_totals: bool, verb
     } else {
         heading.push_str(&format!(" {:>8}", "Shared"));
     }
-    let mut lines = vec![
-        format!(
-            "Snapshot store block size = {chunk}; {} of {} chunks free",
-            size::grouped(info.free_bytes / chunk),
-            size::grouped(info.store_size / chunk)
-        ),
+    let mut lines = space_lines(info);
+    lines.extend([
         format!("Origin size: {} bytes", size::grouped(info.origin_size)),
         "Write density: 0".to_owned(),
         format!("Creation time: {}", time::ctime(info.created_secs)),
         heading,
-    ];
+    ]);
     for row in shown {
         let snapshot = &row.snapshot;
         let mut line = format!(
@@ -215,16 +234,23 @@ fn lines(info: &StoreInfo, rows: &[Row], shown: &[&Row], with_totals: bool, verb
         lines.push(line);
     }
     if with_totals {
-        let numbers = numbers(&totals(rows), degrees, verbose);
+        let totals = totals(rows);
+        let numbers = numbers(&totals, degrees, verbose);
         let numbers: String = numbers.iter().map(|number| format!(" {number:>8}")).collect();
         lines.push(format!("{:<43}{numbers}", "totals"));
-        lines.push(format!("Metadata usage: {} bytes", size::grouped(info.metadata_bytes)));
+        lines.push(format!(
+            "Metadata usage: {} bytes",
+            size::grouped(metadata_bytes(info, totals.iter().sum()))
+        ));
     }
     lines
 }
 
 /// What 2008 had no words for goes to standard error, so that what reads the table still can.
 fn warnings(info: &StoreInfo, shown: &[&Row], ui: &Ui) {
+    for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
+        ui.warn(notice);
+    }
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }
@@ -247,14 +273,14 @@ fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
     json!({
         "schema": "ddsnap.status/1",
         "store": {
-            "uuid": info.uuid.to_string(),
+            "uuid": info.legacy.is_none().then(|| info.uuid.to_string()),
             "chunk_size": info.chunk_size,
             "block_size": info.block_size,
-            "segment_size": info.segment_size,
+            "segment_size": info.legacy.is_none().then_some(info.segment_size),
             "size_bytes": info.store_size,
             "free_bytes": info.free_bytes,
             "data_bytes": info.data_bytes,
-            "metadata_bytes": info.metadata_bytes,
+            "metadata_bytes": metadata_bytes(info, totals(rows).iter().sum()),
             "created_secs": info.created_secs,
             "created": time::rfc3339(info.created_secs),
             "full_policy": match info.full_policy {
@@ -262,7 +288,8 @@ fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
                 crate::store::FullPolicy::Squash => "squash",
             },
         },
-        "volume": info.volume.to_string(),
+        "legacy": info.legacy.as_ref().map(documents::legacy),
+        "volume": info.legacy.is_none().then(|| info.volume.to_string()),
         "origin": {
             "path": documents::path(&info.origin_path),
             "size_bytes": info.origin_size,

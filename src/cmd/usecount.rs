@@ -44,7 +44,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn tell(args: &Args) -> Result<u32> {
-    let snapshots = open::view(&args.vol.vol)?.snapshots();
+    let snapshots = open::view(&args.vol.vol, &args.vol.old)?.snapshots();
     Ok(args.snap.snapshot(&snapshots)?.use_count)
 }
 

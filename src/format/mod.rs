@@ -5,6 +5,7 @@ pub mod changelist;
 pub mod checkpoint;
 pub mod delta;
 pub mod field;
+pub mod legacy;
 pub mod qcow2;
 pub mod rbd;
 pub mod record;
@@ -45,5 +46,16 @@ pub fn tables() -> Vec<field::Table> {
         delta::RawEnd::TABLE,
         delta::RawContinuation::TABLE,
         qcow2::RawHeader::TABLE,
+        legacy::superblock::RawSuperblock::TABLE,
+        legacy::superblock::RawSnapshot::TABLE,
+        legacy::superblock::RawSpace::TABLE,
+        legacy::superblock::RawSuperblock04::TABLE,
+        legacy::superblock::RawSnapshot04::TABLE,
+        legacy::tree::RawNode::TABLE,
+        legacy::tree::RawChild::TABLE,
+        legacy::tree::RawLeaf::TABLE,
+        legacy::tree::RawMapEntry::TABLE,
+        legacy::tree::RawException::TABLE,
+        legacy::journal::RawCommit::TABLE,
     ]
 }

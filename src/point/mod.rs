@@ -7,6 +7,7 @@ mod compare;
 pub mod files;
 pub mod import;
 mod same_blocks;
+pub mod volume;
 
 use crate::block::ReadAt;
 use crate::error::Result;

@@ -4,7 +4,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `types` | what the engine takes and tells |
+//! | `types` | what the engine takes |
 //! | `recover`, `chain` | superblocks, checkpoints, the walk along the log |
 //! | `state` | what every record means; liveness |
 //! | `index`, `changes` | look-ups and unions over memory table and runs |
@@ -41,9 +41,12 @@ mod types;
 mod view;
 mod writer;
 
+pub use crate::point::volume::{
+    FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
+};
 pub use origin_size::Preserved;
 pub use resize::StorePlan;
 pub use revert::Reverted;
-pub use types::{FullPolicy, InitOptions, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
+pub use types::InitOptions;
 pub use view::View;
 pub use writer::Writer;

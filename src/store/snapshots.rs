@@ -2,12 +2,12 @@
 
 use super::changes;
 use super::state::encode_deletion;
-use super::types::SnapshotInfo;
 use super::view::describe;
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::format::table::{Deletion, HOLD_MAX, HOLDS_MAX, NAME_MAX, Snapshot};
+use crate::point::volume::SnapshotInfo;
 use crate::units::{Epoch, Tag};
 
 impl Writer {

@@ -3,7 +3,6 @@
 use super::changes::{self, Index};
 use super::index::BlockReader;
 use super::state::{Liveness, State, keeper};
-use super::types::{FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo};
 use super::{fingerprint, recover};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
@@ -11,6 +10,9 @@ use crate::format::checkpoint::Role;
 use crate::format::record::Encoding;
 use crate::format::run::{Key, PAGE_BITS, Value};
 use crate::format::table::Snapshot;
+use crate::point::volume::{
+    FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume,
+};
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource, data_ranges};
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::ffi::OsStr;
@@ -103,6 +105,7 @@ impl View {
                 generation,
             }),
             events: state.events.clone(),
+            legacy: None,
         }
     }
 
@@ -351,6 +354,20 @@ pub(super) fn describe(snapshot: &Snapshot) -> SnapshotInfo {
         state: if snapshot.squashed { SnapshotState::Squashed } else { SnapshotState::Normal },
         tainted: snapshot.tainted,
         holds: snapshot.holds.clone(),
+    }
+}
+
+impl Volume for View {
+    fn info(&self) -> StoreInfo {
+        Self::info(self)
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        Self::snapshots(self)
+    }
+
+    fn sharing(&self) -> Result<Vec<Sharing>> {
+        Self::sharing(self)
     }
 }
 

@@ -1,0 +1,13 @@
+//! The snapshot store of 2008 (releases 0.4 to 0.10 of the original program): bytes only.
+//!
+//! All places of metadata are sectors of [`SECTOR`] bytes on the metadata device, which is the store itself in the
+//! combined layout. Nothing here is ever written by this program but by a repair or an upgrade.
+
+pub mod journal;
+pub mod superblock;
+pub mod tree;
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// Most live snapshots: their bits are in a mask of 64.
+pub const SNAPSHOTS_MAX: usize = 64;

@@ -1,0 +1,36 @@
+//! The snapshot store of 2008: recovered in memory, read, checked; never written.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `blocks` | metadata blocks, newest version first: from the journal, else from their home |
+//! | `recover` | the journal, and which block is the root of the tree |
+//! | `walk` | the exception tree in order of chunks |
+//! | `space` | allocation bitmaps |
+//! | `store` | a store as a source of points in time |
+
+mod blocks;
+mod recover;
+mod space;
+mod store;
+mod walk;
+
+pub use crate::format::legacy::superblock::Release;
+pub use store::{Devices, Store};
+
+use crate::block::ReadAt;
+use crate::error::Result;
+use crate::format::legacy::superblock::{MAGIC, OFFSET, SIZE};
+
+/// True if a superblock of 2008 is at its place.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn is_store(device: &dyn ReadAt) -> Result<bool> {
+    let mut magic = MAGIC;
+    magic.fill(0);
+    if device.size() < OFFSET + SIZE as u64 {
+        return Ok(false);
+    }
+    device.read_at(&mut magic, OFFSET)?;
+    Ok(magic == MAGIC)
+}

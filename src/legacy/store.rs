@@ -1,0 +1,400 @@
+//! A store of 2008 as a source of points in time.
+
+use super::blocks::Blocks;
+use super::recover::{Recovered, recover};
+use super::space::Bitmap;
+use super::walk::{Found, Walk};
+use crate::block::ReadAt;
+use crate::error::{Error, Kind, Result};
+use crate::format::legacy::superblock::{self, Fault, OFFSET, Release, SIZE, Snapshot, Space, Superblock};
+use crate::format::legacy::tree::Exception;
+use crate::format::legacy::{SECTOR, SNAPSHOTS_MAX};
+use crate::point::volume::{FullPolicy, Legacy, Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
+use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
+use crate::units::{Epoch, Tag, Uuid, index};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a store of 2008 lies on.
+#[derive(Clone)]
+pub struct Devices {
+    /// The snapshot store.
+    pub store: Arc<dyn ReadAt>,
+    /// The device with its metadata, if they are not in the store.
+    pub metadata: Option<Arc<dyn ReadAt>>,
+    /// The origin; needed to read data only.
+    pub origin: Option<Arc<dyn ReadAt>>,
+}
+
+/// A store of 2008, opened for reading.
+pub struct Store {
+    sb: Superblock,
+    faults: Vec<Fault>,
+    blocks: Blocks,
+    recovered: Recovered,
+    /// Free chunks of the metadata space and, if there is one, of the data space.
+    free: (u64, Option<u64>),
+    data: Arc<dyn ReadAt>,
+    origin: Option<Arc<dyn ReadAt>>,
+}
+
+impl Store {
+    /// Opens a store; replays its journal in memory if it was not shut down cleanly. `release` says which layout its
+    /// superblock has; otherwise the one that makes sense is taken.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` if there is no sound superblock; `Kind::Mismatch` for devices that do not belong together;
+    /// `Kind::Io`.
+    pub fn open(devices: Devices, release: Option<Release>) -> Result<Self> {
+        let metadata = devices.metadata.clone().unwrap_or_else(|| Arc::clone(&devices.store));
+        let mut block = vec![0; SIZE];
+        if metadata.size() < OFFSET + SIZE as u64 {
+            let what = format!("a store of 2008 has more than {} bytes", metadata.size());
+            return Err(Error::damaged(what).at_path(metadata.path()));
+        }
+        metadata.read_at(&mut block, OFFSET)?;
+        let chosen = superblock::choose(&block, metadata.size(), release)
+            .map_err(|error| error.at_path(metadata.path()))?;
+        let sb = chosen.superblock;
+        ensure_layout(&sb, &devices)?;
+        let mut blocks = Blocks::new(metadata, &sb);
+        let recovered = recover(&sb, &mut blocks)?;
+        let free = free(&sb, &blocks, &recovered)?;
+        let (data, origin) = (devices.store, devices.origin);
+        Ok(Self { sb, faults: chosen.faults, blocks, recovered, free, data, origin })
+    }
+
+    /// The origin, if it was given.
+    #[must_use]
+    pub fn origin(&self) -> Option<&dyn ReadAt> {
+        self.origin.as_deref()
+    }
+
+    fn walk(&self, from: u64) -> Result<Walk<'_>> {
+        Walk::new(&self.blocks, self.recovered.root, from)
+    }
+
+    fn chunk_size(&self) -> u64 {
+        1 << self.sb.chunk_bits()
+    }
+
+    fn size_of(&self, point: PointId) -> Result<u64> {
+        match point {
+            PointId::Origin => Ok(self.sb.origin_sectors * SECTOR),
+            PointId::Snapshot(id) => Ok(self.snapshot(id)?.sectors * SECTOR),
+        }
+    }
+
+    /// The snapshot at place `id` of the table, counted from 1.
+    fn snapshot(&self, id: Epoch) -> Result<&Snapshot> {
+        let at = usize::try_from(id.0.wrapping_sub(1)).unwrap_or(usize::MAX);
+        let found = self.sb.snapshots.get(at);
+        let found =
+            found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no snapshot with id {id}")))?;
+        if found.mask() == 0 {
+            let what =
+                format!("snapshot {} was squashed when the store ran full; its data are gone", found.tag);
+            return Err(Error::new(Kind::NotFound, what));
+        }
+        Ok(found)
+    }
+
+    /// The bit of a point; none for the origin.
+    fn mask(&self, point: PointId) -> Result<u64> {
+        match point {
+            PointId::Origin => Ok(0),
+            PointId::Snapshot(id) => Ok(self.snapshot(id)?.mask()),
+        }
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (Epoch, &Snapshot)> {
+        (1..).map(Epoch).zip(&self.sb.snapshots)
+    }
+
+    fn read_snapshot(&self, mask: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let bits = self.sb.chunk_bits();
+        let end = offset + buf.len() as u64;
+        let mut walk = self.walk(offset >> bits)?;
+        // What lies before this has been read.
+        let mut done = offset;
+        while done < end {
+            let Some(found) = walk.next_leaf()? else { break };
+            for entry in &found.leaf.entries {
+                let begin = u64::from(entry.chunk) << bits;
+                let from = begin.max(done);
+                let to = (begin + self.chunk_size()).min(end);
+                if from >= to {
+                    if begin >= end {
+                        break;
+                    }
+                    continue;
+                }
+                let owned = found.leaf.of(entry).iter().find(|exception| exception.share & mask != 0);
+                let Some(exception) = owned else { continue };
+                self.read_origin(done..from, offset, buf)?;
+                let target = &mut buf[index(from - offset)..index(to - offset)];
+                self.read_preserved(exception, from - begin, target)?;
+                done = to;
+            }
+            let last = found.leaf.entries.last();
+            if last.is_some_and(|entry| u64::from(entry.chunk) << bits >= end) {
+                break;
+            }
+        }
+        self.read_origin(done..end, offset, buf)
+    }
+
+    fn read_preserved(&self, exception: &Exception, skip: u64, target: &mut [u8]) -> Result<()> {
+        let bits = self.sb.chunk_bits();
+        let chunk = exception.physical;
+        // A data space may be larger than its device says only if the device was cut.
+        if chunk >= self.sb.data_space().chunks || (chunk + 1) << bits > self.data.size() {
+            let what = format!("the tree names chunk {chunk}, which lies outside the store");
+            return Err(Error::damaged(what).at_path(self.data.path()));
+        }
+        self.data.read_at(target, (chunk << bits) + skip)
+    }
+
+    /// Reads `range` of the origin into `buf`, which begins at byte `base`.
+    fn read_origin(&self, range: std::ops::Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let origin = self.origin.as_deref().ok_or_else(|| {
+            Error::new(
+                Kind::NotFound,
+                "the origin is needed, and a store of 2008 does not remember where it is",
+            )
+            .hint("name it with --origin")
+        })?;
+        if range.end > origin.size() {
+            let what = format!(
+                "the snapshot shares bytes {} to {} with the origin, which has only {}",
+                range.start,
+                range.end,
+                origin.size()
+            );
+            return Err(Error::damaged(what).at_path(origin.path()));
+        }
+        origin.read_at(&mut buf[index(range.start - base)..index(range.end - base)], range.start)
+    }
+}
+
+fn ensure_layout(sb: &Superblock, devices: &Devices) -> Result<()> {
+    let what = match (&sb.data, &devices.metadata) {
+        (None, Some(_)) => "its metadata are in the store itself: there is no separate metadata device",
+        (Some(_), None) => "this is the metadata device of a store of 2008, not the store",
+        (Some(data), Some(_)) if devices.store.size() >> data.bits < data.chunks => {
+            let found = devices.store.size();
+            let what = format!("the store has {found} bytes, its metadata speak of {} chunks", data.chunks);
+            return Err(Error::new(Kind::Mismatch, what).at_path(devices.store.path()));
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(Kind::Mismatch, what)
+        .at_path(devices.metadata.as_ref().unwrap_or(&devices.store).path())
+        .hint("name the device with the data as the store and, if there is one, that with the metadata with --meta"))
+}
+
+/// Free chunks: as the superblock says after a clean shutdown, else counted.
+fn free(sb: &Superblock, blocks: &Blocks, recovered: &Recovered) -> Result<(u64, Option<u64>)> {
+    if !sb.is_busy() {
+        return Ok((sb.metadata.free, sb.data.map(|data| data.free)));
+    }
+    let count = |space: Space| Bitmap::new(blocks, space, &recovered.deferred).count_free();
+    Ok((count(sb.metadata)?, sb.data.map(count).transpose()?))
+}
+
+impl Volume for Store {
+    fn info(&self) -> StoreInfo {
+        let sb = &self.sb;
+        let (metadata_free, data_free) = self.free;
+        let used = |space: &Space, free: u64| space.chunks.saturating_sub(free) << space.bits;
+        let unknown = Uuid([0; 16]);
+        StoreInfo {
+            uuid: unknown,
+            volume: unknown,
+            chunk_size: u32::try_from(self.chunk_size()).unwrap_or(u32::MAX),
+            block_size: u32::try_from(sb.block_size()).unwrap_or(u32::MAX),
+            segment_size: 0,
+            store_size: sb.data_space().chunks << sb.chunk_bits(),
+            free_bytes: data_free.unwrap_or(metadata_free) << sb.chunk_bits(),
+            data_bytes: sb.data.as_ref().zip(data_free).map_or(0, |(data, free)| used(data, free)),
+            metadata_bytes: used(&sb.metadata, metadata_free),
+            origin_path: PathBuf::new(),
+            origin_size: sb.origin_sectors * SECTOR,
+            created_secs: sb.created_secs.cast_signed(),
+            full_policy: FullPolicy::Squash,
+            pending: None,
+            origin_equals: None,
+            events: Vec::new(),
+            legacy: Some(Legacy {
+                release: sb.release.name(),
+                is_clean: !sb.is_busy(),
+                separate: sb.data.map(|_| (sb.block_size(), sb.metadata.chunks, metadata_free)),
+                notices: self
+                    .faults
+                    .iter()
+                    .map(|fault| format!("superblock: {}", fault.text))
+                    .chain(self.recovered.notices.iter().cloned())
+                    .collect(),
+            }),
+        }
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        let describe = |(id, snapshot): (Epoch, &Snapshot)| SnapshotInfo {
+            id,
+            tag: Tag(snapshot.tag),
+            name: None,
+            size_bytes: snapshot.sectors * SECTOR,
+            created_secs: snapshot.created_secs.into(),
+            priority: snapshot.priority,
+            use_count: snapshot.use_count.into(),
+            generation: 0,
+            state: if snapshot.mask() == 0 { SnapshotState::Squashed } else { SnapshotState::Normal },
+            tainted: snapshot.mask() & self.recovered.half_deleted != 0,
+            holds: Vec::new(),
+        };
+        self.numbered().map(describe).collect()
+    }
+
+    fn sharing(&self) -> Result<Vec<Sharing>> {
+        let live = self.sb.live();
+        let mut counts = vec![[0u64; SNAPSHOTS_MAX]; SNAPSHOTS_MAX];
+        let mut walk = self.walk(0)?;
+        while let Some(found) = walk.next_leaf()? {
+            for exception in &found.leaf.exceptions {
+                let mut share = exception.share & live;
+                let degree = index(u64::from(share.count_ones()));
+                while share != 0 {
+                    counts[index(u64::from(share.trailing_zeros()))][degree - 1] += 1;
+                    share &= share - 1;
+                }
+            }
+        }
+        let degrees = self.sb.snapshots.len();
+        let normal = self.numbered().filter(|(_, snapshot)| snapshot.mask() != 0);
+        let row = |(id, snapshot): (Epoch, &Snapshot)| {
+            let counts = &counts[usize::from(snapshot.bit)];
+            Sharing { id, shared_by: counts.iter().copied().take(degrees).collect() }
+        };
+        Ok(normal.map(row).collect())
+    }
+}
+
+impl PointSource for Store {
+    fn chunk_bits(&self) -> u32 {
+        self.sb.chunk_bits()
+    }
+
+    fn points(&self) -> Vec<Point> {
+        // Nothing in the store proves which content a snapshot has: it can have been written to.
+        let identity = Identity { volume: Uuid([0; 16]), id: 0, generation: 0 };
+        let usable = self.numbered().filter(|(_, snapshot)| snapshot.mask() != 0);
+        let mut points: Vec<_> = usable
+            .map(|(id, snapshot)| Point {
+                id: PointId::Snapshot(id),
+                tag: Tag(snapshot.tag),
+                name: None,
+                size_bytes: snapshot.sectors * SECTOR,
+                created_secs: snapshot.created_secs.into(),
+                identity,
+            })
+            .collect();
+        points.push(Point {
+            id: PointId::Origin,
+            tag: Tag::ORIGIN,
+            name: None,
+            size_bytes: self.sb.origin_sectors * SECTOR,
+            created_secs: 0,
+            identity,
+        });
+        points
+    }
+
+    fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
+        let chunks = self.size_of(to)?.div_ceil(self.chunk_size());
+        let Some(from) = from else {
+            let all = ChunkRange { start: 0, end: chunks };
+            return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
+        };
+        let (other, size) = (self.size_of(from)?, self.size_of(to)?);
+        // Of what only the larger one has the tree need not know anything.
+        let tail = if other == size { chunks } else { chunks.min(other.min(size) >> self.sb.chunk_bits()) };
+        let mut changed = Changed {
+            walk: self.walk(0)?,
+            masks: (self.mask(from)?, self.mask(to)?),
+            limit: tail,
+            tail: tail..chunks,
+            ready: VecDeque::new(),
+        };
+        Ok(Box::new(std::iter::from_fn(move || changed.next_range().transpose())))
+    }
+
+    fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let size = self.size_of(point)?;
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > size) {
+            let what = format!("{} bytes at {offset} end past the point's {size} bytes", buf.len());
+            return Err(Error::new(Kind::Usage, what));
+        }
+        match point {
+            PointId::Origin => self.read_origin(offset..offset + buf.len() as u64, offset, buf),
+            PointId::Snapshot(_) => self.read_snapshot(self.mask(point)?, offset, buf),
+        }
+    }
+
+    fn known_crc(&self, _point: PointId, _chunk: u64) -> Result<Option<u32>> {
+        Ok(None)
+    }
+}
+
+/// The chunks that two snapshots do not share, in order.
+struct Changed<'a> {
+    walk: Walk<'a>,
+    /// The bits of the two points; none for the origin.
+    masks: (u64, u64),
+    /// Chunks from here on are left out.
+    limit: u64,
+    /// Chunks that come after all others, whatever the tree says.
+    tail: std::ops::Range<u64>,
+    /// Found; the last one may grow.
+    ready: VecDeque<ChunkRange>,
+}
+
+impl Changed<'_> {
+    fn next_range(&mut self) -> Result<Option<ChunkRange>> {
+        while self.ready.len() < 2 {
+            let Some(found) = self.walk.next_leaf()? else {
+                let tail = std::mem::replace(&mut self.tail, 0..0);
+                if !tail.is_empty() {
+                    self.push(tail.start, tail.end);
+                }
+                break;
+            };
+            self.push_leaf(&found);
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    fn push_leaf(&mut self, found: &Found) {
+        let (from, to) = self.masks;
+        for entry in &found.leaf.entries {
+            let is_split =
+                |exception: &Exception| (exception.share & from == 0) != (exception.share & to == 0);
+            let chunk = u64::from(entry.chunk);
+            if chunk < self.limit && found.leaf.of(entry).iter().any(is_split) {
+                self.push(chunk, chunk + 1);
+            }
+        }
+    }
+
+    fn push(&mut self, start: u64, end: u64) {
+        match self.ready.back_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => self.ready.push_back(ChunkRange { start, end }),
+        }
+    }
+}

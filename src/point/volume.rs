@@ -1,0 +1,143 @@
+//! A volume with its snapshots: what every kind of store tells beside its data.
+
+use super::{Identity, PointSource};
+use crate::error::Result;
+use crate::units::{Epoch, Tag, Uuid};
+use std::path::PathBuf;
+
+/// A store of any kind, opened for reading.
+pub trait Volume: PointSource {
+    /// Facts of the store as a whole.
+    fn info(&self) -> StoreInfo;
+
+    /// All user-visible snapshots, oldest first, squashed ones included.
+    fn snapshots(&self) -> Vec<SnapshotInfo>;
+
+    /// Counts sharing for every normal snapshot, oldest first.
+    ///
+    /// # Errors
+    /// `Kind::Io`, `Kind::Damaged`.
+    fn sharing(&self) -> Result<Vec<Sharing>>;
+}
+
+/// What a store does when it is full and no snapshot can be deleted automatically.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FullPolicy {
+    /// Fail the origin write; every snapshot stays whole.
+    Fail,
+    /// Give up snapshots (squash them) so that the origin write succeeds.
+    Squash,
+}
+
+/// Whether a snapshot can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// Usable.
+    Normal,
+    /// Given up when the store ran full: listed, never readable again.
+    Squashed,
+}
+
+/// One snapshot as the snapshot table records it.
+#[derive(Debug, Clone)]
+pub struct SnapshotInfo {
+    /// Internal id.
+    pub id: Epoch,
+    /// The user's tag.
+    pub tag: Tag,
+    /// The user's name, if given.
+    pub name: Option<String>,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Creation time, seconds since 1970 UTC.
+    pub created_secs: i64,
+    /// -128 to 127; higher survives longer when the store is full.
+    pub priority: i8,
+    /// Users that need it; above zero it cannot be deleted.
+    pub use_count: u32,
+    /// Content generation: how often it began to be written after being handed out.
+    pub generation: u64,
+    /// Normal or squashed.
+    pub state: SnapshotState,
+    /// True when the origin was changed behind the store's back after this snapshot was made.
+    pub tainted: bool,
+    /// Who needs it, by name, ascending; while there is a hold it cannot be deleted.
+    pub holds: Vec<String>,
+}
+
+/// A long operation that was begun and neither ended nor rolled back.
+#[derive(Debug, Clone)]
+pub struct PendingOperation {
+    /// The hidden snapshot that keeps the state before it.
+    pub before: Epoch,
+    /// A snapshot that it needs.
+    pub pinned: Option<Epoch>,
+    /// What it is, for people ("apply-delta 3 to 4").
+    pub label: String,
+    /// Digest that names the delta, so that a resume can tell it is the same one.
+    pub token: [u8; 32],
+    /// It was forced onto a base that nothing proved.
+    pub forced: bool,
+}
+
+/// Facts of a store as a whole.
+#[derive(Debug, Clone)]
+pub struct StoreInfo {
+    /// Identifies this store.
+    pub uuid: Uuid,
+    /// Identifies the volume it protects.
+    pub volume: Uuid,
+    /// Chunk size in bytes.
+    pub chunk_size: u32,
+    /// Metadata block size in bytes.
+    pub block_size: u32,
+    /// Segment size in bytes.
+    pub segment_size: u32,
+    /// Size of the store in bytes.
+    pub store_size: u64,
+    /// Bytes in segments that hold nothing.
+    pub free_bytes: u64,
+    /// Bytes of preserved data that some snapshot needs (or that are not swept yet).
+    pub data_bytes: u64,
+    /// Bytes of index and checkpoints.
+    pub metadata_bytes: u64,
+    /// Remembered path of the origin.
+    pub origin_path: PathBuf,
+    /// Size of the origin in bytes.
+    pub origin_size: u64,
+    /// Creation time, seconds since 1970 UTC.
+    pub created_secs: i64,
+    /// What happens when the store is full.
+    pub full_policy: FullPolicy,
+    /// Set while an apply or revert is incomplete.
+    pub pending: Option<PendingOperation>,
+    /// The origin is known to equal this point (set by an apply, cleared by the first other write).
+    pub origin_equals: Option<Identity>,
+    /// Automatic deletes and squashes, oldest first: time in seconds since 1970 and text for people.
+    pub events: Vec<(i64, String)>,
+    /// Set for a store of 2008, which has no uuids and no segments.
+    pub legacy: Option<Legacy>,
+}
+
+/// What only a store of 2008 has.
+#[derive(Debug, Clone)]
+pub struct Legacy {
+    /// Which layout its superblock has: the release of the original program.
+    pub release: &'static str,
+    /// True if it was shut down cleanly.
+    pub is_clean: bool,
+    /// Metadata on a device of their own: bytes of a block, blocks, free blocks. `None` if they are in the store,
+    /// where nothing but the tree tells them from data: then `metadata_bytes` counts both.
+    pub separate: Option<(u64, u64, u64)>,
+    /// What could not be made good when it was opened, for people.
+    pub notices: Vec<String>,
+}
+
+/// Sharing of one snapshot's exceptions.
+#[derive(Debug, Clone)]
+pub struct Sharing {
+    /// Which snapshot.
+    pub id: Epoch,
+    /// `shared_by[k]`: number of its exceptions needed by exactly k+1 live snapshots.
+    pub shared_by: Vec<u64>,
+}
