@@ -29,6 +29,7 @@ mod cli_store;
 mod cli_usage;
 mod corpus;
 mod harness;
+mod legacy_golden;
 mod model;
 mod random;
 mod soak;

@@ -84,18 +84,19 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     }
     let (source, path) = source(args)?;
     source.ensure_output_elsewhere(path)?;
-    let changes = source.points().changed(source.from, source.to)?;
     let to = source.point(source.to)?;
     let from = source.from.map(|id| source.point(id)).transpose()?;
     let chunk_bits = source.points().chunk_bits();
     let mut output = Output::create_text(path, args.json)?;
     if args.json {
+        let changes = source.points().changed(source.from, source.to)?;
         let points = (from.as_ref(), &to);
         let bytes = changed_blocks::write(points, chunk_bits, changes, &args.page, &mut output, ui)?;
         output.commit()?;
         ui.explain(&format!("{bytes} bytes may differ"));
         return Ok(());
     }
+    let changes = source.points().listed(source.from, source.to)?;
     let header = Header { chunk_bits, source: from.map_or(Tag::ORIGIN, |point| point.tag), target: to.tag };
     let chunks = write_changelist(&header, changes, &mut output, ui.progress())?.chunks;
     output.commit()?;

@@ -13,6 +13,7 @@ use crate::point::volume::{FullPolicy, Legacy, Sharing, SnapshotInfo, SnapshotSt
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -79,9 +80,16 @@ impl Store {
         1 << self.sb.chunk_bits()
     }
 
+    /// Bytes of the origin. The original served, and protected, whole chunks only; a store that it never started has
+    /// not been told yet.
+    fn origin_size(&self) -> u64 {
+        let size = self.sb.origin_sectors * SECTOR;
+        size - size % self.chunk_size()
+    }
+
     fn size_of(&self, point: PointId) -> Result<u64> {
         match point {
-            PointId::Origin => Ok(self.sb.origin_sectors * SECTOR),
+            PointId::Origin => Ok(self.origin_size()),
             PointId::Snapshot(id) => Ok(self.snapshot(id)?.sectors * SECTOR),
         }
     }
@@ -110,6 +118,13 @@ impl Store {
 
     fn numbered(&self) -> impl Iterator<Item = (Epoch, &Snapshot)> {
         (1..).map(Epoch).zip(&self.sb.snapshots)
+    }
+
+    /// What differs in the chunks before `tail`, then all of `tail`.
+    fn between(&self, from: PointId, to: PointId, tail: Range<u64>) -> Result<Changes<'_>> {
+        let masks = (self.mask(from)?, self.mask(to)?);
+        let mut changed = Changed { walk: self.walk(0)?, masks, tail, ready: VecDeque::new() };
+        Ok(Box::new(std::iter::from_fn(move || changed.next_range().transpose())))
     }
 
     fn read_snapshot(&self, mask: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -157,7 +172,7 @@ impl Store {
     }
 
     /// Reads `range` of the origin into `buf`, which begins at byte `base`.
-    fn read_origin(&self, range: std::ops::Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_origin(&self, range: Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -223,7 +238,7 @@ impl Volume for Store {
             data_bytes: sb.data.as_ref().zip(data_free).map_or(0, |(data, free)| used(data, free)),
             metadata_bytes: used(&sb.metadata, metadata_free),
             origin_path: PathBuf::new(),
-            origin_size: sb.origin_sectors * SECTOR,
+            origin_size: self.origin_size(),
             created_secs: sb.created_secs.cast_signed(),
             full_policy: FullPolicy::Squash,
             pending: None,
@@ -307,7 +322,7 @@ impl PointSource for Store {
             id: PointId::Origin,
             tag: Tag::ORIGIN,
             name: None,
-            size_bytes: self.sb.origin_sectors * SECTOR,
+            size_bytes: self.origin_size(),
             created_secs: 0,
             identity,
         });
@@ -323,14 +338,15 @@ impl PointSource for Store {
         let (other, size) = (self.size_of(from)?, self.size_of(to)?);
         // Of what only the larger one has the tree need not know anything.
         let tail = if other == size { chunks } else { chunks.min(other.min(size) >> self.sb.chunk_bits()) };
-        let mut changed = Changed {
-            walk: self.walk(0)?,
-            masks: (self.mask(from)?, self.mask(to)?),
-            limit: tail,
-            tail: tail..chunks,
-            ready: VecDeque::new(),
-        };
-        Ok(Box::new(std::iter::from_fn(move || changed.next_range().transpose())))
+        self.between(from, to, tail..chunks)
+    }
+
+    fn listed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
+        let chunks = self.size_of(to)?.div_ceil(self.chunk_size());
+        match from {
+            Some(from) => self.between(from, to, chunks..chunks),
+            None => self.changed(None, to),
+        }
     }
 
     fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -356,10 +372,8 @@ struct Changed<'a> {
     walk: Walk<'a>,
     /// The bits of the two points; none for the origin.
     masks: (u64, u64),
-    /// Chunks from here on are left out.
-    limit: u64,
-    /// Chunks that come after all others, whatever the tree says.
-    tail: std::ops::Range<u64>,
+    /// Chunks that come last, whatever the tree says of them and those behind.
+    tail: Range<u64>,
     /// Found; the last one may grow.
     ready: VecDeque<ChunkRange>,
 }
@@ -368,9 +382,9 @@ impl Changed<'_> {
     fn next_range(&mut self) -> Result<Option<ChunkRange>> {
         while self.ready.len() < 2 {
             let Some(found) = self.walk.next_leaf()? else {
-                let tail = std::mem::replace(&mut self.tail, 0..0);
-                if !tail.is_empty() {
-                    self.push(tail.start, tail.end);
+                if !self.tail.is_empty() {
+                    self.push(self.tail.start, self.tail.end);
+                    self.tail.start = self.tail.end;
                 }
                 break;
             };
@@ -385,7 +399,7 @@ impl Changed<'_> {
             let is_split =
                 |exception: &Exception| (exception.share & from == 0) != (exception.share & to == 0);
             let chunk = u64::from(entry.chunk);
-            if chunk < self.limit && found.leaf.of(entry).iter().any(is_split) {
+            if chunk < self.tail.start && found.leaf.of(entry).iter().any(is_split) {
                 self.push(chunk, chunk + 1);
             }
         }

@@ -81,6 +81,15 @@ pub trait PointSource: Send + Sync {
     /// `Kind::NotFound` if a point does not exist, `Kind::Damaged`/`Kind::Io` from the medium.
     fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>>;
 
+    /// What a changelist of 2008 names: the same, but a store of 2008 never listed chunks that only the larger of two
+    /// points has, unless they were written.
+    ///
+    /// # Errors
+    /// As [`PointSource::changed`].
+    fn listed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
+        self.changed(from, to)
+    }
+
     /// Fills `buf` with bytes of `point` from byte `offset`; the range must lie inside the point.
     ///
     /// # Errors
