@@ -15,7 +15,8 @@
 //! | [`mod@format`] | bytes only: every on-disk structure both ways, no I/O |
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
-//! Imports run one way: `cmd -> export -> delta -> {store, legacy, point} -> {block, format}`, `map -> point`, and `cmd -> ui`.
+//! Imports run one way: `cmd -> export -> delta -> {store, legacy, point} -> {block, format}`, `map -> point`,
+//! and `cmd -> ui`.
 
 pub mod block;
 pub mod cmd;

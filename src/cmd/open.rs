@@ -206,7 +206,7 @@ fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
     let what = "this is a snapshot store of 2008: it can be read, but nothing changes it";
     Err(Error::new(Kind::Refused, what)
         .at_path(store.path())
-        .hint(format!("'ddsnap upgrade {} NEWSTORE' makes a new store of it", store.path().display())))
+        .hint("'ddsnap export' and 'ddsnap create-delta' carry over what it holds"))
 }
 
 /// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`.
