@@ -28,9 +28,10 @@ pub struct Testimony {
     pub segment_bits: u32,
 }
 
-/// What the record header at byte `address` says, if its bytes are all in `bytes` and look like one.
+/// What the record header at byte `address` says, and its time in seconds since 1970, if its bytes are all in `bytes`
+/// and look like one.
 #[must_use]
-pub fn testify(bytes: &[u8], address: u64) -> Option<Testimony> {
+pub fn testify(bytes: &[u8], address: u64) -> Option<(Testimony, i64)> {
     let raw = RawHeader::ref_from_prefix(bytes).ok()?.0;
     let length = usize::try_from(raw.header_length.get()).ok()?;
     let (chunk_bits, block_bits, segment_bits) =
@@ -52,7 +53,9 @@ pub fn testify(bytes: &[u8], address: u64) -> Option<Testimony> {
     for byte in all.iter().rev() {
         state = step_back(state, *byte);
     }
-    Some(Testimony { uuid: Uuid(raw.uuid), salt: salt_for(state), chunk_bits, block_bits, segment_bits })
+    let salt = salt_for(state);
+    let said = Testimony { uuid: Uuid(raw.uuid), salt, chunk_bits, block_bits, segment_bits };
+    Some((said, raw.time.get()))
 }
 
 const TABLE: [u32; 256] = table();
@@ -139,7 +142,7 @@ mod tests {
         #[test]
         fn a_salt_found_proves_every_record_of_the_store(salt in any::<u64>(), body in 0usize..9000) {
             let sb = store(salt);
-            let found = testify(&header(&sb, body), 1 << 21).unwrap();
+            let (found, _) = testify(&header(&sb, body), 1 << 21).unwrap();
             assert_eq!((found.uuid, found.chunk_bits, found.block_bits, found.segment_bits), (sb.uuid, 15, 12, 21));
             let rescued = Superblock { salt: found.salt, ..sb.clone() };
             assert!(Record::decode(&header(&sb, 17), 1 << 21, &rescued).is_ok());

@@ -60,7 +60,7 @@ raw_struct! {
         reserved: U32, "u32", "zero";
         copy_a: [RawExtent; 64], "64 extents", "the parts, first copy";
         copy_b: [RawExtent; 64], "64 extents", "the parts, second copy";
-        durable: U64, "u64", "highest sequence known durable at the last close: the log goes so far at least";
+        durable: U64, "u64", "highest sequence known durable at the last checkpoint or close: the log goes so far at least";
         unused: [u8; 1944], "bytes", "zero; kept by rewrites";
     }
 }
@@ -97,7 +97,7 @@ pub struct Superblock {
     pub created_secs: i64,
     /// Number of the checkpoint published here.
     pub checkpoint: u64,
-    /// Highest sequence known durable when the store was last closed; 0 if unknown.
+    /// Highest sequence known durable at the last checkpoint or close; 0 if unknown.
     pub durable: u64,
     /// The parts of the checkpoint: both copies, equally long.
     pub copies: [Vec<Extent>; 2],

@@ -87,7 +87,7 @@ impl Inspector {
     /// `Kind::Damaged` if there is none, `Kind::Io`, `Kind::Interrupted`.
     pub fn find_checkpoint(&self, progress: &dyn Progress) -> Result<(Superblock, Checkpoint)> {
         match ground::find(self.device(), progress)? {
-            Ground { sb, checkpoint: Some(checkpoint) } => Ok((sb, checkpoint)),
+            Ground { sb, checkpoint: Some(checkpoint), .. } => Ok((sb, checkpoint)),
             Ground { checkpoint: None, .. } => {
                 Err(Error::damaged("no checkpoint survives: nothing says what the records belong to")
                     .at_path(self.device().path()))

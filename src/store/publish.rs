@@ -63,6 +63,8 @@ pub fn publish(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, pl
             copy.push(Extent { address, length: u32::try_from(length).unwrap_or(0), crc: 0 });
         }
     }
+    // What the checkpoint covers was flushed; should it be lost, this says how far the log must go.
+    sb.durable = sb.durable.max(state.chain.position.sequence);
     state.renounce();
     state.collect_empty();
     state.promise(plan.extra)?;

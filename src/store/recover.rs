@@ -128,7 +128,7 @@ pub fn read_checkpoint(device: &dyn ReadAt, sb: &Superblock, copy: usize) -> Res
         let same = part.number == sb.checkpoint
             && part.part as usize == number
             && part.parts as usize == extents.len()
-            && part.geometry.uuid == sb.uuid;
+            && same_geometry(&part.geometry, sb);
         if !same {
             return Err(Error::damaged(format!(
                 "checkpoint {} part {} found, expected {} part {number}",
@@ -141,6 +141,12 @@ pub fn read_checkpoint(device: &dyn ReadAt, sb: &Superblock, copy: usize) -> Res
     let checkpoint = Checkpoint::decode(&payload)?;
     validate(sb, &checkpoint)?;
     Ok(checkpoint)
+}
+
+/// True if both speak of the same store, and measure it alike.
+fn same_geometry(part: &Superblock, sb: &Superblock) -> bool {
+    let measures = |sb: &Superblock| (sb.uuid, sb.salt, sb.chunk_bits, sb.block_bits, sb.segment_bits);
+    measures(part) == measures(sb)
 }
 
 /// What later code relies on without asking again.

@@ -38,6 +38,8 @@ pub struct Writer {
     incarnation: u64,
     /// The open record of this incarnation is in the log.
     started: bool,
+    /// A checkpoint was made: it stands for the mark of the last close, and says nothing of the origin.
+    published: bool,
     /// The origin may have been written since its last flush, by this session or one that was not closed.
     pub(super) origin_dirty: bool,
     /// The volume record that names the origin's new generation is in the log.
@@ -221,6 +223,7 @@ impl Writer {
             now_secs,
             incarnation: random_u64()?,
             started: false,
+            published: false,
             // A session that was not closed may have left writes that nobody flushed, even if this one adds none.
             origin_dirty: unclean,
             origin_touched: false,
@@ -411,7 +414,10 @@ impl Writer {
         change(&mut next);
         let outcome = publish::publish(self.device.as_ref(), reader, &mut next, plan);
         match &outcome {
-            Ok(()) => *state = next,
+            Ok(()) => {
+                *state = next;
+                self.published = true;
+            }
             Err(_) => self.failed = true,
         }
         outcome
@@ -482,7 +488,7 @@ impl Writer {
         self.flush_origin()?;
         // After a session that was not closed even one that changed nothing leaves a mark: until a later record
         // claims the last one durable, damage to it would pass for a torn tail.
-        if !self.started && self.last_fingerprint.is_some() {
+        if !self.started && !self.published && self.last_fingerprint.is_some() {
             return self.ensure_sound();
         }
         // The next session replays what is left here before it does anything.

@@ -21,6 +21,8 @@ pub struct Ground {
     pub sb: Superblock,
     /// The newest whole checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// True if a superblock survives, which says how far the log goes at least.
+    pub sealed: bool,
 }
 
 /// Finds it: by the superblocks, else by looking at every block of the device.
@@ -39,7 +41,7 @@ pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
             match read_checkpoint(device, sb, copy) {
                 Ok(checkpoint) => {
                     let sb = Superblock { generation, ..sb.clone() };
-                    return Ok(Ground { sb, checkpoint: Some(checkpoint) });
+                    return Ok(Ground { sb, checkpoint: Some(checkpoint), sealed: true });
                 }
                 Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => {}
                 Err(error) => return Err(error),
@@ -67,7 +69,8 @@ struct Look<'a> {
     known: Option<&'a Superblock>,
     /// By publication: attempts that were cut short leave theirs behind, and so does a store that was here before.
     parts: HashMap<(u64, u64, [u8; 16]), HashMap<u32, Part>>,
-    votes: HashMap<Testimony, usize>,
+    /// For each store that records speak of, the time of the newest and how many there are.
+    votes: HashMap<Testimony, (i64, usize)>,
     witnesses: usize,
     /// Bytes of would-be parts that may still be read: bytes that only look like parts must not cost for ever.
     budget: u64,
@@ -116,10 +119,11 @@ impl<'a> Look<'a> {
             return self.at_part(address, length as u64);
         }
         if self.witnesses < WITNESSES
-            && let Some(testimony) = salt::testify(bytes, address)
+            && let Some((testimony, time_secs)) = salt::testify(bytes, address)
         {
             self.witnesses += 1;
-            *self.votes.entry(testimony).or_default() += 1;
+            let vote = self.votes.entry(testimony).or_insert((i64::MIN, 0));
+            *vote = (vote.0.max(time_secs), vote.1 + 1);
         }
         Ok(())
     }
@@ -146,10 +150,13 @@ impl<'a> Look<'a> {
     }
 
     fn conclude(self, generation: u64) -> Result<Ground> {
+        let sealed = self.known.is_some();
         let number = self.parts.values().flat_map(HashMap::values).map(|part| part.number).max().unwrap_or(0);
+        let known = self.known.map_or((0, 0), |sb| (sb.checkpoint, sb.durable));
         let above = |sb: Superblock| Superblock {
             generation,
-            checkpoint: number.max(sb.checkpoint),
+            checkpoint: number.max(sb.checkpoint).max(known.0),
+            durable: sb.durable.max(known.1),
             copies: [Vec::new(), Vec::new()],
             ..sb
         };
@@ -158,15 +165,16 @@ impl<'a> Look<'a> {
         let newest =
             whole.max_by_key(|(sb, checkpoint)| (sb.created_secs, checkpoint.log.sequence, sb.checkpoint));
         if let Some((sb, checkpoint)) = newest {
-            return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint) });
+            return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint), sealed });
         }
         let parts = self.parts.values().flat_map(HashMap::values).map(|part| &part.geometry);
         let newest = parts.max_by_key(|sb| (sb.created_secs, sb.checkpoint));
         if let Some(sb) = self.known.or(newest) {
-            return Ok(Ground { sb: above(sb.clone()), checkpoint: None });
+            return Ok(Ground { sb: above(sb.clone()), checkpoint: None, sealed });
         }
-        let most = self.votes.iter().max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
-        let Some((said, _)) = most else {
+        // A store made later on the same device has the newer records, though maybe fewer.
+        let newest = self.votes.iter().max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
+        let Some((said, _)) = newest else {
             return Err(
                 Error::damaged("nothing of a snapshot store is left here").at_path(self.device.path())
             );
@@ -185,7 +193,7 @@ impl<'a> Look<'a> {
             durable: 0,
             copies: [Vec::new(), Vec::new()],
         };
-        Ok(Ground { sb: above(sb), checkpoint: None })
+        Ok(Ground { sb: above(sb), checkpoint: None, sealed })
     }
 }
 

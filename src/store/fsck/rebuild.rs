@@ -73,7 +73,7 @@ pub fn rebuild(
     options: &RebuildOptions,
     progress: &dyn Progress,
 ) -> Result<RebuildReport> {
-    let Ground { mut sb, mut checkpoint } = ground::find(device.as_ref(), progress)?;
+    let Ground { mut sb, mut checkpoint, sealed } = ground::find(device.as_ref(), progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
     let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
     if fitting < sb.segments && !options.shorter {
@@ -103,7 +103,7 @@ pub fn rebuild(
     }
     let mut work = Rebuild::new(device, survey, progress);
     let state = match checkpoint {
-        Some(checkpoint) => work.with_checkpoint(sb, checkpoint)?,
+        Some(checkpoint) => work.with_checkpoint(sb, checkpoint, sealed)?,
         None => work.without_checkpoint(sb, options)?,
     };
     work.finish(state, options)
@@ -132,7 +132,7 @@ pub(super) struct Rebuild<'a> {
 
 impl Rebuild<'_> {
     /// The state from a checkpoint, the old index and the records.
-    fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint) -> Result<State> {
+    fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint, sealed: bool) -> Result<State> {
         let mut state = State::new(sb, checkpoint);
         let runs = state.runs.clone();
         let expected = forget_index(&mut state);
@@ -174,6 +174,13 @@ impl Rebuild<'_> {
         let lacking = lacking(&state, &expected, &superseded);
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
+        if !sealed && state.fingerprint.is_none() {
+            // What came after may be lost without a trace, unless the last record says what the origin was like then.
+            self.doubt(
+                state.epoch,
+                "no superblock is left to say how far the log goes, nor a mark of a close",
+            );
+        }
         if self.ahead {
             super::without::begin_log(&mut state)?;
         }
