@@ -239,3 +239,48 @@ fn the_end_of_a_closed_log_is_missed_when_it_is_gone() {
         dir.ok("fsck -n data.snap");
     }
 }
+
+#[test]
+fn what_fsck_publishes_still_tells_that_the_origin_was_changed() {
+    for (how, damage) in [("-p", 16), ("--rebuild", 0), ("-y", 16)] {
+        let dir = volume();
+        if damage > 0 {
+            dir.patch("data.snap", damage * 4096, |bytes| bytes[..4096].fill(0));
+        }
+        dir.run(&format!("fsck {how} data.snap")).expect(1);
+        // A file's time is part of what is remembered; its bytes are in any case.
+        dir.patch("data.img", 4096, |bytes| bytes[..4096].fill(0x5a));
+        let run = dir.run("read data.snap 1").expect(5);
+        assert!(run.stderr.contains("tainted"), "{how}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn an_origin_that_is_newer_than_what_is_left_of_the_log_is_noticed() {
+    let dir = volume();
+    dir.run("fsck --rebuild data.snap").expect(1);
+    let before = dir.read("data.snap");
+    dir.ok_with("write data.snap --offset 128k", &[0x77; 40_000]);
+    // Everything that the last session wrote is gone, and the superblocks.
+    dir.write("data.snap", &before);
+    for block in [16, 128] {
+        dir.patch("data.snap", block * 4096, |bytes| bytes[..4096].fill(0));
+    }
+    dir.run("fsck -y data.snap");
+    dir.run("read data.snap 1").expect(5);
+}
+
+#[test]
+fn a_superblock_that_measures_otherwise_than_the_tables_is_not_believed() {
+    let dir = volume();
+    for copy in [64 << 10, 512 << 10] {
+        dir.patch("data.snap", copy, |bytes| {
+            bytes[56] += 1;
+            bytes[20..24].fill(0);
+            let crc = crc32fast::hash(&bytes[..4096]);
+            bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+        });
+    }
+    dir.run("fsck -n data.snap").expect(4);
+    dir.run("read data.snap 1").expect(3);
+}
