@@ -60,7 +60,7 @@ raw_struct! {
         reserved: U32, "u32", "zero";
         copy_a: [RawExtent; 64], "64 extents", "the parts, first copy";
         copy_b: [RawExtent; 64], "64 extents", "the parts, second copy";
-        durable: U64, "u64", "highest sequence known durable at the last checkpoint or close: the log goes so far at least";
+        durable: U64, "u64", "highest sequence known durable: the log goes so far at least";
         unused: [u8; 1944], "bytes", "zero; kept by rewrites";
     }
 }
