@@ -6,7 +6,9 @@ use super::{documents, open, revert};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
-use crate::delta::{ApplyOptions, ApplySummary, FileTarget, Input, Part, apply, apply_to_store};
+use crate::delta::{
+    ApplyOptions, ApplySummary, BasedTarget, FileTarget, Input, Part, Volume, apply, apply_to_store,
+};
 use crate::error::{Error, Kind, Result};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, size};
@@ -24,6 +26,7 @@ const EXAMPLES: &str = "Examples:
 /// Apply a delta to a device, a file, or the origin of a volume
 ///
 /// DELTA is a delta, or what 'rbd export-diff' writes; such a diff proves nothing of its base and mostly needs --force.
+/// It may also be a delta of 2008: TARGET must have its final size then, and only sums of bytes are proven.
 /// The whole delta and its base are verified before anything is written. If TARGET is a snapshot store, its
 /// origin is changed, its snapshots stay whole, and an apply that was interrupted can be resumed by the same
 /// command or rolled back. On a plain TARGET, the same command resumes, and --undo makes a way back.
@@ -49,6 +52,9 @@ pub struct Args {
     /// The folder in which arriving data is kept; if not given, that of TARGET, or /var/tmp for a device
     #[arg(long, value_name = "DIR")]
     spool: Option<PathBuf>,
+    /// The device or file with the state that a delta of 2008 applies to, if not TARGET itself
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["rollback", "resume_token"])]
+    base: Option<PathBuf>,
     /// First write a delta that takes a plain TARGET back
     #[arg(long, value_name = "FILE")]
     undo: Option<PathBuf>,
@@ -167,6 +173,9 @@ fn apply_input(
     ui: &Ui,
 ) -> Result<ApplySummary> {
     if open::is_store(target)? {
+        if args.base.is_some() {
+            return Err(Error::new(Kind::Usage, "a store keeps its old data itself: leave out --base"));
+        }
         let vol = volume(args, target);
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
         let before = writer.view().info().events;
@@ -180,13 +189,28 @@ fn apply_input(
     }
     if args.dry_run {
         let file = Overlay::new(FileReader::open_origin_read(target)?);
-        return apply(input, &FileTarget::new(&file), options, ui.progress());
+        return apply_plain(args, input, &FileTarget::new(&file), options, ui);
     }
     open::ensure_not_held(target)?;
     let file = FileWriter::open(target)?;
-    let summary = apply(input, &FileTarget::new(&file), options, ui.progress())?;
+    let summary = apply_plain(args, input, &FileTarget::new(&file), options, ui)?;
     file.flush()?;
     Ok(summary)
+}
+
+fn apply_plain(
+    args: &Args,
+    input: &mut Input,
+    target: &FileTarget<'_>,
+    options: &ApplyOptions,
+    ui: &Ui,
+) -> Result<ApplySummary> {
+    let Some(base) = &args.base else { return apply(input, target, options, ui.progress()) };
+    if open::is_same(base, target.path()) {
+        return Err(Error::new(Kind::Usage, "--base and TARGET are the same: leave out --base"));
+    }
+    let base = FileReader::open_origin_read(base)?;
+    apply(input, &BasedTarget::new(target, &base), options, ui.progress())
 }
 
 fn volume(args: &Args, vol: &Path) -> VolArgs {
@@ -234,5 +258,10 @@ fn report(args: &Args, target: &Path, summary: &ApplySummary, ui: &Ui) -> Result
     }
     let resumed = if summary.resumed { "resumed: " } else { "" };
     ui.explain(&format!("{resumed}wrote {} to {target}", size::human(written)));
+    if summary.info.legacy.is_some() {
+        ui.explain(
+            "a delta of 2008 proves sums of bytes only: neither their order, nor what it does not change, nor the size",
+        );
+    }
     Ok(())
 }

@@ -5,7 +5,8 @@ use super::hold;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, is_list, snap_name, wrong_operands};
 use super::transfer::Limited;
 use crate::delta::{
-    CreateOptions, CreateSummary, create, create_rbd, resume_file, resume_stream, sidecar_path,
+    CreateOptions, CreateSummary, LegacyMode, LegacyOptions, create, create_legacy, create_rbd, resume_file,
+    resume_stream, sidecar_path,
 };
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Encoding, ResumePoint};
@@ -48,16 +49,17 @@ pub struct Args {
     /// Compare two plain devices or files
     #[arg(long, conflicts_with = "origin")]
     compare: bool,
-    /// Store differences as xdelta; not available yet
+    /// Store changed data as its difference from the old (VCDIFF); only in the format of 2008
     #[arg(short, long)]
     xdelta: bool,
     /// Store changed data as it is
     #[arg(short, long)]
     raw: bool,
-    /// Store each extent in the smallest way; may refer to the old data, and a plain target then needs --undo
+    /// Store each extent in the smallest way; may refer to the old data, and a plain target then needs --undo. In
+    /// the format of 2008, where it is the default, it also means level 9 if -g does not say otherwise
     #[arg(short, long)]
     best: bool,
-    /// Compression level from 0 (none) to 19
+    /// Compression level from 0 (none) to 19; in the format of 2008 from 0, the default, to 9
     #[arg(short = 'g', long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=19))]
     level: Option<i32>,
     /// Format of the delta
@@ -93,6 +95,9 @@ enum Format {
     Delta,
     /// The diff of Ceph's block devices, version 1, as 'rbd import-diff' reads it
     Rbd,
+    /// The delta of 2008, as its 'delta apply' reads it: byte sums, no sizes
+    #[value(name = "2008")]
+    Legacy,
 }
 
 /// Runs the command.
@@ -107,18 +112,20 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 /// What the operands mean.
 struct Plan {
+    /// It is a list of 2008 that starts from no snapshot.
+    is_whole: bool,
     source: Source,
     changelist: Option<PathBuf>,
     output: PathBuf,
 }
 
 fn make(args: &Args, ui: &Ui) -> Result<()> {
+    if args.format == Format::Legacy {
+        return make_legacy(args, ui);
+    }
     if args.xdelta {
-        return Err(Error::new(
-            Kind::Unsupported,
-            "xdelta is not available yet in the format of these deltas",
-        )
-        .hint("-b stores each extent in the smallest way there is"));
+        return Err(Error::new(Kind::Unsupported, "xdelta is not available in the format of these deltas")
+            .hint("-b stores each extent in the smallest way there is; --format 2008 has xdelta"));
     }
     if args.format == Format::Rbd && (args.raw || args.best || args.level.is_some()) {
         return Err(Error::new(
@@ -254,6 +261,61 @@ fn make_rbd(args: &Args, plan: &Plan, changes: Option<Changes<'_>>, ui: &Ui) -> 
     Ok(())
 }
 
+/// A delta of 2008.
+fn make_legacy(args: &Args, ui: &Ui) -> Result<()> {
+    if args.resume || args.resume_token.is_some() {
+        return Err(Error::new(Kind::Usage, "a delta of 2008 cannot be continued: leave out --resume"));
+    }
+    let level = match (args.level, args.best) {
+        (None, best) => if best { 9 } else { 0 },
+        (Some(level), _) => u32::try_from(level).ok().filter(|level| *level <= 9).ok_or_else(|| {
+            Error::new(Kind::Usage, format!("the level is {level}, a delta of 2008 has 0 to 9"))
+        })?,
+    };
+    let mode = match (args.raw, args.xdelta) {
+        (true, _) => LegacyMode::Raw,
+        (_, true) => LegacyMode::Xdelta,
+        _ => LegacyMode::Best,
+    };
+    let mut plan = plan(args)?;
+    plan.source.ensure_output_elsewhere(&plan.output)?;
+    let mut changes = open_list(args, &plan)?;
+    if plan.is_whole {
+        ensure_whole(changes.take(), &plan.source)?;
+        plan.source.from = None;
+    }
+    let Source { from, to, .. } = plan.source;
+    let mut output = Limited::new(Output::create(&plan.output)?, args.rate.rate_limit, ui.stop_wanted());
+    let options = LegacyOptions { mode, level, threads: 0 };
+    let source = plan.source.points();
+    let summary = create_legacy(source, from, to, changes, &options, &mut output, ui.progress())?;
+    output.into_inner().commit()?;
+    ui.explain(&format!(
+        "{} chunks ({}) in a delta of 2008 of {}",
+        summary.chunks,
+        size::human(summary.data_bytes),
+        size::human(summary.stream_bytes)
+    ));
+    Ok(())
+}
+
+/// A list that starts from no snapshot makes a whole volume, so it must name as many chunks as that has.
+fn ensure_whole(changes: Option<Changes<'_>>, source: &Source) -> Result<()> {
+    let mut named = 0u64;
+    for range in changes.into_iter().flatten() {
+        let range = range?;
+        named = named.saturating_add(range.end.saturating_sub(range.start));
+    }
+    let chunks = source.point(source.to)?.size_bytes.div_ceil(1u64 << source.points().chunk_bits());
+    if named == chunks {
+        return Ok(());
+    }
+    let what = format!(
+        "the list starts from no snapshot and names {named} chunks, but a whole volume has all {chunks}"
+    );
+    Err(Error::new(Kind::Refused, what).hint("in 2008, the first chunks would have been stored as if they were all"))
+}
+
 fn plan(args: &Args) -> Result<Plan> {
     let mut operands = args.operands.as_slice();
     let first = operands.first().map(Path::new).unwrap_or(Path::new(""));
@@ -292,7 +354,7 @@ fn plan(args: &Args) -> Result<Plan> {
         (true, found) => return Err(wrong_operands("OLD NEW", found)),
         (false, found) => return Err(wrong_operands("VOL [SNAP1] SNAP2", found)),
     };
-    Ok(Plan { source, changelist: None, output: output.unwrap_or_else(|| "-".into()) })
+    Ok(Plan { is_whole: false, source, changelist: None, output: output.unwrap_or_else(|| "-".into()) })
 }
 
 fn ends_with_dash(operands: &[OsString]) -> bool {
@@ -316,9 +378,12 @@ fn plan_of_2008(args: &Args, operands: &[OsString]) -> Result<Plan> {
         [stem] => PathBuf::from(stem_device(stem, tag)),
         both => PathBuf::from(&both[index]),
     };
-    let (old, new) = (path(0, old_tag), path(1, new_tag));
+    let new = path(1, new_tag);
+    // Only the format of 2008 reads so much into a tag. The older device is then not needed, and may not be there.
+    let is_whole = args.format == Format::Legacy && old_tag == Tag::ORIGIN;
+    let old = if is_whole { new.clone() } else { path(0, old_tag) };
     let source = Source::files((&old, old_tag), (&new, new_tag), list.chunk_bits, true)?;
-    Ok(Plan { source, changelist: Some(changelist.into()), output: output.into() })
+    Ok(Plan { is_whole, source, changelist: Some(changelist.into()), output: output.into() })
 }
 
 /// `/dev/mapper/vol` and tag 3 name `/dev/mapper/vol(3)`.

@@ -165,7 +165,7 @@ fn info_json(info: &DeltaInfo) -> Value {
         .iter()
         .map(|(kind, count)| {
             json!({
-                "kind": kind.name(),
+                "kind": kind,
                 "extents": count.extents,
                 "chunks": count.chunks,
                 "data_bytes": count.data_bytes,
@@ -176,13 +176,23 @@ fn info_json(info: &DeltaInfo) -> Value {
             })
         })
         .collect();
+    let is_legacy = info.legacy.is_some();
+    let label_json = |label: &PointLabel| {
+        let mut document = label_json(label);
+        if info.legacy.is_some_and(|facts| !facts.sized) {
+            document["size_bytes"] = Value::Null;
+        }
+        document
+    };
     json!({
-        "format_version": VERSION,
+        "format": if is_legacy { "2008" } else { "delta" },
+        "format_version": (!is_legacy).then_some(VERSION),
         "chunk_size": 1u64 << header.chunk_bits,
-        "encoding": header.encoding.name(),
-        "level": header.level,
+        "encoding": (!is_legacy).then(|| header.encoding.name()),
+        "level": (!is_legacy).then_some(header.level),
         "source": header.source.as_ref().map(label_json),
         "target": label_json(&header.target),
+        "end_bytes": info.legacy.map(|facts| facts.end_bytes),
         "undoes": header.undoes.map(hex::encode),
         "extents": info.extents,
         "chunks": info.chunks,
@@ -213,13 +223,26 @@ fn label_text(label: &PointLabel) -> String {
     format!("{}, {} bytes", escape::line(&what), label.size_bytes)
 }
 
+fn tag_text(tag: Tag) -> String {
+    if tag == Tag::ORIGIN { "an origin".to_owned() } else { format!("snapshot {tag}") }
+}
+
 fn info_lines(info: &DeltaInfo) -> Vec<String> {
     let header = &info.header;
-    let source = header.source.as_ref().map_or_else(|| "nothing (a whole volume)".to_owned(), label_text);
+    let (from, to, encoding) = match &info.legacy {
+        Some(facts) => {
+            let to = format!("{}, up to byte {}", tag_text(header.target.tag), facts.end_bytes);
+            (header.source.as_ref().map(|label| tag_text(label.tag)), to, "of 2008".to_owned())
+        }
+        None => {
+            let encoding = format!("{}, level {}", header.encoding.name(), header.level);
+            (header.source.as_ref().map(label_text), label_text(&header.target), encoding)
+        }
+    };
     let mut lines = vec![
-        format!("From:      {source}"),
-        format!("To:        {}", label_text(&header.target)),
-        format!("Encoding:  {}, level {}", header.encoding.name(), header.level),
+        format!("From:      {}", from.as_deref().unwrap_or("nothing (a whole volume)")),
+        format!("To:        {to}"),
+        format!("Encoding:  {encoding}"),
         format!(
             "Chunks:    {} of {} bytes in {} extents",
             info.chunks,
@@ -243,7 +266,7 @@ fn info_lines(info: &DeltaInfo) -> Vec<String> {
     for (kind, count) in info.kinds.iter().filter(|(_, count)| count.extents > 0) {
         lines.push(format!(
             "  {:<9} {} extents, {} chunks, {} bytes in {} bytes, largest {} bytes",
-            kind.name(),
+            kind,
             count.extents,
             count.chunks,
             count.data_bytes,
@@ -259,6 +282,7 @@ fn base_text(info: &DeltaInfo) -> String {
     let carrying: u64 = info.kinds.iter().map(|(_, count)| count.with_base_crcs).sum();
     match (&info.header.source, carrying) {
         (None, _) => "none needed".to_owned(),
+        _ if info.legacy.is_some() => "every extent has a sum of its bytes, which does not prove their order".to_owned(),
         (_, carrying) if carrying == info.extents => "every chunk proves it by a checksum".to_owned(),
         (_, 0) => "no checksums of it".to_owned(),
         (_, carrying) => format!("checksums of it in {carrying} of {} extents", info.extents),

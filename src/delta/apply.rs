@@ -16,7 +16,7 @@ use super::read::Pieces;
 use super::target::{Target, Volume};
 use super::undo;
 use crate::error::{Error, Kind, Result};
-use crate::format::delta::{ExtentKind, Header};
+use crate::format::delta::Header;
 use crate::progress::Progress;
 use std::io::Read;
 use std::path::PathBuf;
@@ -171,19 +171,27 @@ pub(crate) fn verify_for(
 ) -> Result<Verified> {
     input.first(|reader| {
         let header = reader.header().clone();
+        if target.base_size().is_some() && !reader.is_legacy() {
+            return Err(Error::new(Kind::Usage, "this delta proves its base on the target itself")
+                .hint("leave out --base, which is for deltas of 2008"));
+        }
         check_size(&header, target, trust.force)?;
         let (mut resumed, mut pending_bytes, mut pending) = (false, 0u64, Pieceset::default());
         let mut piece = 0usize;
+        let is_legacy = reader.is_legacy();
         let needs_undo = options.undo.is_none() && !target.keeps_base();
         let mut pieces = Pieces::new(reader);
         progress.stage("verify delta", None);
         let trusted = trust.force || trust.proven;
-        each_piece(&mut pieces, target, trusted, options.threads, |kind, checked| {
+        each_piece(&mut pieces, target, trusted, options.threads, |needs_base, checked| {
             progress.check()?;
-            if needs_undo && kind == ExtentKind::ZstdBase {
+            if needs_undo && needs_base {
                 return Err(Error::new(Kind::Refused, "the delta refers to old data of the target in place")
                     .at_path(target.path())
-                    .hint("add --undo FILE, so that an interrupted apply cannot strand the target"));
+                    .hint(match is_legacy {
+                        true => "add --undo FILE, or name the old data with --base PATH, so that an interrupted apply cannot strand the target",
+                        false => "add --undo FILE, so that an interrupted apply cannot strand the target",
+                    }));
             }
             resumed |= checked.resumed;
             if checked.differs {
@@ -249,9 +257,9 @@ fn write_at_once<R: Read + Send>(
             if !is_pending {
                 return Ok((geometry.result_bytes(extent.head.chunk, u64::from(extent.head.chunks)), false));
             }
-            let checked = match extent.head.kind {
-                ExtentKind::ZstdBase => checker.check(extent)?,
-                _ => checker.decode(extent)?,
+            let checked = match extent.needs_base() {
+                true => checker.check(extent)?,
+                false => checker.decode(extent)?,
             };
             target.write(checked.offset, &checked.data)?;
             Ok((checked.bytes, true))
@@ -266,21 +274,22 @@ fn write_at_once<R: Read + Send>(
     Ok(written)
 }
 
-/// Checks every piece against the volume, whose base needs no proof if `trusted`.
+/// Checks every piece against the volume, whose base needs no proof if `trusted`. `each` is told whether the piece
+/// refers to the base, and what it means.
 pub(crate) fn each_piece<R: Read + Send>(
     pieces: &mut Pieces<R>,
     volume: &dyn Volume,
     trusted: bool,
     threads: usize,
-    mut each: impl FnMut(ExtentKind, Checked) -> Result<()>,
+    mut each: impl FnMut(bool, Checked) -> Result<()>,
 ) -> Result<()> {
     let geometry = pieces.reader.header().geometry();
     ordered(
         workers(threads),
         || pieces.next_piece(),
         || Checker::new(volume, geometry, trusted),
-        |checker, extent| Ok((extent.head.kind, checker.check_or_skip(extent)?)),
-        |(kind, checked)| each(kind, checked),
+        |checker, extent| Ok((extent.needs_base(), checker.check_or_skip(extent)?)),
+        |(needs_base, checked)| each(needs_base, checked),
     )
 }
 

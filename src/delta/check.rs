@@ -26,11 +26,11 @@ pub(crate) struct Checked {
 
 /// Checks extents; each worker has its own.
 pub(crate) struct Checker<'a> {
-    target: &'a dyn Volume,
-    geometry: Geometry,
+    pub(super) target: &'a dyn Volume,
+    pub(super) geometry: Geometry,
     /// The base needs no proof.
-    trusted: bool,
-    decoder: Decoder,
+    pub(super) trusted: bool,
+    pub(super) decoder: Decoder,
 }
 
 /// What is known of the chunks of one extent before it is decoded.
@@ -69,6 +69,9 @@ impl<'a> Checker<'a> {
             _ => Buffer::default(),
         };
         let extent = &extent;
+        if let Some(legacy) = &extent.legacy {
+            return self.check_legacy(extent, legacy, raw);
+        }
         let seen = self.look(extent)?;
         if !self.trusted && self.geometry.source_size.is_some() {
             self.ensure_base(extent, &seen)?;

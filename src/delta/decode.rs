@@ -34,6 +34,9 @@ impl Decoder {
     pub(crate) fn decode_owned(&mut self, extent: &ReadExtent, raw: Buffer, base: &[u8]) -> Result<Buffer> {
         let at = |error: Error| error.at_offset(extent.offset_bytes);
         let (_, len) = span(&self.geometry, &extent.head);
+        if let Some(legacy) = &extent.legacy {
+            return legacy.decode(&extent.payload, raw, base, len).map_err(at);
+        }
         let mut data = match extent.head.kind {
             ExtentKind::Zero => return Ok(Buffer::zeroes(len)),
             ExtentKind::Raw => raw,

@@ -2,7 +2,7 @@
 
 use super::rbd::{Diff, transcode};
 use super::read::Reader;
-use super::target::Target;
+use super::target::{Target, Volume};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::Header;
 use crate::format::rbd;
@@ -23,6 +23,8 @@ pub struct Input {
     /// Size and time of modification of a file when it was read first.
     stamp: Option<(u64, SystemTime)>,
     diff: Option<Diff>,
+    /// Bytes of source and target, for a delta that does not tell.
+    sizes: Option<(u64, u64)>,
 }
 
 enum Source {
@@ -46,13 +48,13 @@ impl Input {
         let file = File::open(path).map_err(failed)?;
         let is_regular = file.metadata().map_err(failed)?.is_file();
         let source = if is_regular { Source::File(file) } else { Source::Stream(Box::new(file)) };
-        Ok(Self { path: Some(path.to_path_buf()), source, stamp: None, diff: None })
+        Ok(Self { path: Some(path.to_path_buf()), source, stamp: None, diff: None, sizes: None })
     }
 
     /// A delta from a stream that can be read once.
     #[must_use]
     pub fn from_reader(reader: Box<dyn Read + Send>) -> Self {
-        Self { path: None, source: Source::Stream(reader), stamp: None, diff: None }
+        Self { path: None, source: Source::Stream(reader), stamp: None, diff: None, sizes: None }
     }
 
     /// What was read was an rbd diff, once an apply has begun.
@@ -61,8 +63,14 @@ impl Input {
         self.diff.as_ref()
     }
 
+    /// For a delta of 2008, which does not tell: the volume that it applies to.
+    pub(crate) fn suit(&mut self, volume: &dyn Volume) {
+        self.sizes = Some((volume.base_size().unwrap_or(volume.size()), volume.size()));
+    }
+
     /// Makes a delta for `target` of what is an rbd diff; all else stays as it is.
     pub(crate) fn prepare(&mut self, target: &dyn Target, progress: &dyn Progress) -> Result<()> {
+        self.suit(target);
         let mut head = Vec::new();
         let failed = |e| Error::io("cannot read the delta", e);
         let wanted = rbd::MAGIC.len() as u64;
@@ -99,7 +107,7 @@ impl Input {
 
     /// A delta in an open file; `path` is for messages.
     pub(crate) fn from_file(file: File, path: &Path) -> Self {
-        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None, diff: None }
+        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None, diff: None, sizes: None }
     }
 
     /// The header. What of a stream was read for it is read again afterwards.
@@ -108,7 +116,7 @@ impl Input {
             && let Source::Stream(inner) = std::mem::replace(&mut self.source, Source::Gone)
         {
             let mut tee = Tee { inner, spool: SpooledTempFile::new(SPOOL_MEMORY_BYTES) };
-            let header = Reader::open(&mut tee).map(|reader| reader.header().clone())?;
+            let header = Reader::open_any(&mut tee, self.sizes).map(|reader| reader.header().clone())?;
             let Tee { inner, mut spool } = tee;
             spool.seek(SeekFrom::Start(0)).map_err(|e| Error::io("cannot rewind the delta", e))?;
             self.source = Source::Stream(Box::new(spool.chain(inner)));
@@ -131,7 +139,7 @@ impl Input {
         match std::mem::replace(&mut self.source, Source::Gone) {
             Source::Stream(inner) => {
                 let mut tee = Tee { inner, spool: SpooledTempFile::new(SPOOL_MEMORY_BYTES) };
-                let result = Reader::open(&mut tee as &mut (dyn Read + Send)).and_then(first);
+                let result = Reader::open_any(&mut tee as &mut (dyn Read + Send), self.sizes).and_then(first);
                 self.source = Source::Spool(tee.spool);
                 result
             }
@@ -175,9 +183,10 @@ impl Input {
         known: Option<[u8; 32]>,
         then: impl FnOnce(Reader<&mut (dyn Read + Send)>) -> Result<T>,
     ) -> Result<T> {
+        let sizes = self.sizes;
         let open = |input| match known {
-            Some(digest) => Reader::open_known(input, digest),
-            None => Reader::open(input),
+            Some(digest) => Reader::open_known(input, sizes, digest),
+            None => Reader::open_any(input, sizes),
         };
         let rewound =
             |result: std::io::Result<u64>| result.map_err(|e| Error::io("cannot rewind the delta", e));

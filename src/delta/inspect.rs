@@ -1,11 +1,13 @@
 //! What a delta is, and whether it is sound.
 
 use super::decode::Decoder;
+use super::legacy::{self, LegacyFacts};
 use super::pipeline::{ordered, workers};
 use super::read::{ReadExtent, Reader};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{ExtentKind, Geometry, Header};
+use crate::format::legacy_delta::{CODINGS, Coding};
 use crate::progress::Progress;
 use std::io::Read;
 
@@ -31,8 +33,10 @@ pub struct KindCount {
 pub struct DeltaInfo {
     /// Points, sizes, chunk size, encoding.
     pub header: Header,
-    /// Counts by kind, in the order of their numbers: zero, raw, zstd, zstd-base.
-    pub kinds: [(ExtentKind, KindCount); 4],
+    /// Counts by the name of the kind: zero, raw, zstd, zstd-base; of 2008: raw, raw-zlib, xdelta, xdelta-zlib.
+    pub kinds: [(&'static str, KindCount); 4],
+    /// The delta is one of 2008: instead of CRCs it has sums of bytes, and sizes only as far as they were known.
+    pub legacy: Option<LegacyFacts>,
     /// Number of extents.
     pub extents: u64,
     /// Chunks in all extents.
@@ -51,21 +55,29 @@ pub struct DeltaInfo {
 
 /// Counts while a delta is read.
 pub(crate) struct Tally {
-    kinds: [(ExtentKind, KindCount); 4],
+    kinds: [(&'static str, KindCount); 4],
     has_base_crcs: bool,
+    end: u64,
 }
 
 impl Tally {
-    pub(crate) fn new(header: &Header) -> Self {
-        let kinds = [ExtentKind::Zero, ExtentKind::Raw, ExtentKind::Zstd, ExtentKind::ZstdBase];
-        Self { kinds: kinds.map(|kind| (kind, KindCount::default())), has_base_crcs: header.source.is_some() }
+    pub(crate) fn new<R: Read>(reader: &Reader<R>) -> Self {
+        let kinds = match reader.is_legacy() {
+            true => CODINGS.map(Coding::name),
+            false => [ExtentKind::Zero, ExtentKind::Raw, ExtentKind::Zstd, ExtentKind::ZstdBase]
+                .map(ExtentKind::name),
+        };
+        let has_base_crcs = reader.header().source.is_some();
+        Self { kinds: kinds.map(|kind| (kind, KindCount::default())), has_base_crcs, end: 0 }
     }
 
     pub(crate) fn count(&mut self, geometry: &Geometry, extent: &ReadExtent) {
         let head = &extent.head;
         self.has_base_crcs &= head.base_crcs;
-        if let Some((_, count)) = self.kinds.iter_mut().find(|(kind, _)| *kind == head.kind) {
-            let data = geometry.result_bytes(head.chunk, u64::from(head.chunks));
+        let data = extent.data_bytes(geometry);
+        self.end = geometry.offset(head.chunk).saturating_add(data);
+        let name = extent.kind_name();
+        if let Some((_, count)) = self.kinds.iter_mut().find(|(kind, _)| *kind == name) {
             count.extents = count.extents.saturating_add(1);
             count.chunks = count.chunks.saturating_add(u64::from(head.chunks));
             count.largest_bytes = count.largest_bytes.max(data);
@@ -81,6 +93,7 @@ impl Tally {
         Ok(DeltaInfo {
             header: reader.header().clone(),
             kinds: self.kinds,
+            legacy: reader.legacy_facts(self.end),
             extents: end.extents,
             chunks: end.chunks,
             data_bytes: end.data_bytes,
@@ -97,9 +110,9 @@ impl Tally {
 /// # Errors
 /// `Kind::Damaged`, `Kind::Unsupported`, `Kind::Io`, `Kind::Interrupted`.
 pub fn info(reader: &mut dyn Read, progress: &dyn Progress) -> Result<DeltaInfo> {
-    let mut reader = Reader::open(reader)?;
+    let mut reader = Reader::open_any(reader, None)?;
     let geometry = reader.header().geometry();
-    let mut tally = Tally::new(reader.header());
+    let mut tally = Tally::new(&reader);
     progress.stage("read delta", None);
     while let Some(extent) = reader.next_extent()? {
         progress.check()?;
@@ -151,13 +164,13 @@ fn verify_inner(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<(DeltaInfo, u64)> {
-    let mut reader = Reader::open(reader)?;
+    let mut reader = Reader::open_any(reader, base.map(|base| (base.size(), base.size())))?;
     let header = reader.header().clone();
     let geometry = header.geometry();
     if let Some(base) = base {
         ensure_base_size(&header, base)?;
     }
-    let mut tally = Tally::new(&header);
+    let mut tally = Tally::new(&reader);
     let mut undecoded = 0u64;
     progress.stage("verify delta", None);
     ordered(
@@ -193,9 +206,17 @@ fn ensure_base_size(header: &Header, base: &dyn ReadAt) -> Result<()> {
 
 /// Returns false if the extent could not be decoded for want of a base.
 fn verify_extent(decoder: &mut Decoder, extent: &ReadExtent, base: Option<&dyn ReadAt>) -> Result<bool> {
-    let needs_base = extent.head.kind == ExtentKind::ZstdBase;
+    let needs_base = extent.needs_base();
     let mut bytes = Vec::new();
-    if let Some(base) = base
+    if let (Some(base), Some(legacy)) = (base, &extent.legacy) {
+        bytes.resize(decoder.base_len(extent), 0);
+        if !bytes.is_empty() {
+            base.read_at(&mut bytes, decoder.offset(extent)).map_err(as_io)?;
+        }
+        if !legacy.proves(&bytes) {
+            return Err(legacy::wrong_base(decoder.offset(extent)).at_path(base.path()));
+        }
+    } else if let Some(base) = base
         && extent.head.base_crcs
     {
         bytes.resize(decoder.base_len(extent), 0);

@@ -32,6 +32,7 @@ pub fn invert(
     progress: &dyn Progress,
 ) -> Result<CreateSummary> {
     let volume = Base(base);
+    input.suit(&volume);
     let info = input.first(|reader| {
         check_size(reader.header(), base)?;
         let mut pieces = Pieces::new(reader);
@@ -52,11 +53,10 @@ pub fn invert(
         Kind::Refused => error.hint("a delta that carries checksums of its base can be inverted"),
         _ => error,
     })?;
-    let header = Header {
-        encoding: info.header.encoding,
-        level: info.header.level,
-        ..header(&info, base.size(), false)
-    };
+    let mut header = header(&info, base.size(), false);
+    if info.legacy.is_none() {
+        (header.encoding, header.level) = (info.header.encoding, info.header.level);
+    }
     let options = CreateOptions {
         encoding: header.encoding,
         level: header.level,

@@ -10,6 +10,7 @@
 //! | `merge` | several deltas into one, without the volume |
 //! | `sound`, `resume`, `receive` | a delta that was cut: what is whole of it, and how both sides go on |
 //! | `rbd` | diffs of Ceph's block devices: written, and read into a delta |
+//! | `legacy` | deltas of 2008: read, applied and written |
 //! | `pipeline`, `buffer` | the threads under all of them: many workers, results in order; their memory |
 //!
 //! Nothing is written to a target before the whole delta and the base have been verified. What makes a delta
@@ -26,6 +27,7 @@ mod encode;
 mod input;
 mod inspect;
 mod invert;
+mod legacy;
 mod load;
 mod merge;
 mod pipeline;
@@ -47,6 +49,9 @@ pub use create::{CreateOptions, create};
 pub use input::Input;
 pub use inspect::{DeltaInfo, Verdict, info, verify};
 pub use invert::invert;
+pub use legacy::{
+    BasedTarget, Legacy, LegacyFacts, LegacyMode, LegacyOptions, LegacySummary, create_legacy,
+};
 pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
 pub(crate) use pipeline::{ordered, workers};
 pub use rbd::{Diff, RbdSummary, Sidecar, create_rbd, sidecar_path, transcode};

@@ -2,11 +2,13 @@
 
 use super::buffer::Buffer;
 use super::inspect::{DeltaInfo, Tally};
+use super::legacy::{Legacy, LegacyState};
 use super::load::to_usize;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{
     END_MAGIC, EXTENT_MAGIC, End, Extent, ExtentKind, Geometry, Header, PREAMBLE_BYTES, RawEnd, RawExtent,
 };
+use crate::format::legacy_delta;
 use std::io::Read;
 
 /// An extent as it was read: sound in itself, not yet decoded.
@@ -22,61 +24,116 @@ pub struct ReadExtent {
     pub base_crcs: Vec<u32>,
     /// What the result is made of.
     pub payload: Buffer,
+    /// What a delta of 2008 says of it instead of CRCs; its kind is then raw, whatever the payload is.
+    pub legacy: Option<Legacy>,
+}
+
+impl ReadExtent {
+    /// True if it cannot be decoded without the base.
+    pub(crate) fn needs_base(&self) -> bool {
+        match &self.legacy {
+            Some(legacy) => legacy.coding.xdelta,
+            None => self.head.kind == ExtentKind::ZstdBase,
+        }
+    }
+
+    /// Bytes of the result, as far as they are known before it is decoded.
+    pub(crate) fn data_bytes(&self, geometry: &Geometry) -> u64 {
+        match &self.legacy {
+            Some(legacy) if legacy.coding.is_plain() => self.payload.len() as u64,
+            _ => geometry.result_bytes(self.head.chunk, u64::from(self.head.chunks)),
+        }
+    }
+
+    /// Name of the way it is stored in, for people and JSON.
+    pub(crate) fn kind_name(&self) -> &'static str {
+        self.legacy.as_ref().map_or(self.head.kind.name(), |legacy| legacy.coding.name())
+    }
 }
 
 /// Reads a delta from front to back.
 pub struct Reader<R> {
-    input: R,
-    header: Header,
-    geometry: Geometry,
+    pub(super) input: R,
+    pub(super) header: Header,
+    pub(super) geometry: Geometry,
     hasher: blake3::Hasher,
-    offset: u64,
-    next_chunk: u64,
-    counted: End,
-    end: Option<End>,
+    pub(super) offset: u64,
+    pub(super) next_chunk: u64,
+    pub(super) counted: End,
+    pub(super) end: Option<End>,
     /// The digest, if all of this was read and hashed before.
-    known: Option<[u8; 32]>,
+    pub(super) known: Option<[u8; 32]>,
+    /// What there is to know beside, if the delta is of 2008.
+    pub(super) legacy: Option<LegacyState>,
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads the header.
+    /// Reads the header. A delta of 2008 is refused.
     ///
     /// # Errors
     /// `Kind::Damaged`, `Kind::Unsupported`, `Kind::Io`.
-    pub fn open(mut input: R) -> Result<Self> {
+    pub fn open(input: R) -> Result<Self> {
+        let reader = Self::open_any(input, None)?;
+        if !reader.is_legacy() {
+            return Ok(reader);
+        }
+        Err(Error::new(Kind::Unsupported, "this is a delta of 2008, which names no sizes and proves little")
+            .hint("apply it to a copy; 'create-delta --compare' makes a delta of both that can do more"))
+    }
+
+    /// As [`Reader::open`], of a delta of 2008 too; for such a one, `sizes` are the bytes of its source and its
+    /// target, if both are known.
+    ///
+    /// # Errors
+    /// As [`Reader::open`]; `Kind::Mismatch` if it cannot be for these sizes.
+    pub(crate) fn open_any(mut input: R, sizes: Option<(u64, u64)>) -> Result<Self> {
         let mut preamble = [0; PREAMBLE_BYTES];
         fill(&mut input, &mut preamble, 0, "its header")?;
+        if legacy_delta::is_delta(&preamble) {
+            return Self::open_legacy(input, &preamble, sizes);
+        }
         let length = Header::length(&preamble).map_err(|error| error.at_offset(0))?;
         let mut bytes = preamble.to_vec();
         bytes.resize(length, 0);
         let (_, rest) = bytes.split_at_mut(PREAMBLE_BYTES);
         fill(&mut input, rest, PREAMBLE_BYTES as u64, "its header")?;
         let header = Header::decode(&bytes).map_err(|error| error.at_offset(0))?;
+        Ok(Self::begin(input, header, &bytes))
+    }
+
+    /// A reader that has read `bytes`, which are `header`.
+    pub(super) fn begin(input: R, header: Header, bytes: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&bytes);
-        Ok(Self {
+        hasher.update(bytes);
+        Self {
             input,
             geometry: header.geometry(),
             header,
             hasher,
-            offset: length as u64,
+            offset: bytes.len() as u64,
             next_chunk: 0,
             counted: End::default(),
             end: None,
             known: None,
-        })
+            legacy: None,
+        }
     }
 
-    /// As [`Reader::open`], for an input that was read to its end before and had this digest. The end marker must
-    /// tell the same, and every extent is checked against its own sums; only the whole is not hashed again.
+    /// As [`Reader::open_any`], for an input that was read to its end before and had this digest. The end marker
+    /// must tell the same, and every extent is checked against its own sums; only the whole is not hashed again.
     ///
     /// # Errors
-    /// As [`Reader::open`].
-    pub(crate) fn open_known(input: R, digest: [u8; 32]) -> Result<Self> {
-        Ok(Self { known: Some(digest), ..Self::open(input)? })
+    /// As [`Reader::open_any`].
+    pub(crate) fn open_known(input: R, sizes: Option<(u64, u64)>, digest: [u8; 32]) -> Result<Self> {
+        Ok(Self { known: Some(digest), ..Self::open_any(input, sizes)? })
     }
 
-    fn hash(&mut self, bytes: &[u8]) {
+    /// The digest of what was read.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        self.known.unwrap_or_else(|| *self.hasher.finalize().as_bytes())
+    }
+
+    pub(super) fn hash(&mut self, bytes: &[u8]) {
         if self.known.is_none() {
             self.hasher.update(bytes);
         }
@@ -112,6 +169,9 @@ impl<R: Read> Reader<R> {
     pub fn next_extent(&mut self) -> Result<Option<ReadExtent>> {
         if self.end.is_some() {
             return Ok(None);
+        }
+        if self.is_legacy() {
+            return self.next_legacy();
         }
         let at = self.offset;
         let mut magic = [0; 4];
@@ -152,10 +212,10 @@ impl<R: Read> Reader<R> {
         self.counted.chunks = self.counted.chunks.saturating_add(u64::from(head.chunks));
         self.counted.data_bytes = self.counted.data_bytes.saturating_add(data);
         self.counted.payload_bytes = self.counted.payload_bytes.saturating_add(u64::from(head.payload_bytes));
-        Ok(ReadExtent { head, offset_bytes, result_crcs: numbers(&arrays), base_crcs, payload })
+        Ok(ReadExtent { head, offset_bytes, result_crcs: numbers(&arrays), base_crcs, payload, legacy: None })
     }
 
-    fn body(&mut self, len: usize) -> Result<Buffer> {
+    pub(super) fn body(&mut self, len: usize) -> Result<Buffer> {
         let mut bytes = Buffer::unwritten(len);
         fill(&mut self.input, &mut bytes, self.offset, "an extent")?;
         self.hash(&bytes);
@@ -177,7 +237,7 @@ impl<R: Read> Reader<R> {
         let end = End::decode(&bytes)?;
         let (covered, _) = bytes.split_at(End::COVERED_BYTES);
         self.hash(covered);
-        self.counted.digest = self.known.unwrap_or_else(|| *self.hasher.finalize().as_bytes());
+        self.counted.digest = self.digest();
         if end != self.counted {
             return Err(Error::damaged(format!(
                 "end marker tells of {} extents, {} bytes and digest {}, the delta has {}, {} and {}",
@@ -214,7 +274,7 @@ pub(crate) struct Pieces<R> {
 
 impl<R: Read> Pieces<R> {
     pub(crate) fn new(reader: Reader<R>) -> Self {
-        Self { tally: Tally::new(reader.header()), reader, rest: None }
+        Self { tally: Tally::new(&reader), reader, rest: None }
     }
 
     pub(crate) fn next_piece(&mut self) -> Result<Option<ReadExtent>> {

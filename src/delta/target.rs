@@ -18,6 +18,11 @@ pub trait Volume: Sync {
         false
     }
 
+    /// Size in bytes of the old data, if that lies elsewhere.
+    fn base_size(&self) -> Option<u64> {
+        None
+    }
+
     /// Bytes as they are now.
     ///
     /// # Errors

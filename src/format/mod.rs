@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod delta;
 pub mod field;
 pub mod legacy;
+pub mod legacy_delta;
 pub mod qcow2;
 pub mod rbd;
 pub mod record;
@@ -13,6 +14,7 @@ pub mod run;
 pub mod salt;
 pub mod superblock;
 pub mod table;
+pub mod vcdiff;
 
 /// Every layout table, in the order of `docs/format.md`, which is generated from them.
 #[must_use]
@@ -45,6 +47,8 @@ pub fn tables() -> Vec<field::Table> {
         delta::RawExtent::TABLE,
         delta::RawEnd::TABLE,
         delta::RawContinuation::TABLE,
+        legacy_delta::RawHeader::TABLE,
+        legacy_delta::RawExtent::TABLE,
         qcow2::RawHeader::TABLE,
         legacy::superblock::RawSuperblock::TABLE,
         legacy::superblock::RawSnapshot::TABLE,
