@@ -5,7 +5,10 @@
 
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
-use ddsnap::delta::{ChangelistReader, FileTarget, Part as DeltaPart, info, transcode, verify};
+use ddsnap::delta::{
+    ApplyOptions, BasedTarget, ChangelistReader, FileTarget, Input, Part as DeltaPart, Verdict, apply, info,
+    transcode, verify,
+};
 use ddsnap::dump::{Options, Part, dump, read_tables};
 use ddsnap::error::Kind;
 use ddsnap::format::checkpoint::{Checkpoint, decode_part};
@@ -15,6 +18,7 @@ use ddsnap::format::record::Record;
 use ddsnap::format::run::{decode_block, decode_directory, encode_block};
 use ddsnap::format::superblock::Superblock;
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_fingerprint};
+use ddsnap::format::vcdiff;
 use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
@@ -47,7 +51,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -56,6 +60,8 @@ pub const TARGETS: [Target; 14] = [
     ("tables", tables),
     ("changelist", changelist),
     ("delta", delta),
+    ("legacy_delta", legacy_delta),
+    ("vcdiff", vcdiff),
     ("continuation", continuation),
     ("qcow2", qcow2),
     ("rbd", rbd),
@@ -149,6 +155,48 @@ pub fn delta(data: &[u8]) {
     let _ = info(&mut &*data, &Silent);
     let base = Memory::from_bytes(&[0; 1 << 16]);
     let _ = verify(&mut &*data, Some(&base), 1, &Silent);
+}
+
+/// A delta of 2008, without and with a base; then onto a copy of that, which is changed as a whole or not at all.
+pub fn legacy_delta(data: &[u8]) {
+    let _ = info(&mut &*data, &Silent);
+    let base = Memory::from_bytes(&LEGACY_BASE);
+    let sound = matches!(verify(&mut &*data, Some(&base), 1, &Silent), Ok(Verdict::Sound { .. }));
+    let target = Memory::from_bytes(&LEGACY_BASE);
+    let options = ApplyOptions { force: false, undo: None, dry_run: false, threads: 1 };
+    let mut input = Input::from_reader(Box::new(Cursor::new(data.to_vec())));
+    let plain = FileTarget::new(&target);
+    let applied = apply(&mut input, &BasedTarget::new(&plain, &base), &options, &Silent).is_ok();
+    let is_legacy = ddsnap::format::legacy_delta::is_delta(data);
+    assert!(!is_legacy || applied == sound, "what is sound is applied, and nothing else");
+    assert!(
+        applied || target.to_vec().is_ok_and(|now| now == LEGACY_BASE),
+        "refused, but something was written"
+    );
+}
+
+/// What deltas of 2008 are tried on: 40 chunks of 512 bytes and a half.
+pub const LEGACY_BASE: [u8; 20736] = {
+    let mut bytes = [0; 20736];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = (at * at >> 7) as u8;
+        at += 1;
+    }
+    bytes
+};
+
+/// The first byte says how long the target is, in steps of 64; the source is the same every time.
+pub fn vcdiff(data: &[u8]) {
+    let Some((steps, payload)) = data.split_first() else { return };
+    let length = usize::from(*steps) * 64;
+    if let Ok(target) = vcdiff::decode(payload, &LEGACY_BASE, length) {
+        assert_eq!(target.len(), length);
+        let again = vcdiff::encode(&LEGACY_BASE, &target);
+        assert!(vcdiff::decode(&again, &LEGACY_BASE, length).is_ok_and(|back| back == target));
+    }
+    let encoded = vcdiff::encode(&LEGACY_BASE, payload);
+    assert!(vcdiff::decode(&encoded, &LEGACY_BASE, payload.len()).is_ok_and(|back| back == payload));
 }
 
 pub fn qcow2(data: &[u8]) {

@@ -5,7 +5,7 @@
 #[path = "../fuzz/targets.rs"]
 mod targets;
 
-use crate::harness::Rng;
+use crate::harness::{Rng, noise};
 use ddsnap::format::checkpoint::{Checkpoint, LogPosition, encode_part};
 use ddsnap::format::delta::ResumePoint;
 use ddsnap::format::qcow2::{Backing, BackingFormat, Geometry};
@@ -13,9 +13,10 @@ use ddsnap::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use ddsnap::format::run::{Key, Value, encode_block, encode_directory};
 use ddsnap::format::superblock::{Extent, Superblock};
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume};
+use ddsnap::format::vcdiff::encode;
 use ddsnap::units::Uuid;
 use std::path::{Path, PathBuf};
-use targets::{STORE, TARGETS};
+use targets::{LEGACY_BASE, STORE, TARGETS};
 
 fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus").join(target)
@@ -161,6 +162,35 @@ fn delta_seeds() -> Vec<Vec<u8>> {
     ways.map(|way| dir.ok(&format!("create-delta {way} --compare old new -o -")).stdout).to_vec()
 }
 
+/// Deltas of 2008 that apply to what the target applies them to, in every way.
+fn legacy_seeds() -> Vec<Vec<u8>> {
+    let dir = crate::harness::Dir::new();
+    let mut new = LEGACY_BASE.to_vec();
+    new[700..720].copy_from_slice(b"twenty bytes of text");
+    new[9000..12_000].fill(0);
+    new[20_700] ^= 1;
+    dir.write("old", &LEGACY_BASE);
+    dir.write("new", &new);
+    let list = [1u64, 17, 18, 19, 20, 21, 22, 23, 40, u64::MAX].map(u64::to_le_bytes).concat();
+    dir.write("list", &[&b"rln\0\0\0\0\0\x09\0\0\0\x01\0\0\0\x02\0\0\0"[..], &list].concat());
+    ["-r", "-x", "-r -g6", "-b"]
+        .map(|way| {
+            dir.ok(&format!("create-delta {way} --format 2008 list delta old new"));
+            dir.read("delta")
+        })
+        .to_vec()
+}
+
+fn vcdiff_seeds() -> Vec<Vec<u8>> {
+    let mut edited = LEGACY_BASE[..6400].to_vec();
+    edited.rotate_left(1000);
+    edited[50..90].fill(b'-');
+    let window = |target: &[u8]| {
+        [&[u8::try_from(target.len() / 64).unwrap()][..], &encode(&LEGACY_BASE, target)].concat()
+    };
+    vec![window(&edited), window(&[7; 640]), window(&noise(9, 64))]
+}
+
 fn qcow2_seed() -> Vec<u8> {
     let geometry = Geometry::new(12, 1 << 20).unwrap();
     let backing = Backing { name: b"monday.img".to_vec(), format: BackingFormat::Raw };
@@ -209,6 +239,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "changelist" => vec![changelist_seed()],
         "import" => import_seeds(),
         "delta" => delta_seeds(),
+        "legacy_delta" => legacy_seeds(),
+        "vcdiff" => vcdiff_seeds(),
         "continuation" => continuation_seeds(),
         "rbd" => rbd_seeds(),
         "qcow2" => vec![qcow2_seed()],

@@ -17,6 +17,7 @@ mod cli_examples;
 mod cli_export;
 mod cli_fsck;
 mod cli_import;
+mod cli_legacy;
 mod cli_map;
 mod cli_model;
 mod cli_report;

@@ -267,7 +267,13 @@ fn make_legacy(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Error::new(Kind::Usage, "a delta of 2008 cannot be continued: leave out --resume"));
     }
     let level = match (args.level, args.best) {
-        (None, best) => if best { 9 } else { 0 },
+        (None, best) => {
+            if best {
+                9
+            } else {
+                0
+            }
+        }
         (Some(level), _) => u32::try_from(level).ok().filter(|level| *level <= 9).ok_or_else(|| {
             Error::new(Kind::Usage, format!("the level is {level}, a delta of 2008 has 0 to 9"))
         })?,
@@ -313,7 +319,8 @@ fn ensure_whole(changes: Option<Changes<'_>>, source: &Source) -> Result<()> {
     let what = format!(
         "the list starts from no snapshot and names {named} chunks, but a whole volume has all {chunks}"
     );
-    Err(Error::new(Kind::Refused, what).hint("in 2008, the first chunks would have been stored as if they were all"))
+    Err(Error::new(Kind::Refused, what)
+        .hint("in 2008, the first chunks would have been stored as if they were all"))
 }
 
 fn plan(args: &Args) -> Result<Plan> {

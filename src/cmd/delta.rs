@@ -266,12 +266,7 @@ fn info_lines(info: &DeltaInfo) -> Vec<String> {
     for (kind, count) in info.kinds.iter().filter(|(_, count)| count.extents > 0) {
         lines.push(format!(
             "  {:<9} {} extents, {} chunks, {} bytes in {} bytes, largest {} bytes",
-            kind,
-            count.extents,
-            count.chunks,
-            count.data_bytes,
-            count.payload_bytes,
-            count.largest_bytes
+            kind, count.extents, count.chunks, count.data_bytes, count.payload_bytes, count.largest_bytes
         ));
     }
     lines
@@ -282,7 +277,9 @@ fn base_text(info: &DeltaInfo) -> String {
     let carrying: u64 = info.kinds.iter().map(|(_, count)| count.with_base_crcs).sum();
     match (&info.header.source, carrying) {
         (None, _) => "none needed".to_owned(),
-        _ if info.legacy.is_some() => "every extent has a sum of its bytes, which does not prove their order".to_owned(),
+        _ if info.legacy.is_some() => {
+            "every extent has a sum of its bytes, which does not prove their order".to_owned()
+        }
         (_, carrying) if carrying == info.extents => "every chunk proves it by a checksum".to_owned(),
         (_, 0) => "no checksums of it".to_owned(),
         (_, carrying) => format!("checksums of it in {carrying} of {} extents", info.extents),

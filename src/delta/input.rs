@@ -107,7 +107,13 @@ impl Input {
 
     /// A delta in an open file; `path` is for messages.
     pub(crate) fn from_file(file: File, path: &Path) -> Self {
-        Self { path: Some(path.to_path_buf()), source: Source::File(file), stamp: None, diff: None, sizes: None }
+        Self {
+            path: Some(path.to_path_buf()),
+            source: Source::File(file),
+            stamp: None,
+            diff: None,
+            sizes: None,
+        }
     }
 
     /// The header. What of a stream was read for it is read again afterwards.

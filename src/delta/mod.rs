@@ -49,9 +49,7 @@ pub use create::{CreateOptions, create};
 pub use input::Input;
 pub use inspect::{DeltaInfo, Verdict, info, verify};
 pub use invert::invert;
-pub use legacy::{
-    BasedTarget, Legacy, LegacyFacts, LegacyMode, LegacyOptions, LegacySummary, create_legacy,
-};
+pub use legacy::{BasedTarget, Legacy, LegacyFacts, LegacyMode, LegacyOptions, LegacySummary, create_legacy};
 pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
 pub(crate) use pipeline::{ordered, workers};
 pub use rbd::{Diff, RbdSummary, Sidecar, create_rbd, sidecar_path, transcode};

@@ -16,8 +16,8 @@ use super::delta::{CHUNK_BITS_MAX, CHUNK_BITS_MIN, EXTENT_BYTES_MAX, VOLUME_BYTE
 use crate::error::{Error, Result};
 use crate::format::field::raw_struct;
 use crate::units::Tag;
-use zerocopy::little_endian::{U32, U64};
 use zerocopy::FromBytes;
+use zerocopy::little_endian::{U32, U64};
 
 raw_struct! {
     /// Header of a delta file of 2008.
@@ -105,10 +105,9 @@ impl Header {
         ensure(is_delta(&raw.magic), || format!("not a delta of 2008: magic is {}", hex::encode(raw.magic)))?;
         let size = raw.chunk_bytes.get();
         let chunk_bits = size.trailing_zeros();
-        ensure(
-            size.is_power_of_two() && (CHUNK_BITS_MIN..=CHUNK_BITS_MAX).contains(&chunk_bits),
-            || format!("chunks have {size} bytes, expected a power of two from 512 to 1048576"),
-        )?;
+        ensure(size.is_power_of_two() && (CHUNK_BITS_MIN..=CHUNK_BITS_MAX).contains(&chunk_bits), || {
+            format!("chunks have {size} bytes, expected a power of two from 512 to 1048576")
+        })?;
         let chunks = raw.chunks.get();
         ensure(chunks <= VOLUME_BYTES_MAX >> chunk_bits, || format!("delta claims {chunks} chunks"))?;
         let source = Some(Tag(raw.source_tag.get())).filter(|tag| *tag != Tag::ORIGIN);
@@ -197,7 +196,9 @@ impl Extent {
             format!("not an extent of 2008: magic is {:08x}, expected {EXTENT_MAGIC:08x}", raw.magic.get())
         })?;
         let mode = raw.mode.get();
-        ensure(matches!(mode, MODE_XDELTA | MODE_RAW), || format!("extent has mode {mode}, expected 1 or 2"))?;
+        ensure(matches!(mode, MODE_XDELTA | MODE_RAW), || {
+            format!("extent has mode {mode}, expected 1 or 2")
+        })?;
         let (offset, chunks, payload) = (raw.offset.get(), raw.chunks.get(), raw.payload_bytes.get());
         let max = u64::from(EXTENT_BYTES_MAX) >> header.chunk_bits;
         ensure((1..=max).contains(&chunks), || format!("extent has {chunks} chunks, expected 1 to {max}"))?;
@@ -258,8 +259,19 @@ mod tests {
         let extent =
             Extent { coding, chunk: 5, chunks: 2, payload_bytes: 8192, source_sum: 0, target_sum: 0 };
         let bytes = extent.encode(&HEADER);
-        for (at, value) in [(0, 0), (4, 3), (4, 0), (12, 1), (19, 0x80), (20, 0), (21, 1), (27, 1), (28, 1), (29, 0), (35, 1)]
-        {
+        for (at, value) in [
+            (0, 0),
+            (4, 3),
+            (4, 0),
+            (12, 1),
+            (19, 0x80),
+            (20, 0),
+            (21, 1),
+            (27, 1),
+            (28, 1),
+            (29, 0),
+            (35, 1),
+        ] {
             let mut bad = bytes;
             bad[at] = value;
             assert!(Extent::decode(&bad, &HEADER).is_err(), "{at}");

@@ -103,9 +103,9 @@ impl Checker<'_> {
             if now != new && now.get(..old.len()) != Some(old) {
                 let at = offset.saturating_add(index.saturating_mul(size) as u64);
                 let what = format!("what lies at byte {at} is neither the base nor the result");
-                return Err(Error::new(Kind::Mismatch, what)
-                    .at_path(self.target.path())
-                    .hint("check that target and base belong together; --force applies the delta regardless"));
+                return Err(Error::new(Kind::Mismatch, what).at_path(self.target.path()).hint(
+                    "check that target and base belong together; --force applies the delta regardless",
+                ));
             }
         }
         Ok(())

@@ -245,7 +245,8 @@ impl Encoder<'_> {
 /// The VCDIFF, if it is smaller than the data and stands for it: what was written is read again before it is believed.
 fn xdelta(base: &[u8], new: &[u8]) -> Option<Buffer> {
     let window = vcdiff::encode(base, new);
-    let holds = window.len() < new.len() && vcdiff::decode(&window, base, new.len()).is_ok_and(|back| back == new);
+    let holds =
+        window.len() < new.len() && vcdiff::decode(&window, base, new.len()).is_ok_and(|back| back == new);
     holds.then(|| window.into())
 }
 

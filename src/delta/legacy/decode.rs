@@ -62,7 +62,8 @@ fn inflate(payload: &[u8], max: usize) -> Result<Buffer> {
     let made = usize::try_from(zlib.total_out()).unwrap_or(usize::MAX);
     let used = usize::try_from(zlib.total_in()).unwrap_or(usize::MAX);
     if status != Status::StreamEnd || made > max || used != payload.len() {
-        let what = format!("zlib stream of {} bytes ends early, or holds more than {max} bytes", payload.len());
+        let what =
+            format!("zlib stream of {} bytes ends early, or holds more than {max} bytes", payload.len());
         return Err(Error::damaged(what));
     }
     out.truncate(made);

@@ -96,8 +96,12 @@ impl<R: Read> Reader<R> {
         self.check_place(&extent, left).map_err(|error| error.at_offset(at))?;
         let payload = self.body(to_usize(u64::from(extent.payload_bytes)))?;
         let chunks = u64::from(extent.chunks);
-        self.legacy =
-            Some(LegacyState { header, left: left.saturating_sub(chunks), stale_sum: extent.source_sum, sized });
+        self.legacy = Some(LegacyState {
+            header,
+            left: left.saturating_sub(chunks),
+            stale_sum: extent.source_sum,
+            sized,
+        });
         let head = Extent {
             kind: ExtentKind::Raw,
             chunk: extent.chunk,
@@ -127,8 +131,7 @@ impl<R: Read> Reader<R> {
             return Err(Error::damaged(format!("extent has {chunks} chunks where {left} are left")));
         }
         if chunk < self.next_chunk {
-            let what =
-                format!("extent begins at chunk {chunk}, expected {} or later", self.next_chunk);
+            let what = format!("extent begins at chunk {chunk}, expected {} or later", self.next_chunk);
             return Err(Error::new(Kind::Unsupported, what)
                 .hint("deltas of 2008 whose extents overlap or are out of order are not applied"));
         }

@@ -54,7 +54,16 @@ fn numbers_are_those_of_the_standard() {
     for number in [0, 1, 127, 128, 16383, 16384] {
         out.clear();
         put_number(&mut out, number);
-        assert_eq!(out.len(), if number < 128 { 1 } else if number < 16384 { 2 } else { 3 });
+        assert_eq!(
+            out.len(),
+            if number < 128 {
+                1
+            } else if number < 16384 {
+                2
+            } else {
+                3
+            }
+        );
     }
     assert_eq!(adler32(b"Wikipedia"), 0x11e6_0398);
 }
@@ -86,7 +95,8 @@ fn a_window_may_say_what_this_encoder_never_does() {
     let data = *b"xyz";
     let mut window = vec![31, 0, 3, 6, 5];
     window.extend(data.iter().chain(&code).chain(&addresses));
-    let mut delta = vec![0xd6, 0xc3, 0xc4, 0, 4, 3, b'a', b'b', b'c', 1, 5, 0, u8::try_from(window.len()).unwrap()];
+    let mut delta =
+        vec![0xd6, 0xc3, 0xc4, 0, 4, 3, b'a', b'b', b'c', 1, 5, 0, u8::try_from(window.len()).unwrap()];
     delta.extend(&window);
     let error = decode(&delta, b"01234", 31).unwrap_err().to_string();
     assert_eq!(error, "VCDIFF window makes 23 bytes of 31, 0 bytes of it left over");
@@ -131,7 +141,8 @@ fn splitmix(number: u64) -> u64 {
 
 /// Lines of words, as the data was made of from which the payload below comes.
 fn text(lines: std::ops::Range<u64>) -> Vec<u8> {
-    const WORDS: [&str; 8] = ["alpha ", "bravo ", "charlie ", "delta ", "echo ", "foxtrot ", "golf\n", "hotel "];
+    const WORDS: [&str; 8] =
+        ["alpha ", "bravo ", "charlie ", "delta ", "echo ", "foxtrot ", "golf\n", "hotel "];
     lines
         .flat_map(|line| {
             let (mut rest, mut out) = (splitmix((1 << 32) + line), String::new());
