@@ -176,11 +176,11 @@ pub fn legacy_delta(data: &[u8]) {
 }
 
 /// What deltas of 2008 are tried on: 40 chunks of 512 bytes and a half.
-pub const LEGACY_BASE: [u8; 20736] = {
+pub static LEGACY_BASE: [u8; 20736] = {
     let mut bytes = [0; 20736];
     let mut at = 0;
     while at < bytes.len() {
-        bytes[at] = (at * at >> 7) as u8;
+        bytes[at] = ((at * at) >> 7) as u8;
         at += 1;
     }
     bytes

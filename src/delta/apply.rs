@@ -178,7 +178,10 @@ pub(crate) fn verify_for(
         check_size(&header, target, trust.force)?;
         let (mut resumed, mut pending_bytes, mut pending) = (false, 0u64, Pieceset::default());
         let mut piece = 0usize;
-        let is_legacy = reader.is_legacy();
+        let hint = match reader.is_legacy() {
+            true => "add --undo FILE, or name the old data with --base PATH: an apply may be interrupted",
+            false => "add --undo FILE, so that an interrupted apply cannot strand the target",
+        };
         let needs_undo = options.undo.is_none() && !target.keeps_base();
         let mut pieces = Pieces::new(reader);
         progress.stage("verify delta", None);
@@ -188,10 +191,7 @@ pub(crate) fn verify_for(
             if needs_undo && needs_base {
                 return Err(Error::new(Kind::Refused, "the delta refers to old data of the target in place")
                     .at_path(target.path())
-                    .hint(match is_legacy {
-                        true => "add --undo FILE, or name the old data with --base PATH, so that an interrupted apply cannot strand the target",
-                        false => "add --undo FILE, so that an interrupted apply cannot strand the target",
-                    }));
+                    .hint(hint));
             }
             resumed |= checked.resumed;
             if checked.differs {

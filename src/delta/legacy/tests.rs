@@ -1,4 +1,5 @@
 //! Through memory: what the command line cannot show, and every damage.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 
 use super::{BasedTarget, LegacyMode, LegacyOptions, create_legacy};
 use crate::block::memory::Memory;

@@ -63,7 +63,8 @@ fn meaning(code: u8) -> (Half, Option<Half>) {
         }
         163..=234 => {
             let (mode, rest) = parts(163, 12);
-            (add(rest / 3 + 1), Some(copy(mode, rest % 3 + 4)))
+            let (added, copied) = (rest / 3, rest % 3);
+            (add(added.saturating_add(1)), Some(copy(mode, copied.saturating_add(4))))
         }
         235..=246 => {
             let (mode, size) = parts(235, 4);
