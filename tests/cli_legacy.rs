@@ -163,6 +163,16 @@ fn what_cannot_be_right_is_refused() {
 }
 
 #[test]
+fn a_store_of_2008_is_no_target() {
+    let (dir, ..) = pair();
+    dir.ok("create-delta --compare old(1) old(2) -o full");
+    dir.patch("image", 4096, |bytes| bytes[..8].copy_from_slice(b"\x74\x65\x73\x74\xdd\x07\x06\x04"));
+    for args in ["full image", "--force full image", "--dry-run full image"] {
+        dir.untouched(|dir| dir.run(&format!("apply-delta {args}")).expect(5).says("2008"));
+    }
+}
+
+#[test]
 fn a_whole_volume_is_all_of_it() {
     let (dir, _, new) = pair();
     let list = |chunks: u64| {

@@ -77,6 +77,7 @@ impl Case {
             assert_eq!(run.text(), String::from_utf8(expected).unwrap(), "{}: {file}", self.name);
         }
         self.dir.run(&format!("map --json store.img {devices}")).expect(0);
+        self.check_inputs_are_kept();
         std::fs::remove_file(self.dir.path("list")).ok();
         assert_eq!(self.dir.hashes(), before, "{}: something was written", self.name);
     }
@@ -93,6 +94,28 @@ impl Case {
         for (tag, _) in images.iter().filter(|(_, image)| !image["squashed"].is_null()) {
             let run = self.dir.run(&format!("read {store} {tag} --origin origin.img"));
             assert_eq!(run.code, Some(5), "{}: {}", self.name, run.stderr);
+        }
+    }
+
+    /// No command that only reads a store takes a device of it for its result.
+    fn check_inputs_are_kept(&self) {
+        let (devices, tags) = (self.devices(), self.facts["snapshot_images"].as_object().unwrap());
+        let Some(tag) = tags.iter().find(|(_, image)| image["squashed"].is_null()).map(|(tag, _)| tag) else {
+            return;
+        };
+        for device in ["store.img", "meta.img", "origin.img"] {
+            if !self.dir.path(device).exists() {
+                continue;
+            }
+            for args in [
+                format!("export store.img {tag} {device}"),
+                format!("create-delta store.img {tag} origin -o {device}"),
+                format!("changelist store.img {device} {tag} origin"),
+            ] {
+                let run = self.dir.run(&format!("{args} --origin origin.img {devices}"));
+                let is_kept = run.code == Some(2) && run.stderr.contains("would overwrite its own input");
+                assert!(is_kept, "{}: {args}: {}", self.name, run.stderr);
+            }
         }
     }
 

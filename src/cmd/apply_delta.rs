@@ -189,10 +189,12 @@ fn apply_input(
     }
     if args.dry_run {
         let file = Overlay::new(FileReader::open_origin_read(target)?);
+        open::refuse_legacy(&file)?;
         return apply_plain(args, input, &FileTarget::new(&file), options, ui);
     }
     open::ensure_not_held(target)?;
     let file = FileWriter::open(target)?;
+    open::refuse_legacy(&file)?;
     let summary = apply_plain(args, input, &FileTarget::new(&file), options, ui)?;
     file.flush()?;
     Ok(summary)

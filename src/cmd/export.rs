@@ -116,8 +116,8 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
     }
     let view = open::view_with_origin(&args.vol)?;
     let origin = open::origin_path(&args.vol, &view.info());
-    let mut inputs = vec![args.vol.vol.as_path(), &origin];
-    inputs.extend(args.backing.as_deref());
+    let mut inputs = open::inputs(&args.vol.vol, &args.vol.old, origin);
+    inputs.extend(args.backing.clone());
     for output in [Some(&args.file), args.bmap.as_ref()].into_iter().flatten() {
         open::ensure_output_elsewhere(output, &inputs)?;
     }

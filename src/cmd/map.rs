@@ -74,7 +74,10 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
     let wide = if wide == 0 { heat::COLUMNS } else { wide };
     match &args.svg {
         Some(path) => {
-            open::ensure_output_elsewhere(path, &[&args.vol, &view.info().origin_path])?;
+            open::ensure_output_elsewhere(
+                path,
+                &open::inputs(&args.vol, &args.old, view.info().origin_path),
+            )?;
             let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;
             let head = head(args, &made);
             let (svg, height) = if made.is_history {

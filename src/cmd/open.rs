@@ -199,7 +199,11 @@ fn refuse_special(vol: &Path) -> Result<()> {
     }
 }
 
-fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
+/// Refuses a store of 2008 as something to be changed or overwritten.
+///
+/// # Errors
+/// `Kind::Refused`; `Kind::Io`.
+pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
     if !legacy::is_store(store)? {
         return Ok(());
     }
@@ -240,6 +244,12 @@ pub fn has_superblock(device: &dyn ReadAt) -> Result<bool> {
 #[must_use]
 pub fn origin_path(args: &VolArgs, info: &StoreInfo) -> PathBuf {
     args.origin.clone().unwrap_or_else(|| info.origin_path.clone())
+}
+
+/// Everything that a command which reads a volume reads, and its result must not overwrite.
+#[must_use]
+pub fn inputs(vol: &Path, old: &OldArgs, origin: PathBuf) -> Vec<PathBuf> {
+    [vol.to_path_buf(), origin].into_iter().chain(old.meta.clone()).collect()
 }
 
 fn origin_hint(args: &VolArgs, error: Error) -> Error {
@@ -295,12 +305,12 @@ pub fn is_same(a: &Path, b: &Path) -> bool {
 ///
 /// # Errors
 /// `Kind::Usage`.
-pub fn ensure_output_elsewhere(output: &Path, inputs: &[&Path]) -> Result<()> {
-    match inputs.iter().find(|input| is_same(output, input)) {
+pub fn ensure_output_elsewhere(output: &Path, inputs: &[impl AsRef<Path>]) -> Result<()> {
+    match inputs.iter().find(|input| is_same(output, input.as_ref())) {
         None => Ok(()),
         Some(input) => Err(Error::new(
             Kind::Usage,
-            format!("the output would overwrite its own input {}", input.display()),
+            format!("the output would overwrite its own input {}", input.as_ref().display()),
         )
         .at_path(output)),
     }

@@ -77,7 +77,6 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
         }
         Err(error) => return Err(error.at_path(&args.vol)),
     }
-    let inputs: Vec<_> = inputs.iter().map(PathBuf::as_path).collect();
     open::ensure_output_elsewhere(&args.output, &inputs)?;
     let mut output = Output::create_text(&args.output, true)?;
     let page = report::html(&found);

@@ -48,7 +48,7 @@ impl Source {
             open::readable_point(view.as_ref(), &vol.vol, name, accept).map(|point| point.id)
         };
         let (from, to) = (from.map(point).transpose()?, point(to)?);
-        let inputs = vec![vol.vol.clone(), open::origin_path(vol, &view.info())];
+        let inputs = open::inputs(&vol.vol, &vol.old, open::origin_path(vol, &view.info()));
         // Snapshots of 2008 can have been written to, and nothing shows it.
         let is_known = view.info().legacy.is_none();
         let is_fixed =
@@ -99,8 +99,7 @@ impl Source {
     /// # Errors
     /// `Kind::Usage`.
     pub fn ensure_output_elsewhere(&self, output: &Path) -> Result<()> {
-        let inputs: Vec<&Path> = self.inputs.iter().map(PathBuf::as_path).collect();
-        open::ensure_output_elsewhere(output, &inputs)
+        open::ensure_output_elsewhere(output, &self.inputs)
     }
 }
 

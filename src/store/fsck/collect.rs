@@ -7,7 +7,7 @@ use crate::store::merge;
 use crate::store::state::{State, bit};
 use std::collections::BTreeMap;
 
-/// Entries collected in memory before they go to a run: at most 24 MiB.
+/// Entries collected in memory before they go to a run: some 10 MiB, and the change bits that they prove.
 pub const MEMORY_ENTRIES: usize = 256 << 10;
 
 /// What was found of the index. Of several values of a key the last one that was added wins; change bits are united,
