@@ -19,7 +19,9 @@ use ddsnap::format::run::{decode_block, decode_directory, encode_block};
 use ddsnap::format::superblock::Superblock;
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_fingerprint};
 use ddsnap::format::vcdiff;
+use ddsnap::legacy;
 use ddsnap::point::import::{Import, ImportOptions};
+use ddsnap::point::volume::Volume as _;
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::fsck::{CheckOptions, Leave, RebuildOptions, check, rebuild, repair};
@@ -51,7 +53,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -68,6 +70,7 @@ pub const TARGETS: [Target; 16] = [
     ("store", store),
     ("yaml", yaml),
     ("import", import),
+    ("legacy", legacy),
 ];
 
 pub fn superblock(data: &[u8]) {
@@ -202,6 +205,45 @@ pub fn vcdiff(data: &[u8]) {
 pub fn qcow2(data: &[u8]) {
     if let Ok(Some(image)) = qcow2::decode(data) {
         assert!(data.len() >= size_of::<qcow2::RawHeader>() && (9..=21).contains(&image.cluster_bits));
+    }
+}
+
+/// A store of 2008: how to open it (bit 0: with a metadata device; bits 1 and 2: the layout), then the device with its
+/// metadata, from the superblock on.
+pub fn legacy(data: &[u8]) {
+    let Some((way, rest)) = data.split_first() else { return };
+    let metadata = Memory::new(4096 + rest.len() as u64);
+    if metadata.write_at(rest, 4096).is_err() {
+        return;
+    }
+    let metadata: Arc<dyn ReadAt> = Arc::new(metadata);
+    let origin: Option<Arc<dyn ReadAt>> = Some(Arc::new(Memory::from_bytes(&[1; 1 << 15])));
+    let devices = if way & 1 == 1 {
+        let store = Arc::new(Memory::from_bytes(&[2; 1 << 15]));
+        legacy::Devices { store, metadata: Some(metadata), origin }
+    } else {
+        legacy::Devices { store: metadata, metadata: None, origin }
+    };
+    let release = match way >> 1 & 3 {
+        1 => Some(legacy::Release::R04),
+        2 => Some(legacy::Release::R10),
+        _ => None,
+    };
+    let Ok(store) = legacy::Store::open(devices, release) else { return };
+    let _ = (store.info(), store.snapshots(), store.sharing());
+    let points = store.points();
+    for point in points.iter().take(4) {
+        let mut bytes = vec![0; units::index(point.size_bytes.min(1 << 15))];
+        let _ = store.read(point.id, 0, &mut bytes);
+        for from in [None, points.first().map(|first| first.id), Some(PointId::Origin)] {
+            let Ok(changes) = store.changed(from, point.id) else { continue };
+            let mut last = 0;
+            for range in changes {
+                let Ok(range) = range else { break };
+                assert!(range.start >= last && range.end > range.start);
+                last = range.end;
+            }
+        }
     }
 }
 

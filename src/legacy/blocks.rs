@@ -62,4 +62,14 @@ impl Blocks {
         self.device.read_at(&mut block, sector.saturating_mul(SECTOR))?;
         Ok(block)
     }
+
+    /// Where the first child is of the block on the device at `sector`, if that is a node.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn first_child(&self, sector: u64) -> Result<u64> {
+        let mut child = [0; 8];
+        self.device.read_at(&mut child, sector.saturating_mul(SECTOR).saturating_add(16))?;
+        Ok(u64::from_le_bytes(child))
+    }
 }

@@ -12,6 +12,8 @@ mod blocks;
 mod recover;
 mod space;
 mod store;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use crate::format::legacy::superblock::Release;

@@ -7,15 +7,11 @@ use super::blocks::Blocks;
 use super::space::Bitmap;
 use super::walk::{Root, Walk};
 use crate::error::{Kind, Result};
-use crate::format::legacy::SECTOR;
 use crate::format::legacy::journal::Commit;
 use crate::format::legacy::superblock::{Space, Superblock};
 use crate::format::legacy::tree::{Node, has_leaf_magic};
 use crate::units::index;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Bytes read at once when the whole device is looked through.
-const PIECE: u64 = 1 << 20;
 
 /// What recovery found out beside the blocks in [`Blocks`].
 pub(super) struct Recovered {
@@ -68,12 +64,15 @@ fn find_root(sb: &Superblock, found: &mut Recovered, blocks: &Blocks) -> Result<
 fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
     let size = u64::from(sb.journal_size);
     let place = |position: u64| sb.journal_base + position * blocks.sectors();
-    let mut commits: Vec<(u64, Commit)> = Vec::new();
+    let read = |position: u64| -> Result<Option<Commit>> {
+        Ok(Commit::decode(&blocks.read_home(place(position))?, sb.metadata.bits))
+    };
+    // Position and sequence only: the rest is read again of those that count, a few of a whole ring.
+    let mut commits: Vec<(u64, u32)> = Vec::new();
     for position in 0..size {
-        let block = blocks.read_home(place(position))?;
-        commits.extend(Commit::decode(&block, sb.metadata.bits).map(|commit| (position, commit)));
+        commits.extend(read(position)?.map(|commit| (position, commit.sequence)));
     }
-    let run = last_run(commits, size);
+    let run = last_run(commits, size, read)?;
     let mut deferred = BTreeSet::new();
     let oldest = oldest_to_replay(&run);
     let mut moved = BTreeMap::new();
@@ -98,31 +97,37 @@ fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
 }
 
 /// The newest commit and those before it that nothing has overwritten, down to a barrier; the newest first.
-fn last_run(mut commits: Vec<(u64, Commit)>, size: u64) -> Vec<(u64, Commit)> {
-    let Some(newest) = commits.iter().map(|(_, commit)| commit.sequence).reduce(|a, b| {
-        // Sequence numbers wrap.
-        if b.wrapping_sub(a) < 1 << 31 { b } else { a }
-    }) else {
-        return Vec::new();
-    };
-    commits.sort_by_key(|(_, commit)| newest.wrapping_sub(commit.sequence));
-    let mut claimed = BTreeSet::new();
+fn last_run(
+    mut commits: Vec<(u64, u32)>,
+    size: u64,
+    read: impl Fn(u64) -> Result<Option<Commit>>,
+) -> Result<Vec<(u64, Commit)>> {
     let mut run = Vec::new();
-    for ((position, commit), expected) in commits.into_iter().zip(0u32..) {
-        let entries = commit.homes.len() as u64;
-        let places = (0..=entries).map(|back| (position + size - back % size) % size);
-        let is_next = newest.wrapping_sub(commit.sequence) == expected && entries < size;
-        if !is_next || places.clone().any(|place| claimed.contains(&place)) {
+    let newest = commits.iter().map(|(_, sequence)| *sequence);
+    // Sequence numbers wrap.
+    let Some(newest) = newest.reduce(|a, b| if b.wrapping_sub(a) < 1 << 31 { b } else { a }) else {
+        return Ok(run);
+    };
+    commits.sort_by_key(|(_, sequence)| newest.wrapping_sub(*sequence));
+    let mut claimed = vec![false; index(size)];
+    for ((position, sequence), expected) in commits.into_iter().zip(0u32..) {
+        if newest.wrapping_sub(sequence) != expected {
             break;
         }
-        claimed.extend(places);
+        let Some(commit) = read(position)? else { break };
+        let entries = commit.homes.len() as u64;
+        let places = (0..=entries).map(|back| index((position + size - back % size) % size));
+        if entries >= size || places.clone().any(|place| claimed[place]) {
+            break;
+        }
+        places.for_each(|place| claimed[place] = true);
         let is_barrier = commit.is_barrier;
         run.push((position, commit));
         if is_barrier {
             break;
         }
     }
-    run
+    Ok(run)
 }
 
 /// How far back in `run` blocks may not be at home yet.
@@ -157,48 +162,36 @@ fn higher_root(sb: &Superblock, mut root: Root, blocks: &Blocks, deferred: &BTre
     Ok(root)
 }
 
-/// Blocks that are in use, one bit each, but not for anything known.
+/// Blocks that are in use, but not for anything known.
 struct Unexplained<'a> {
     blocks: &'a Blocks,
-    bits: Vec<u64>,
+    /// A bit for each block, 64 of them under the number of the first / 64: what a device only claims to have takes
+    /// no memory.
+    bits: BTreeMap<u64, u64>,
     root: u64,
 }
 
 impl Unexplained<'_> {
     fn any(&self) -> bool {
-        self.bits.iter().any(|word| *word != 0)
+        self.bits.values().any(|word| *word != 0)
     }
 
     /// The first of them that may be a node above the root and is one by `test`; the search for the next root goes on
     /// from there.
     fn find(&mut self, test: impl Fn(u64) -> Result<bool>) -> Result<Option<u64>> {
         let blocks = self.blocks;
-        let per_piece = (PIECE / blocks.size).max(1);
-        let mut piece = Vec::new();
-        let mut first = 0;
-        while first < blocks.count {
-            let count = per_piece.min(blocks.count - first);
-            if (first..first + count).any(|block| self.has(block)) {
-                piece.resize(index(count * blocks.size), 0);
-                blocks.device().read_at(&mut piece, first * blocks.size)?;
-                for block in (first..first + count).filter(|block| self.has(*block)) {
-                    let sector = block * blocks.sectors();
-                    let at = index((block - first) * blocks.size);
-                    let child = &piece[at + 16..at + 24];
-                    let may_be = blocks.moved.contains_key(&sector) || child == self.root.to_le_bytes();
-                    if may_be && test(sector)? {
-                        self.root = sector;
-                        return Ok(Some(sector));
-                    }
+        for (word, bits) in &self.bits {
+            for block in (0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| word * 64 + bit) {
+                let sector = block * blocks.sectors();
+                if (blocks.moved.contains_key(&sector) || blocks.first_child(sector)? == self.root)
+                    && test(sector)?
+                {
+                    self.root = sector;
+                    return Ok(Some(sector));
                 }
             }
-            first += count;
         }
         Ok(None)
-    }
-
-    fn has(&self, block: u64) -> bool {
-        self.bits.get(index(block / 64)).is_some_and(|word| word >> (block % 64) & 1 == 1)
     }
 }
 
@@ -208,15 +201,11 @@ fn unexplained<'a>(
     blocks: &'a Blocks,
     deferred: &BTreeSet<u64>,
 ) -> Result<Unexplained<'a>> {
-    let mut bits = vec![0u64; index(blocks.count.div_ceil(64))];
-    let mut bitmap = Bitmap::new(blocks, sb.metadata, deferred);
-    for block in 0..blocks.count {
-        if bitmap.is_used(block)? {
-            bits[index(block / 64)] |= 1 << (block % 64);
-        }
-    }
+    let mut bits: BTreeMap<u64, u64> = BTreeMap::new();
+    Bitmap::new(blocks, sb.metadata, deferred)
+        .each_used(|word, used| *bits.entry(word).or_default() |= used)?;
     let mut explain = |block: u64| {
-        if let Some(word) = bits.get_mut(index(block / 64)) {
+        if let Some(word) = bits.get_mut(&(block / 64)) {
             *word &= !(1 << (block % 64));
         }
     };
@@ -275,5 +264,3 @@ fn half_deleted(sb: &Superblock, root: Root, blocks: &Blocks, deferred: &BTreeSe
     }
     Ok(if owners.count_ones() == 1 { owners } else { 0 })
 }
-
-const _: () = assert!(PIECE.is_multiple_of(SECTOR));

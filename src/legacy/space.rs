@@ -38,6 +38,28 @@ impl<'a> Bitmap<'a> {
         Ok(block[index(bit / 8)] >> (bit % 8) & 1 == 1)
     }
 
+    /// Hands `found` each run of 64 chunks of which some are in use: the first one / 64, and a bit for each.
+    ///
+    /// # Errors
+    /// As [`Bitmap::is_used`].
+    pub fn each_used(&mut self, mut found: impl FnMut(u64, u64)) -> Result<()> {
+        let chunks = self.space.chunks;
+        let words_per_block = self.blocks.size / 8;
+        for number in 0..self.space.bitmap_blocks {
+            let words = self.block(number)?.as_chunks::<8>().0.iter();
+            for (at, word) in (number * words_per_block..).zip(words) {
+                let inside = chunks.saturating_sub(at * 64).min(64);
+                let bits = u64::from_le_bytes(*word)
+                    & u64::MAX.checked_shr(64 - u32::try_from(inside).unwrap_or(64)).unwrap_or(0);
+                if bits != 0 {
+                    found(at, bits);
+                }
+            }
+        }
+        self.deferred.range(..chunks).for_each(|chunk| found(chunk / 64, 1 << (chunk % 64)));
+        Ok(())
+    }
+
     /// How many chunks are free.
     ///
     /// # Errors

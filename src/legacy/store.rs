@@ -215,7 +215,9 @@ fn ensure_layout(sb: &Superblock, devices: &Devices) -> Result<()> {
 /// Free chunks: as the superblock says after a clean shutdown, else counted.
 fn free(sb: &Superblock, blocks: &Blocks, recovered: &Recovered) -> Result<(u64, Option<u64>)> {
     if !sb.is_busy() {
-        return Ok((sb.metadata.free, sb.data.map(|data| data.free)));
+        // A count that cannot be is told as a fault of the superblock.
+        let said = |space: Space| space.free.min(space.chunks);
+        return Ok((said(sb.metadata), sb.data.map(said)));
     }
     let count = |space: Space| Bitmap::new(blocks, space, &recovered.deferred).count_free();
     Ok((count(sb.metadata)?, sb.data.map(count).transpose()?))

@@ -22,6 +22,8 @@ pub const SQUASHED: u8 = 64;
 pub const BUSY: u64 = 2;
 /// log2 of block and chunk sizes.
 const SIZE_BITS: std::ops::RangeInclusive<u32> = 9..=31;
+/// The same of metadata blocks, which are held in memory: above 256 KiB the journals of the original overran.
+const BLOCK_BITS: std::ops::RangeInclusive<u32> = 9..=24;
 /// More index levels than this no tree of 2^32 chunks can have.
 const LEVELS_MAX: u32 = 33;
 
@@ -412,12 +414,13 @@ impl Superblock {
         let mut faults = Vec::new();
         let mut fault = |is_fatal: bool, text: String| faults.push(Fault { text, is_fatal });
         let spaces = [Some(("metadata", &self.metadata)), self.data.as_ref().map(|data| ("data", data))];
-        for (name, space) in spaces.into_iter().flatten() {
-            if !SIZE_BITS.contains(&space.bits) {
-                fault(true, format!("log2 of the {name} block size is {}, not 9 to 31", space.bits));
+        for ((name, space), sizes) in spaces.into_iter().flatten().zip([BLOCK_BITS, SIZE_BITS]) {
+            if !sizes.contains(&space.bits) {
+                let (bits, most) = (space.bits, sizes.end());
+                fault(true, format!("log2 of the {name} block size is {bits}, not 9 to {most}"));
             }
         }
-        if !SIZE_BITS.contains(&self.metadata.bits) {
+        if !BLOCK_BITS.contains(&self.metadata.bits) {
             // Everything else is counted in blocks.
             return faults;
         }
