@@ -284,3 +284,21 @@ fn a_superblock_that_measures_otherwise_than_the_tables_is_not_believed() {
     dir.run("fsck -n data.snap").expect(4);
     dir.run("read data.snap 1").expect(3);
 }
+
+#[test]
+fn a_store_of_2008_is_looked_at_and_never_repaired() {
+    let dir = Dir::new();
+    let mut store = vec![0; 64 << 10];
+    store[4096..4104].copy_from_slice(&[0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]);
+    dir.write("old.snap", &store);
+    let run = dir.untouched(|dir| dir.run("fsck -n --data old.snap")).expect(4);
+    assert!(run.text().contains("loss: legacy-superblock at byte 4096"), "{}", run.describe());
+    assert!(run.text().contains("note: legacy-unproven"), "{}", run.describe());
+    let document = dir.untouched(|dir| dir.run("fsck -n --json old.snap")).expect(4).json();
+    assert_eq!(document["schema"], "ddsnap.fsck/1");
+    assert_eq!(document["findings"][0]["code"], "legacy-superblock");
+    for leave in ["-p", "-y", "--rebuild", "--dry-run", "--accept-taint"] {
+        let run = dir.untouched(|dir| dir.run(&format!("fsck {leave} old.snap"))).expect(8);
+        assert!(run.stderr.contains("ddsnap upgrade"), "{}", run.describe());
+    }
+}

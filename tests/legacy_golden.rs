@@ -57,6 +57,8 @@ impl Case {
         if self.facts["open_must_fail"] == true {
             let run = self.dir.run("list store.img").expect(3);
             assert!(run.stderr.contains("superblock"), "{}: {}", self.name, run.stderr);
+            let run = self.dir.run("fsck -n store.img").expect(4);
+            assert!(run.text().contains("superblock-lost"), "{}: {}", self.name, run.text());
             assert_eq!(self.dir.hashes(), before, "{}", self.name);
             return;
         }
@@ -64,6 +66,7 @@ impl Case {
         if self.dir.path("store-0.4.img").exists() {
             self.check_images("store-0.4.img");
         }
+        self.check_fsck();
         self.check_changelists();
         for (file, command) in
             [("status.txt", "status"), ("status-v.txt", "status -v"), ("list.txt", "list --legacy")]
@@ -116,6 +119,34 @@ impl Case {
                 let is_kept = run.code == Some(2) && run.stderr.contains("would overwrite its own input");
                 assert!(is_kept, "{}: {args}: {}", self.name, run.stderr);
             }
+        }
+    }
+
+    /// A store is found as sound as it is: after a crash only recovery is told of.
+    fn check_fsck(&self) {
+        let wanted: &[&str] = match (self.name.as_str(), self.facts["kind"].as_str()) {
+            ("overfull-chunk-512", _) => &["legacy-overfull"],
+            ("shrink-nonmult8", _) => &["legacy-end", "legacy-free-count"],
+            (_, Some("crashed")) => &["legacy-recovery"],
+            _ => &[],
+        };
+        let code = if wanted.is_empty() || wanted == ["legacy-recovery"] { 0 } else { 4 };
+        let devices = self.devices();
+        let run =
+            self.dir.run(&format!("fsck -n --json store.img --origin origin.img {devices}")).expect(code);
+        let findings = run.json()["findings"].clone();
+        let codes: Vec<&str> =
+            findings.as_array().unwrap().iter().map(|one| one["code"].as_str().unwrap()).collect();
+        assert_eq!(codes, wanted, "{}: {findings:#}", self.name);
+        if let Some(root) = self.facts["root_repair"]["true_root_sector"].as_u64() {
+            let text = findings[0]["text"].as_str().unwrap();
+            let moved = format!("begins the tree at sector {root} with");
+            assert!(text.contains(&moved), "{}: {text}", self.name);
+        }
+        if self.name == "overfull-chunk-512" {
+            let snapshots = findings[0]["snapshots"].as_array().unwrap();
+            assert!(snapshots.iter().all(|one| one["ranges"] == serde_json::json!([[1536, 2048]])));
+            assert_eq!(snapshots.len(), 29);
         }
     }
 

@@ -6,7 +6,8 @@ use super::open;
 use crate::block::file::FileReader;
 use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::legacy;
 use crate::progress::{Paced, Progress};
 use crate::store::View;
 use crate::store::fsck::{
@@ -22,6 +23,7 @@ const EXAMPLES: &str = "Examples:
   ddsnap fsck -n data.snap
   ddsnap fsck -n --data --json data.snap
   ddsnap fsck -y --dry-run data.snap
+  ddsnap fsck -n --meta old.meta old.snap
 
 The exit status is that of fsck(8): 0 clean, 1 repaired, 4 something is left or lost, 8 could not be checked.";
 
@@ -59,6 +61,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
     #[command(flatten)]
+    old: OldArgs,
+    #[command(flatten)]
     rate: RateArgs,
     /// Print one JSON document (schema ddsnap.fsck/1)
     #[arg(long)]
@@ -86,6 +90,9 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         }
         None => ui.progress(),
     };
+    if let Some(devices) = open::old_devices(&args.store, &args.old, args.origin.as_deref())? {
+        return check_old(args, &devices, ui, progress);
+    }
     let (device, leave, found) = look_first(args, ui, progress)?;
     let mut outcome =
         Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };
@@ -100,13 +107,37 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     if args.accept_taint && !args.dry_run && outcome.left.opens() {
         outcome.taint_accepted = accept_taint(args)?;
     }
-    let exit = outcome.exit();
+    report(args, &outcome, ui)
+}
+
+fn report(args: &Args, outcome: &Outcome, ui: &Ui) -> Result<Exit> {
     if args.json {
         ui.json(&outcome.document())?;
     } else {
         outcome.print(&args.store, ui)?;
     }
-    Ok(exit)
+    Ok(outcome.exit())
+}
+
+/// A store of 2008 is only looked at.
+fn check_old(args: &Args, devices: &legacy::Devices, ui: &Ui, progress: &dyn Progress) -> Result<Exit> {
+    if args.preen || args.yes || args.rebuild || args.dry_run || args.accept_taint {
+        let what = "repairs of stores of 2008 are not there yet";
+        return Err(Error::new(Kind::Unsupported, what).at_path(&args.store).hint(
+            "'ddsnap upgrade' makes a new store of what can be read; 'ddsnap fsck -n' says what is wrong",
+        ));
+    }
+    let checked = legacy::check(devices, args.old.layout, progress)?;
+    let mut found = CheckReport::default();
+    (found.findings, found.records, found.entries) = (checked.findings, checked.commits, checked.exceptions);
+    if args.data {
+        let text = "nothing was compared: the bytes of snapshots cannot be verified";
+        found.findings.push(Finding::new(Code::LegacyUnproven, text));
+    }
+    if !args.json {
+        fsck_report::print_findings(&found.findings, ui)?;
+    }
+    report(args, &Outcome { found: found.clone(), left: found, ..Outcome::default() }, ui)
 }
 
 /// What repairs write to, if there is leave for any.

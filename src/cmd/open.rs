@@ -67,6 +67,19 @@ pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
 /// # Errors
 /// As [`view`]; `Kind::Usage` for what only a store of 2008 has.
 pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Store>> {
+    let Some(devices) = old_devices(vol, old, origin)? else { return Ok(None) };
+    let store = legacy::Store::open(devices, old.layout)?;
+    if let Some(origin) = store.origin() {
+        ensure_origin_size(origin, &store.info())?;
+    }
+    Ok(Some(store))
+}
+
+/// What a store of 2008 lies on, without looking inside; `None` if the store is not one.
+///
+/// # Errors
+/// As [`old_store`].
+pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Devices>> {
     refuse_special(vol)?;
     let store = FileReader::open(vol)?;
     if old.meta.is_none() && !legacy::is_store(&store)? {
@@ -85,16 +98,11 @@ pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Opt
     }
     let metadata = old.meta.as_deref().map(FileReader::open).transpose()?;
     let origin = origin.map(FileReader::open_origin_read).transpose()?;
-    let devices = legacy::Devices {
+    Ok(Some(legacy::Devices {
         store: Arc::new(store),
         metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
         origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
-    };
-    let store = legacy::Store::open(devices, old.layout)?;
-    if let Some(origin) = store.origin() {
-        ensure_origin_size(origin, &store.info())?;
-    }
-    Ok(Some(store))
+    }))
 }
 
 /// Opens a store for changing its tables, without its origin.

@@ -6,9 +6,11 @@
 //! | `recover` | the journal, and which block is the root of the tree |
 //! | `walk` | the exception tree in order of chunks |
 //! | `space` | allocation bitmaps |
+//! | `check` | looking for damage: every rule, beyond the first that is broken |
 //! | `store` | a store as a source of points in time |
 
 mod blocks;
+mod check;
 mod recover;
 mod space;
 mod store;
@@ -17,6 +19,7 @@ mod tests;
 mod walk;
 
 pub use crate::format::legacy::superblock::Release;
+pub use check::{Checked, check};
 pub use store::{Devices, Store};
 
 use crate::block::ReadAt;

@@ -54,25 +54,31 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
 }
 
 fn find_root(sb: &Superblock, found: &mut Recovered, blocks: &Blocks) -> Result<()> {
-    found.root = lower_root(found.root, blocks, sb.metadata, &found.deferred)?;
-    found.root = higher_root(sb, found.root, blocks, &found.deferred)?;
+    found.root = true_root(sb, found.root, blocks, &found.deferred)?;
     found.half_deleted = half_deleted(sb, found.root, blocks, &found.deferred)?;
     Ok(())
+}
+
+/// The root that `root` has become, or what it has become a part of.
+///
+/// # Errors
+/// `Kind::Io`, `Kind::Damaged`.
+pub(super) fn true_root(
+    sb: &Superblock,
+    root: Root,
+    blocks: &Blocks,
+    deferred: &BTreeSet<u64>,
+) -> Result<Root> {
+    let root = lower_root(root, blocks, sb.metadata, deferred)?;
+    higher_root(sb, root, blocks, deferred)
 }
 
 /// Lays the blocks of the last run of commits over the device. Returns the deferred chunks.
 fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
     let size = u64::from(sb.journal_size);
     let place = |position: u64| sb.journal_base + position * blocks.sectors();
-    let read = |position: u64| -> Result<Option<Commit>> {
-        Ok(Commit::decode(&blocks.read_home(place(position))?, sb.metadata.bits))
-    };
-    // Position and sequence only: the rest is read again of those that count, a few of a whole ring.
-    let mut commits: Vec<(u64, u32)> = Vec::new();
-    for position in 0..size {
-        commits.extend(read(position)?.map(|commit| (position, commit.sequence)));
-    }
-    let run = last_run(commits, size, read)?;
+    let read = |position: u64| commit_at(sb, blocks, position);
+    let run = last_run(commits(sb, blocks)?, size, read)?;
     let mut deferred = BTreeSet::new();
     let oldest = oldest_to_replay(&run);
     let mut moved = BTreeMap::new();
@@ -94,6 +100,28 @@ fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
     }
     blocks.moved = moved.into_iter().map(|(home, (_, from))| (home, from)).collect();
     Ok(deferred)
+}
+
+/// Position and sequence of the sound commits of the journal, in order of the ring. The rest is read again of those
+/// that count, a few of a whole ring.
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn commits(sb: &Superblock, blocks: &Blocks) -> Result<Vec<(u64, u32)>> {
+    let mut commits = Vec::new();
+    for position in 0..u64::from(sb.journal_size) {
+        commits.extend(commit_at(sb, blocks, position)?.map(|commit| (position, commit.sequence)));
+    }
+    Ok(commits)
+}
+
+/// The commit in block `position` of the journal, if a sound one is there.
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn commit_at(sb: &Superblock, blocks: &Blocks, position: u64) -> Result<Option<Commit>> {
+    let block = blocks.read_home(sb.journal_base + position * blocks.sectors())?;
+    Ok(Commit::decode(&block, sb.metadata.bits))
 }
 
 /// The newest commit and those before it that nothing has overwritten, down to a barrier; the newest first.

@@ -31,6 +31,18 @@ impl<'a> Bitmap<'a> {
         Ok(self.deferred.contains(&chunk) || self.is_marked(chunk)?)
     }
 
+    /// How many bits behind the end are clear, in the byte that the end is in: the original took them for free chunks.
+    ///
+    /// # Errors
+    /// As [`Bitmap::is_used`].
+    pub fn clear_behind_end(&mut self) -> Result<u64> {
+        let mut clear = 0;
+        for chunk in self.space.chunks..self.space.chunks.next_multiple_of(8) {
+            clear += u64::from(!self.is_marked(chunk)?);
+        }
+        Ok(clear)
+    }
+
     fn is_marked(&mut self, chunk: u64) -> Result<bool> {
         let per_block = self.blocks.size * 8;
         let bit = chunk % per_block;

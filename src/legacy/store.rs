@@ -49,16 +49,12 @@ impl Store {
     /// `Kind::Io`.
     pub fn open(devices: Devices, release: Option<Release>) -> Result<Self> {
         let metadata = devices.metadata.clone().unwrap_or_else(|| Arc::clone(&devices.store));
-        let mut block = vec![0; SIZE];
-        if metadata.size() < OFFSET + SIZE as u64 {
-            let what = format!("a store of 2008 has more than {} bytes", metadata.size());
-            return Err(Error::damaged(what).at_path(metadata.path()));
-        }
-        metadata.read_at(&mut block, OFFSET)?;
+        let block = superblock_of(metadata.as_ref())?;
         let chosen = superblock::choose(&block, metadata.size(), release)
             .map_err(|error| error.at_path(metadata.path()))?;
         let sb = chosen.superblock;
-        ensure_layout(&sb, &devices)?;
+        ensure_pair(&sb, &devices)?;
+        ensure_size(&sb, &devices)?;
         let mut blocks = Blocks::new(metadata, &sb);
         let recovered = recover(&sb, &mut blocks)?;
         let free = free(&sb, &blocks, &recovered)?;
@@ -196,20 +192,44 @@ impl Store {
     }
 }
 
-fn ensure_layout(sb: &Superblock, devices: &Devices) -> Result<()> {
+/// The bytes of the superblock.
+///
+/// # Errors
+/// `Kind::Damaged` for a device that is too small for one; `Kind::Io`.
+pub(super) fn superblock_of(metadata: &dyn ReadAt) -> Result<Vec<u8>> {
+    let mut block = vec![0; SIZE];
+    if metadata.size() < OFFSET + SIZE as u64 {
+        let what = format!("a store of 2008 has more than {} bytes", metadata.size());
+        return Err(Error::damaged(what).at_path(metadata.path()));
+    }
+    metadata.read_at(&mut block, OFFSET)?;
+    Ok(block)
+}
+
+/// Refuses devices that are not those of the store.
+///
+/// # Errors
+/// `Kind::Mismatch`.
+pub(super) fn ensure_pair(sb: &Superblock, devices: &Devices) -> Result<()> {
     let what = match (&sb.data, &devices.metadata) {
         (None, Some(_)) => "its metadata are in the store itself: there is no separate metadata device",
         (Some(_), None) => "this is the metadata device of a store of 2008, not the store",
-        (Some(data), Some(_)) if devices.store.size() >> data.bits < data.chunks => {
-            let found = devices.store.size();
-            let what = format!("the store has {found} bytes, its metadata speak of {} chunks", data.chunks);
-            return Err(Error::new(Kind::Mismatch, what).at_path(devices.store.path()));
-        }
         _ => return Ok(()),
     };
     Err(Error::new(Kind::Mismatch, what)
         .at_path(devices.metadata.as_ref().unwrap_or(&devices.store).path())
         .hint("name the device with the data as the store and, if there is one, that with the metadata with --meta"))
+}
+
+fn ensure_size(sb: &Superblock, devices: &Devices) -> Result<()> {
+    let found = devices.store.size();
+    match &sb.data {
+        Some(data) if found >> data.bits < data.chunks => {
+            let what = format!("the store has {found} bytes, its metadata speak of {} chunks", data.chunks);
+            Err(Error::new(Kind::Mismatch, what).at_path(devices.store.path()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Free chunks: as the superblock says after a clean shutdown, else counted.

@@ -5,7 +5,7 @@
 //! together with the one before them, whose exceptions are older and say exactly whose they are.
 
 use super::blocks::Blocks;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::tree::{Entry, Exception, Leaf, Node};
 
@@ -34,14 +34,70 @@ pub(super) struct Found {
     pub leaf: Leaf,
 }
 
+/// Which rule a tree breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// Blocks are inside the metadata space.
+    Place,
+    /// What a node is.
+    Node,
+    /// What a leaf is.
+    Leaf,
+    /// Which chunks belong into a leaf.
+    Order,
+}
+
+/// A block that cannot be used.
+pub(super) struct Broken {
+    pub rule: Rule,
+    pub error: Error,
+    pub sector: u64,
+    /// First chunk that it covers, and one past the last (`None`: all further ones).
+    pub low: u64,
+    pub high: Option<u64>,
+}
+
+/// What a walk does about a tree that breaks its rules.
+pub(super) trait Care {
+    /// True if the block at `sector` is to be read, as one that covers the chunks from `low` to before `high`.
+    ///
+    /// # Errors
+    /// What ends the walk.
+    fn enter(&mut self, sector: u64, low: u64, high: Option<u64>) -> Result<bool>;
+
+    /// The walk goes on without the block, and what it leads to, if this does not fail.
+    ///
+    /// # Errors
+    /// What ends the walk.
+    fn broken(&mut self, broken: Broken) -> Result<()>;
+}
+
+/// Ends the walk at the first broken rule: what is read must be right.
+pub(super) struct Strict {
+    /// Blocks that may still be visited before the tree must have a loop.
+    left: u64,
+}
+
+impl Care for Strict {
+    fn enter(&mut self, _sector: u64, _low: u64, _high: Option<u64>) -> Result<bool> {
+        let left = self.left.checked_sub(1);
+        self.left =
+            left.ok_or_else(|| Error::damaged("the tree has more blocks than the device: it loops"))?;
+        Ok(true)
+    }
+
+    fn broken(&mut self, broken: Broken) -> Result<()> {
+        Err(broken.error)
+    }
+}
+
 /// Walks along the leaves of a tree.
-pub(super) struct Walk<'a> {
+pub(super) struct Walk<'a, C = Strict> {
     blocks: &'a Blocks,
     levels: u32,
     /// For each level the groups still to visit, the next one last.
     stack: Vec<Vec<Group>>,
-    /// Blocks that may still be visited before the tree must have a loop.
-    left: u64,
+    pub care: C,
     /// Sectors of the nodes visited since [`Walk::take_nodes`].
     nodes: Vec<u64>,
 }
@@ -53,11 +109,17 @@ impl<'a> Walk<'a> {
     /// `Kind::Io`, `Kind::Damaged`.
     pub fn new(blocks: &'a Blocks, root: Root, from: u64) -> Result<Self> {
         // Leaves of a group can be shared with no other, so no sound tree visits a block twice.
-        let left = blocks.count.saturating_add(1);
-        let mut walk = Self { blocks, levels: root.levels, stack: Vec::new(), left, nodes: Vec::new() };
-        walk.stack.push(vec![Group { low: 0, high: None, sectors: vec![root.sector] }]);
+        let mut walk = Self::with(blocks, root, Strict { left: blocks.count.saturating_add(1) });
         walk.descend(from)?;
         Ok(walk)
+    }
+}
+
+impl<'a, C: Care> Walk<'a, C> {
+    /// Begins before the first leaf.
+    pub fn with(blocks: &'a Blocks, root: Root, care: C) -> Self {
+        let stack = vec![vec![Group { low: 0, high: None, sectors: vec![root.sector] }]];
+        Self { blocks, levels: root.levels, stack, care, nodes: Vec::new() }
     }
 
     /// The nodes visited since the last call.
@@ -68,29 +130,32 @@ impl<'a> Walk<'a> {
     /// The next leaf; `None` after the last.
     ///
     /// # Errors
-    /// `Kind::Io`; `Kind::Damaged` for a block that breaks a rule, or a tree that never ends.
+    /// `Kind::Io`; what [`Care`] says of a block that breaks a rule, or of a tree that never ends.
     pub fn next_leaf(&mut self) -> Result<Option<Found>> {
-        self.descend(0)?;
-        let Some(group) = self.stack.last_mut().and_then(Vec::pop) else { return Ok(None) };
-        let mut parts = Vec::with_capacity(1);
-        for &sector in &group.sectors {
-            self.count_block(sector)?;
-            let leaf = Leaf::decode(&self.blocks.read(sector)?).map_err(|error| self.at(error, sector))?;
-            let outside = leaf.entries.iter().find(|entry| {
-                u64::from(entry.chunk) < group.low
-                    || group.high.is_some_and(|high| u64::from(entry.chunk) >= high)
-            });
-            if let Some(entry) = outside {
-                let what = format!("tree leaf has chunk {}, which does not belong into it", entry.chunk);
-                return Err(self.at(Error::damaged(what), sector));
+        loop {
+            self.descend(0)?;
+            let Some(group) = self.stack.last_mut().and_then(Vec::pop) else { return Ok(None) };
+            let (mut sectors, mut parts) = (Vec::with_capacity(1), Vec::with_capacity(1));
+            for &sector in &group.sectors {
+                let Some(leaf) = self.load(sector, &group, Rule::Leaf, Leaf::decode)? else { continue };
+                let outside = leaf.entries.iter().find(|entry| {
+                    u64::from(entry.chunk) < group.low
+                        || group.high.is_some_and(|high| u64::from(entry.chunk) >= high)
+                });
+                if let Some(entry) = outside {
+                    let what = format!("tree leaf has chunk {}, which does not belong into it", entry.chunk);
+                    self.broken(Rule::Order, Error::damaged(what), sector, &group)?;
+                }
+                sectors.push(sector);
+                parts.push(leaf);
             }
-            parts.push(leaf);
+            let leaf = match parts.len() {
+                0 => continue,
+                1 => parts.pop().unwrap_or_default(),
+                _ => together(&parts),
+            };
+            return Ok(Some(Found { sectors, leaf }));
         }
-        let leaf = match parts.len() {
-            1 => parts.pop().unwrap_or_default(),
-            _ => together(&parts),
-        };
-        Ok(Some(Found { sectors: group.sectors, leaf }))
     }
 
     /// Goes down until the groups on top of the stack are leaves, leaving out what ends before chunk `from`.
@@ -114,27 +179,48 @@ impl<'a> Walk<'a> {
             let Some(group) = top.pop() else { continue };
             let &[sector] = group.sectors.as_slice() else {
                 let what = "tree node has a key that is not above the one before";
-                return Err(Error::damaged(what).at_path(self.blocks.device().path()));
+                let sector = group.sectors.first().copied().unwrap_or_default();
+                self.broken(Rule::Node, Error::damaged(what), sector, &group)?;
+                continue;
             };
-            self.count_block(sector)?;
-            let node = Node::decode(&self.blocks.read(sector)?).map_err(|error| self.at(error, sector))?;
+            let Some(node) = self.load(sector, &group, Rule::Node, Node::decode)? else { continue };
             self.nodes.push(sector);
-            let mut groups = groups(&node, &group).map_err(|error| self.at(error, sector))?;
-            groups.reverse();
-            self.stack.push(groups);
+            match groups(&node, &group) {
+                Ok(mut groups) => {
+                    groups.reverse();
+                    self.stack.push(groups);
+                }
+                Err(error) => self.broken(Rule::Node, error, sector, &group)?,
+            }
         }
     }
 
-    fn count_block(&mut self, sector: u64) -> Result<()> {
-        match self.left.checked_sub(1) {
-            Some(left) => self.left = left,
-            None => {
-                return Err(
-                    self.at(Error::damaged("the tree has more blocks than the device: it loops"), sector)
-                );
-            }
+    /// A block of `group`, unless it is not to be used.
+    fn load<T>(
+        &mut self,
+        sector: u64,
+        group: &Group,
+        rule: Rule,
+        decode: impl Fn(&[u8]) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if !self.care.enter(sector, group.low, group.high).map_err(|error| self.at(error, sector))? {
+            return Ok(None);
         }
-        Ok(())
+        let (rule, error) = match self.blocks.read(sector) {
+            Ok(block) => match decode(&block) {
+                Ok(found) => return Ok(Some(found)),
+                Err(error) => (rule, error),
+            },
+            Err(error) if error.kind() == Kind::Damaged => (Rule::Place, error),
+            Err(error) => return Err(error),
+        };
+        self.broken(rule, error, sector, group)?;
+        Ok(None)
+    }
+
+    fn broken(&mut self, rule: Rule, error: Error, sector: u64, group: &Group) -> Result<()> {
+        let error = self.at(error, sector);
+        self.care.broken(Broken { rule, error, sector, low: group.low, high: group.high })
     }
 
     fn at(&self, error: Error, sector: u64) -> Error {

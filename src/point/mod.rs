@@ -5,6 +5,7 @@
 
 mod compare;
 pub mod files;
+pub mod finding;
 pub mod import;
 mod same_blocks;
 pub mod volume;

@@ -181,6 +181,8 @@ pub struct Superblock {
     pub created_secs: u64,
     /// Sector of the root node.
     pub root: u64,
+    /// Where the origin begins on its device; nothing ever wrote another value than 0.
+    pub origin_offset: u64,
     /// Size of the origin in sectors.
     pub origin_sectors: u64,
     /// The flags.
@@ -203,13 +205,36 @@ pub struct Superblock {
     pub data: Option<Space>,
 }
 
+/// What a fault of a superblock is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Sizes, levels, and where things are: nothing can be read without them.
+    Layout,
+    /// The snapshot table: nothing tells whose exceptions are.
+    Snapshots,
+    /// Counts of free chunks; they can be counted.
+    Free,
+    /// Where the journal goes on; only the original program needs it.
+    Journal,
+    /// Fields that always have the same value.
+    Constant,
+}
+
 /// Something about a superblock that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// What is wrong, for people.
     pub text: String,
+    /// What it is about.
+    pub rule: Rule,
+}
+
+impl Fault {
     /// True if nothing can be read with it.
-    pub is_fatal: bool,
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.rule, Rule::Layout | Rule::Snapshots)
+    }
 }
 
 /// A layout that the bytes may have, and what speaks against it.
@@ -225,11 +250,11 @@ impl Candidate {
     /// True if the store can be read in this layout.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.faults.iter().all(|fault| !fault.is_fatal)
+        self.faults.iter().all(|fault| !fault.is_fatal())
     }
 
     fn weight(&self) -> (usize, usize) {
-        (self.faults.iter().filter(|fault| fault.is_fatal).count(), self.faults.len())
+        (self.faults.iter().filter(|fault| fault.is_fatal()).count(), self.faults.len())
     }
 }
 
@@ -291,6 +316,7 @@ fn from_r10(raw: &RawSuperblock) -> (Superblock, u32) {
         release: Release::R10,
         created_secs: raw.created.get(),
         root: raw.root.get(),
+        origin_offset: raw.origin_offset.get(),
         origin_sectors: raw.origin_sectors.get(),
         flags: raw.flags.get(),
         snapshots: snapshots.collect(),
@@ -319,6 +345,7 @@ fn from_r04(raw: &RawSuperblock04) -> (Superblock, u32) {
         release: Release::R04,
         created_secs: raw.created.get(),
         root: raw.root.get(),
+        origin_offset: raw.origin_offset.get(),
         origin_sectors: raw.origin_sectors.get(),
         flags: raw.flags.get(),
         snapshots: snapshots.collect(),
@@ -412,12 +439,12 @@ impl Superblock {
     /// What cannot be; `table` is how many snapshots the superblock counts.
     fn faults(&self, table: u32, device_size: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
-        let mut fault = |is_fatal: bool, text: String| faults.push(Fault { text, is_fatal });
+        let mut fault = |rule: Rule, text: String| faults.push(Fault { text, rule });
         let spaces = [Some(("metadata", &self.metadata)), self.data.as_ref().map(|data| ("data", data))];
         for ((name, space), sizes) in spaces.into_iter().flatten().zip([BLOCK_BITS, SIZE_BITS]) {
             if !sizes.contains(&space.bits) {
                 let (bits, most) = (space.bits, sizes.end());
-                fault(true, format!("log2 of the {name} block size is {bits}, not 9 to {most}"));
+                fault(Rule::Layout, format!("log2 of the {name} block size is {bits}, not 9 to {most}"));
             }
         }
         if !BLOCK_BITS.contains(&self.metadata.bits) {
@@ -425,20 +452,23 @@ impl Superblock {
             return faults;
         }
         if usize::try_from(table).is_ok_and(|table| table > SNAPSHOTS_MAX) {
-            fault(true, format!("it counts {table} snapshots, at most 64 can be"));
+            fault(Rule::Snapshots, format!("it counts {table} snapshots, at most 64 can be"));
         }
         if self.levels == 0 || self.levels > LEVELS_MAX {
-            fault(true, format!("the tree has {} levels, not 1 to {LEVELS_MAX}", self.levels));
+            fault(Rule::Layout, format!("the tree has {} levels, not 1 to {LEVELS_MAX}", self.levels));
         }
         self.place_faults(device_size, &mut fault);
         self.table_faults(&mut fault);
         if self.flags & !BUSY != 0 {
-            fault(false, format!("unknown flags {:#x}", self.flags));
+            fault(Rule::Constant, format!("unknown flags {:#x}", self.flags));
+        }
+        if self.origin_offset != 0 {
+            fault(Rule::Constant, format!("the origin is said to begin at {}, not 0", self.origin_offset));
         }
         faults
     }
 
-    fn place_faults(&self, device_size: u64, fault: &mut impl FnMut(bool, String)) {
+    fn place_faults(&self, device_size: u64, fault: &mut impl FnMut(Rule, String)) {
         let block = self.block_sectors().max(1);
         let sectors = device_size / SECTOR;
         let spaces = [Some(("metadata", &self.metadata)), self.data.as_ref().map(|data| ("data", data))];
@@ -446,62 +476,68 @@ impl Superblock {
             let per_block = self.block_size().saturating_mul(8).max(1);
             if space.bitmap_blocks != space.chunks.div_ceil(per_block) {
                 fault(
-                    true,
+                    Rule::Layout,
                     format!("{} blocks of {name} bitmap for {} chunks", space.bitmap_blocks, space.chunks),
                 );
             }
             if space.free > space.chunks {
-                fault(false, format!("{} of {} {name} chunks are said to be free", space.free, space.chunks));
+                fault(
+                    Rule::Free,
+                    format!("{} of {} {name} chunks are said to be free", space.free, space.chunks),
+                );
             }
         }
         let end = self.metadata.chunks.saturating_mul(block);
         if end > sectors {
             fault(
-                true,
+                Rule::Layout,
                 format!("the metadata end at sector {end}, the device at {sectors}: it has become smaller"),
             );
         }
         let areas = self.areas();
         for (at, (name, begin, stop)) in areas.iter().enumerate() {
             if !begin.is_multiple_of(block) || *stop > end || begin > stop {
-                fault(true, format!("the {name} is said to be at sectors {begin} to {stop} of {end}"));
+                fault(
+                    Rule::Layout,
+                    format!("the {name} is said to be at sectors {begin} to {stop} of {end}"),
+                );
             }
             for (other, from, to) in areas.iter().skip(at.saturating_add(1)) {
                 if begin < to && from < stop {
-                    fault(true, format!("{name} and {other} overlap"));
+                    fault(Rule::Layout, format!("{name} and {other} overlap"));
                 }
             }
         }
         if !self.root.is_multiple_of(block) || self.root >= end {
-            fault(true, format!("the root is said to be at sector {} of {end}", self.root));
+            fault(Rule::Layout, format!("the root is said to be at sector {} of {end}", self.root));
         }
         if self.journal_next >= self.journal_size.max(1) {
             fault(
-                false,
+                Rule::Journal,
                 format!("the next of {} journal blocks is {}", self.journal_size, self.journal_next),
             );
         }
     }
 
-    fn table_faults(&self, fault: &mut impl FnMut(bool, String)) {
+    fn table_faults(&self, fault: &mut impl FnMut(Rule, String)) {
         let (mut tags, mut bits) = (std::collections::BTreeSet::new(), 0u64);
         for snapshot in &self.snapshots {
             if !tags.insert(snapshot.tag) {
-                fault(true, format!("two snapshots have tag {}", snapshot.tag));
+                fault(Rule::Snapshots, format!("two snapshots have tag {}", snapshot.tag));
             }
             if snapshot.bit > SQUASHED {
-                fault(true, format!("snapshot {} has bit {}", snapshot.tag, snapshot.bit));
+                fault(Rule::Snapshots, format!("snapshot {} has bit {}", snapshot.tag, snapshot.bit));
             }
             if bits & snapshot.mask() != 0 {
-                fault(true, format!("bit {} belongs to two snapshots", snapshot.bit));
+                fault(Rule::Snapshots, format!("bit {} belongs to two snapshots", snapshot.bit));
             }
             bits |= snapshot.mask();
             if snapshot.sectors.checked_mul(SECTOR).is_none() {
-                fault(true, format!("snapshot {} has {} sectors", snapshot.tag, snapshot.sectors));
+                fault(Rule::Snapshots, format!("snapshot {} has {} sectors", snapshot.tag, snapshot.sectors));
             }
         }
         if self.origin_sectors.checked_mul(SECTOR).is_none() {
-            fault(true, format!("the origin has {} sectors", self.origin_sectors));
+            fault(Rule::Layout, format!("the origin has {} sectors", self.origin_sectors));
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use super::balance::balance;
 use super::data::check_data;
-use super::finding::Affected;
-use super::finding::{Code, Finding, Severity};
 use super::gone::{self, Gone};
 use super::walk::check_runs;
 use crate::block::ReadAt;
@@ -11,6 +9,8 @@ use crate::error::{Kind, Result};
 use crate::format::run::IndexEntry;
 use crate::format::superblock::Superblock;
 use crate::format::table::Snapshot;
+use crate::point::finding::Affected;
+use crate::point::finding::{Code, Finding, Severity};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
 use crate::store::recover::{self, Superblocks, read_checkpoint};

@@ -4,7 +4,6 @@
 //! comes from the index, for as many segments at once as fit in memory.
 
 use super::check::CheckReport;
-use super::finding::{Code, Finding};
 use super::gone::{self, Gone};
 use super::segment::Segment;
 use super::workers;
@@ -12,6 +11,7 @@ use crate::error::Result;
 use crate::format::checkpoint::Role;
 use crate::format::record::{Encoding, pad};
 use crate::format::run::{IndexEntry, Key, Value};
+use crate::point::finding::{Code, Finding};
 use crate::progress::Progress;
 use crate::store::state::{Liveness, data_address, key_of, zeroes_hold};
 use crate::store::view::View;

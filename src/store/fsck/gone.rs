@@ -1,14 +1,10 @@
 //! Chunks that are gone, and the snapshots that needed them.
 
-use super::finding::Affected;
 use crate::error::Result;
 use crate::format::run::{Key, Value};
+use crate::point::finding::Affected;
 use crate::store::view::View;
 use crate::units::{Epoch, Tag};
-use std::ops::Range;
-
-/// Ranges listed for one snapshot; those beyond are counted.
-const RANGES_MAX: usize = 4096;
 
 /// A preserved chunk whose bytes are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,21 +57,12 @@ pub fn affected(view: &View, gone: &mut [Gone]) -> Result<Vec<Affected>> {
             let range = chunk << bits..((chunk + 1) << bits).min(*size);
             let own = one.key.class == 0 && has_overlay(view, affected.id.0, chunk)?;
             if !own && !range.is_empty() {
-                push(affected, range);
+                affected.push(range);
             }
         }
     }
     found.retain(|(affected, _)| !affected.ranges.is_empty());
     Ok(found.into_iter().map(|(affected, _)| affected).collect())
-}
-
-fn push(affected: &mut Affected, range: Range<u64>) {
-    let full = affected.ranges.len() >= RANGES_MAX;
-    match affected.ranges.last_mut() {
-        Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-        _ if full => affected.more += 1,
-        _ => affected.ranges.push(range),
-    }
 }
 
 /// The largest epoch before that of `key` with an exception of the same chunk; 0 if there is none.

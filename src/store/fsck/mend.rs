@@ -4,13 +4,13 @@
 //! the log; the rest is rebuilt. Each of these can be cut short at any write.
 
 use super::check::CheckReport;
-use super::finding::{Code, Repair};
 use super::gone::Gone;
 use super::rebuild::{RebuildOptions, RebuildReport, rebuild};
 use crate::block::WriteAt;
 use crate::error::{Kind, Result};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
+use crate::point::finding::{Code, Repair};
 use crate::progress::Progress;
 use crate::store::publish::padded;
 use crate::store::relocate::batch_bytes;
@@ -36,7 +36,7 @@ impl Leave {
     #[must_use]
     pub fn mends(self, code: Code) -> bool {
         match code.repair() {
-            Repair::None | Repair::Accept | Repair::Manual => false,
+            Repair::None | Repair::Accept | Repair::Upgrade | Repair::Manual => false,
             Repair::Publish | Repair::Rebuild | Repair::Relog => true,
             Repair::Mark => self == Self::Everything,
         }

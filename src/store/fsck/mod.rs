@@ -2,7 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `finding`, `gone` | what can be found, and what it means for which bytes of which snapshots |
+//! | `gone` | what a finding means for which bytes of which snapshots |
 //! | `check` | superblocks, checkpoint, log, tables, origin |
 //! | `walk`, `balance`, `data` | the index; exceptions against change bits; every preserved byte |
 //! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
@@ -17,7 +17,6 @@ mod collect;
 #[cfg(test)]
 mod damage_tests;
 mod data;
-mod finding;
 mod gone;
 pub(super) mod ground;
 mod mend;
@@ -31,7 +30,7 @@ mod walk;
 mod without;
 mod workers;
 
+pub use crate::point::finding::{Affected, Code, Finding, Repair, Severity};
 pub use check::{CheckOptions, CheckReport, check};
-pub use finding::{Affected, Code, Finding, Repair, Severity};
 pub use mend::{Leave, Repaired, repair};
 pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

@@ -10,7 +10,6 @@
 
 use super::balance::balance;
 use super::collect::Collected;
-use super::finding::{Affected, Code, Finding};
 use super::gone::{self, Gone};
 use super::ground::{self, Ground};
 use super::salvage::{Blank, salvage};
@@ -21,6 +20,7 @@ use crate::format::checkpoint::{Checkpoint, Role, Segment};
 use crate::format::record::{Encoding, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
+use crate::point::finding::{Affected, Code, Finding};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
 use crate::store::merge;

@@ -1,11 +1,11 @@
 //! Walking every run of the index alone: checksums, order, counts, and what leads into each segment.
 
 use super::check::CheckReport;
-use super::finding::{Code, Finding};
 use super::workers;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Piece, Role, Run};
 use crate::format::run::{BLOCK_SIZE, IndexEntry, Key};
+use crate::point::finding::{Code, Finding};
 use crate::progress::Progress;
 use crate::store::state::{State, digest};
 use crate::store::view::View;

@@ -1,85 +1,7 @@
-//! What a check can find: the codes, what each means, and what mends it.
+//! The codes of findings: what each means, and what mends it.
 
-use crate::error::Error;
-use crate::units::{Epoch, Tag};
+use super::{Repair, Severity};
 use std::fmt;
-use std::ops::Range;
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Worth knowing; nothing is wrong.
-    Note,
-    /// Wrong, but nothing is lost: a repair restores it from what is sound.
-    Repairable,
-    /// Data are lost or cannot be proven.
-    Loss,
-}
-
-impl Severity {
-    /// The word in reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Note => "note",
-            Self::Repairable => "repairable",
-            Self::Loss => "loss",
-        }
-    }
-}
-
-/// What mends a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repair {
-    /// Nothing has to be done.
-    None,
-    /// The tables are written again, in both copies.
-    Publish,
-    /// The index is rebuilt from the log records and what is left of it.
-    Rebuild,
-    /// Chunks whose records are gone are written to the log again.
-    Relog,
-    /// What is gone is marked as lost, so that reading it is an error for good.
-    Mark,
-    /// Only a person can tell whether what is there may be used.
-    Accept,
-    /// Only a person can.
-    Manual,
-}
-
-impl Repair {
-    /// The word in reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Publish => "publish",
-            Self::Rebuild => "rebuild",
-            Self::Relog => "relog",
-            Self::Mark => "mark",
-            Self::Accept => "accept",
-            Self::Manual => "manual",
-        }
-    }
-
-    /// The option that gives leave for it, and what is done.
-    #[must_use]
-    pub fn explain(self) -> &'static str {
-        match self {
-            Self::None => "nothing has to be done",
-            Self::Publish => "-p writes both copies again",
-            Self::Rebuild => {
-                "-p rebuilds the index if the records prove that nothing is lost, -y and --rebuild in any case"
-            }
-            Self::Relog => "-p writes the chunks to the log again, as far as the store has room",
-            Self::Mark => "-y marks what is gone: reading it stays an error, the rest is whole",
-            Self::Accept => {
-                "--accept-taint reads them all the same; `fsck --accept-taint` accepts them for good"
-            }
-            Self::Manual => "not by this program; the text says how",
-        }
-    }
-}
 
 /// What can be found. The names are stable: scripts may rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +54,56 @@ pub enum Code {
     OriginSmall,
     /// The origin changed since the store was closed.
     OriginChanged,
+    /// The superblock of a store of 2008 contradicts itself.
+    LegacySuperblock,
+    /// The snapshot table of a store of 2008 contradicts itself.
+    LegacySnapshots,
+    /// A field of the superblock of 2008 has a value that nothing writes; reading does not need it.
+    LegacyField,
+    /// A device is larger than the store of 2008 says.
+    LegacyGrown,
+    /// The store of 2008 was not shut down: it is recovered in memory.
+    LegacyRecovery,
+    /// The tree of 2008 cannot be followed where a recovery looks.
+    LegacyUnrecovered,
+    /// A store of 2008 that was shut down begins its tree at a block that is not the root.
+    LegacyRoot,
+    /// The tree of 2008 leads to a place where no block of it can be, or to one twice.
+    LegacyTreePlace,
+    /// A block of the tree of 2008 is free by the bitmap.
+    LegacyTreeFree,
+    /// A node of the tree of 2008 is damaged.
+    LegacyNode,
+    /// A leaf of the tree of 2008 is damaged.
+    LegacyLeaf,
+    /// A leaf of the tree of 2008 has chunks that do not belong into it.
+    LegacyOrder,
+    /// Several leaves of the tree of 2008 have the same chunks.
+    LegacyOverfull,
+    /// Two preserved chunks of 2008 claim to be the same chunk of a snapshot.
+    LegacyShareTwice,
+    /// A preserved chunk of 2008 belongs to snapshots that are not there.
+    LegacyShareStale,
+    /// A preserved chunk of 2008 is said to be where none can be.
+    LegacyChunkPlace,
+    /// A chunk of a store of 2008 is used twice.
+    LegacyChunkTwice,
+    /// A preserved chunk of 2008 is free by the bitmap.
+    LegacyChunkFree,
+    /// The deletion of a snapshot of 2008 was interrupted.
+    LegacyDeletion,
+    /// A part of the metadata of 2008 is free by the bitmap.
+    LegacyAreaFree,
+    /// Something is in use by the bitmap of 2008 that nothing uses.
+    LegacyLeak,
+    /// The bitmap of 2008 offers chunks behind the end of the store.
+    LegacyEnd,
+    /// The superblock of 2008 counts other free chunks than the bitmap has.
+    LegacyFreeCount,
+    /// The journal of 2008 does not end where the superblock says.
+    LegacyJournal,
+    /// A store of 2008 has no data checksums.
+    LegacyUnproven,
 }
 
 /// What is known of a code.
@@ -154,7 +126,7 @@ const fn facts(
 }
 
 /// Every code once, in the order of looking.
-static FACTS: [Facts; 24] = [
+static FACTS: [Facts; 49] = [
     facts(
         Code::SuperblockCopy,
         "superblock-copy",
@@ -323,6 +295,181 @@ static FACTS: [Facts; 24] = [
         Repair::Accept,
         "the origin was written behind the store's back: snapshots may share its newer bytes",
     ),
+    facts(
+        Code::LegacySuperblock,
+        "legacy-superblock",
+        Severity::Loss,
+        Repair::Manual,
+        "the sizes or places in the superblock cannot be right: nothing can be read before they are",
+    ),
+    facts(
+        Code::LegacySnapshots,
+        "legacy-snapshots",
+        Severity::Loss,
+        Repair::Manual,
+        "the snapshot table contradicts itself: nothing tells whose the preserved chunks are",
+    ),
+    facts(
+        Code::LegacyField,
+        "legacy-field",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "a field of the superblock that reading does not need has a value that nothing writes",
+    ),
+    facts(
+        Code::LegacyGrown,
+        "legacy-grown",
+        Severity::Note,
+        Repair::None,
+        "a device is larger than the store says: what is behind the end is not part of the store",
+    ),
+    facts(
+        Code::LegacyRecovery,
+        "legacy-recovery",
+        Severity::Note,
+        Repair::None,
+        "the store was not shut down: every command recovers it in memory and leaves it as it is",
+    ),
+    facts(
+        Code::LegacyUnrecovered,
+        "legacy-unrecovered",
+        Severity::Loss,
+        Repair::Upgrade,
+        "recovery could not follow the tree: the root and what a deletion left are as the superblock says",
+    ),
+    facts(
+        Code::LegacyRoot,
+        "legacy-root",
+        Severity::Loss,
+        Repair::Upgrade,
+        "the superblock names a former root: what was preserved beyond it reads as newer data",
+    ),
+    facts(
+        Code::LegacyTreePlace,
+        "legacy-tree-place",
+        Severity::Loss,
+        Repair::Upgrade,
+        "the tree leads to where no block of it can be: what was preserved there cannot be told",
+    ),
+    facts(
+        Code::LegacyTreeFree,
+        "legacy-tree-free",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "a block of the tree is said to be free: the original program would overwrite it",
+    ),
+    facts(
+        Code::LegacyNode,
+        "legacy-node",
+        Severity::Loss,
+        Repair::Upgrade,
+        "a node of the tree is damaged: what was preserved of its chunks cannot be told",
+    ),
+    facts(
+        Code::LegacyLeaf,
+        "legacy-leaf",
+        Severity::Loss,
+        Repair::Upgrade,
+        "a leaf of the tree is damaged: what was preserved of its chunks cannot be told",
+    ),
+    facts(
+        Code::LegacyOrder,
+        "legacy-order",
+        Severity::Loss,
+        Repair::Upgrade,
+        "a leaf has chunks that belong elsewhere: those that it should have cannot be told",
+    ),
+    facts(
+        Code::LegacyOverfull,
+        "legacy-overfull",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "a leaf was too small for a chunk: the original program reads newer data in old snapshots, this one reads the right ones",
+    ),
+    facts(
+        Code::LegacyShareTwice,
+        "legacy-share-twice",
+        Severity::Loss,
+        Repair::Upgrade,
+        "a snapshot has two preserved versions of one chunk, and nothing tells which of them is right",
+    ),
+    facts(
+        Code::LegacyShareStale,
+        "legacy-share-stale",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "chunks are kept for snapshots that are not there: only space is lost",
+    ),
+    facts(
+        Code::LegacyChunkPlace,
+        "legacy-chunk-place",
+        Severity::Loss,
+        Repair::Upgrade,
+        "preserved chunks are said to be where none can be: what they were is lost",
+    ),
+    facts(
+        Code::LegacyChunkTwice,
+        "legacy-chunk-twice",
+        Severity::Loss,
+        Repair::Upgrade,
+        "two things were written to one place, and nothing tells which of them is there",
+    ),
+    facts(
+        Code::LegacyChunkFree,
+        "legacy-chunk-free",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "preserved chunks are said to be free: the original program would overwrite them",
+    ),
+    facts(
+        Code::LegacyDeletion,
+        "legacy-deletion",
+        Severity::Loss,
+        Repair::Upgrade,
+        "a deletion was interrupted: what is left of the snapshot reads partly as newer data",
+    ),
+    facts(
+        Code::LegacyAreaFree,
+        "legacy-area-free",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "the superblock, the bitmaps or the journal are said to be free: the original program would overwrite them",
+    ),
+    facts(
+        Code::LegacyLeak,
+        "legacy-leak",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "nothing leads to what is said to be in use: only space is lost",
+    ),
+    facts(
+        Code::LegacyEnd,
+        "legacy-end",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "the original program would write behind the end of the store",
+    ),
+    facts(
+        Code::LegacyFreeCount,
+        "legacy-free-count",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "the count of what is free is wrong: the store is fuller or emptier than it says",
+    ),
+    facts(
+        Code::LegacyJournal,
+        "legacy-journal",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "the journal and the superblock do not belong together; after a clean shutdown reading needs the superblock only",
+    ),
+    facts(
+        Code::LegacyUnproven,
+        "legacy-unproven",
+        Severity::Note,
+        Repair::None,
+        "stores of 2008 have no checksums of data: nothing tells whether preserved bytes are what was written",
+    ),
 ];
 
 impl Code {
@@ -363,64 +510,6 @@ impl Code {
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// A snapshot that a finding concerns.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Affected {
-    /// Its internal id.
-    pub id: Epoch,
-    /// Its tag; `None` for the hidden snapshot of a long operation.
-    pub tag: Option<Tag>,
-    /// Byte ranges of it, ascending; empty if nothing tells which.
-    pub ranges: Vec<Range<u64>>,
-    /// Ranges beyond those listed.
-    pub more: u64,
-}
-
-/// One thing found.
-#[derive(Debug, Clone)]
-pub struct Finding {
-    /// What it is.
-    pub code: Code,
-    /// What was found beside what was expected.
-    pub text: String,
-    /// Byte address in the store, where there is one.
-    pub offset: Option<u64>,
-    /// The snapshots concerned, oldest first.
-    pub affected: Vec<Affected>,
-}
-
-impl Finding {
-    /// A finding without place or snapshots.
-    pub fn new(code: Code, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), offset: None, affected: Vec::new() }
-    }
-
-    /// Damage that an error tells of.
-    pub fn of(code: Code, error: &Error) -> Self {
-        Self { offset: error.offset(), ..Self::new(code, error.what()) }
-    }
-
-    /// With a byte address in the store.
-    #[must_use]
-    pub fn at(mut self, offset: u64) -> Self {
-        self.offset = Some(offset);
-        self
-    }
-
-    /// With the snapshots concerned.
-    #[must_use]
-    pub fn concerning(mut self, affected: Vec<Affected>) -> Self {
-        self.affected = affected;
-        self
-    }
-
-    /// How bad it is.
-    #[must_use]
-    pub fn severity(&self) -> Severity {
-        self.code.severity()
     }
 }
 
