@@ -384,7 +384,7 @@ static FACTS: [Facts; 49] = [
         "legacy-overfull",
         Severity::Repairable,
         Repair::Upgrade,
-        "a leaf was too small for a chunk: the original program reads newer data in old snapshots, this one reads the right ones",
+        "a leaf was too small for a chunk: the original reads newer data in old snapshots, this program the right ones",
     ),
     facts(
         Code::LegacyShareTwice,
