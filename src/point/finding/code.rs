@@ -461,7 +461,7 @@ static FACTS: [Facts; 49] = [
         "legacy-journal",
         Severity::Repairable,
         Repair::Upgrade,
-        "the journal and the superblock do not belong together; after a clean shutdown reading needs the superblock only",
+        "the journal and the superblock do not fit; after a clean shutdown reading needs the superblock only",
     ),
     facts(
         Code::LegacyUnproven,
