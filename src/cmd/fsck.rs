@@ -23,7 +23,6 @@ const EXAMPLES: &str = "Examples:
   ddsnap fsck -n data.snap
   ddsnap fsck -n --data --json data.snap
   ddsnap fsck -y --dry-run data.snap
-  ddsnap fsck -n --meta old.meta old.snap
 
 The exit status is that of fsck(8): 0 clean, 1 repaired, 4 something is left or lost, 8 could not be checked.";
 
