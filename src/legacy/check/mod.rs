@@ -147,10 +147,8 @@ fn check_journal(
     }
     // In the order of the ring there is one commit whose number the next one does not follow: the newest.
     let next = commits.iter().cycle().skip(1);
-    let mut gaps = commits
-        .iter()
-        .zip(next)
-        .filter(|((_, sequence), (_, next))| *next != sequence.wrapping_add(1));
+    let mut gaps =
+        commits.iter().zip(next).filter(|((_, sequence), (_, next))| *next != sequence.wrapping_add(1));
     let Some(((position, sequence), _)) = gaps.next() else {
         tally.add(Code::LegacyJournal, offset, || "the journal has no newest commit".into());
         return Ok(count);
