@@ -1,12 +1,20 @@
 //! Stores that the original program of 2008 made, read as it should have read them.
 //!
-//! The whole collection is too large for the repository: it is looked for in `$DDSNAP_GOLDEN`, then in
-//! `../shared/golden` beside the repository.
+//! A few are in `testdata/legacy`. The whole collection is too large for the repository: it is looked for in
+//! `$DDSNAP_GOLDEN`, then in `../shared/golden` beside the repository.
 
 use crate::harness::{Dir, skip};
+use crate::random::{Random, seeds};
+use ddsnap::block::memory::Memory;
+use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::dump::{Options, dump_legacy};
+use ddsnap::error::Kind;
+use ddsnap::legacy::Devices;
+use ddsnap::progress::Silent;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The folder of the collection.
 fn collection() -> Option<PathBuf> {
@@ -81,6 +89,7 @@ impl Case {
         }
         self.dir.run(&format!("map --json store.img {devices}")).expect(0);
         self.check_inputs_are_kept();
+        self.check_dump();
         std::fs::remove_file(self.dir.path("list")).ok();
         assert_eq!(self.dir.hashes(), before, "{}: something was written", self.name);
     }
@@ -150,6 +159,30 @@ impl Case {
         }
     }
 
+    /// The exceptions of a dump are those that the original printed, leaf by leaf.
+    fn check_dump(&self) {
+        let devices = self.devices();
+        let dump = self.dir.run(&format!("dump --format json store.img {devices}")).expect(0).json();
+        assert_eq!(dump["schema"], "ddsnap.dump-2008/1");
+        let parts = dump["parts"].as_array().unwrap();
+        let mut found = String::new();
+        for part in parts.iter().filter(|part| part["part"] == "exceptions") {
+            let rows = part["exceptions"].as_array().unwrap();
+            for chunk in rows.chunk_by(|a, b| a["chunk"] == b["chunk"]) {
+                let places = chunk.iter().map(|row| {
+                    let share = u64::from_str_radix(row["share"].as_str().unwrap(), 16).unwrap();
+                    format!("{:x}/{share:08x}, ", row["lies_in_chunk"].as_u64().unwrap())
+                });
+                found += &format!("Addr {}: {}\n", chunk[0]["chunk"], places.collect::<String>());
+            }
+        }
+        if let Some(expected) = self.expected("dump.txt") {
+            assert_eq!(found, String::from_utf8(expected).unwrap(), "{}: dump", self.name);
+        }
+        let page = self.dir.run(&format!("report store.img -o - {devices}"));
+        assert!(matches!(page.code, Some(0 | 3)) && page.text().ends_with("</html>\n"), "{}", self.name);
+    }
+
     fn check_changelists(&self) {
         for file in std::fs::read_dir(&self.path).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
@@ -197,9 +230,73 @@ fn check_all(folder: &Path) -> usize {
 }
 
 #[test]
+fn the_stores_in_the_repository_read_as_they_should() {
+    assert_eq!(check_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/legacy")), 9);
+}
+
+#[test]
 fn every_store_of_the_collection_reads_as_it_should() {
     match collection() {
         Some(folder) => assert!(check_all(&folder) >= 50),
         None => skip("the collection of stores of 2008 is not there"),
+    }
+}
+
+/// A device of the stores in the repository.
+fn device(case: &str, file: &str) -> Option<Memory> {
+    let path = format!("{}/testdata/legacy/{case}/{file}.zst", env!("CARGO_MANIFEST_DIR"));
+    Some(Memory::from_bytes(&zstd::decode_all(std::fs::File::open(path).ok()?).unwrap()))
+}
+
+#[test]
+fn a_dump_of_any_damage_ends() {
+    let options = Options {
+        superblock: false,
+        checkpoint: false,
+        snapshots: false,
+        log: None,
+        index: false,
+        space: false,
+        chunk: None,
+        record: None,
+        hex: false,
+        anonymous: false,
+    };
+    for seed in seeds(2) {
+        let mut random = Random(seed);
+        let (mut told, mut refused) = (0, 0);
+        for case in ["separate-chunk0", "crash-dropped-root-512", "overfull-chunk-512"] {
+            let (store, metadata) = (device(case, "store.img").unwrap(), device(case, "meta.img"));
+            let damaged = metadata.as_ref().unwrap_or(&store);
+            let used: Vec<u64> = (0..damaged.size() / 8)
+                .filter(|word| {
+                    let mut bytes = [0; 8];
+                    damaged.read_at(&mut bytes, word * 8).unwrap();
+                    bytes != [0; 8]
+                })
+                .collect();
+            for _ in 0..150 {
+                let (copy, word) = (damaged.snapshot(), used[random.pick(used.len())]);
+                let value = [0, u64::MAX, random.below(1 << 16), random.next()][random.pick(4)];
+                copy.write_at(&value.to_le_bytes(), word * 8).unwrap();
+                let devices = match &metadata {
+                    Some(_) => Devices {
+                        store: Arc::new(store.snapshot()),
+                        metadata: Some(Arc::new(copy)),
+                        origin: None,
+                    },
+                    None => Devices { store: Arc::new(copy), metadata: None, origin: None },
+                };
+                match dump_legacy(&devices, None, &options, &mut |_, _| Ok(()), &Silent) {
+                    Ok(0) => {}
+                    Ok(_) => told += 1,
+                    Err(error) => {
+                        assert!(matches!(error.kind(), Kind::Damaged | Kind::Mismatch), "{error}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(told > 0 && refused < 100, "seed {seed}: {told} told, {refused} refused");
     }
 }

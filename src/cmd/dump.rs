@@ -1,5 +1,6 @@
 //! `dump`: the metadata of a store, for people, for scripts, and for `restore`.
 
+use super::common::OldArgs;
 use super::open;
 use crate::dump::{self, Json, LogRange, Options, Render, Yaml};
 use crate::error::{Error, Kind, Result};
@@ -26,7 +27,10 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "STORE")]
     store: PathBuf,
-    /// Text for people, YAML for 'restore', or one JSON document (schema ddsnap.dump/1)
+    #[command(flatten)]
+    old: OldArgs,
+    /// Text for people, YAML for 'restore', or one JSON document (schema ddsnap.dump/1; of a store of
+    /// 2008 ddsnap.dump-2008/1)
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
     /// The superblocks
@@ -104,11 +108,11 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn dump_store(args: &Args, ui: &Ui) -> Result<Exit> {
-    let store = open::store_reader(&args.store)?;
+    let old = open::old_devices(&args.store, &args.old, None)?;
     let mut render: Box<dyn Render> = match args.format {
         Format::Text => Box::new(Text::default()),
         Format::Yaml => Box::new(Yaml::default()),
-        Format::Json => Box::new(Json::default()),
+        Format::Json => Box::new(Json::new(if old.is_some() { dump::LEGACY_SCHEMA } else { dump::SCHEMA })),
     };
     ui.print_text(&render.begin())?;
     let mut sink = |part: &dump::Part, last: bool| {
@@ -119,7 +123,11 @@ fn dump_store(args: &Args, ui: &Ui) -> Result<Exit> {
             false => Ok(()),
         }
     };
-    let damaged = dump::dump(store, &options(args), &mut sink, ui.progress())?;
+    let (options, progress) = (options(args), ui.progress());
+    let damaged = match old {
+        Some(devices) => dump::dump_legacy(&devices, args.old.layout, &options, &mut sink, progress)?,
+        None => dump::dump(open::store_reader(&args.store)?, &options, &mut sink, progress)?,
+    };
     if damaged == 0 {
         return Ok(Exit::Done);
     }

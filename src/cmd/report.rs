@@ -1,20 +1,23 @@
 //! `report`: everything there is to say of a store, as one page of HTML.
 
-use super::common::state_word;
+use super::common::{OldArgs, state_word};
 use super::open;
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::{self, Superblock};
+use crate::legacy;
 use crate::map::history;
-use crate::store::fsck::{CheckOptions, Severity, check};
-use crate::store::{FullPolicy, SnapshotInfo, SnapshotState, StoreInfo, View};
+use crate::point::finding::{self, Severity};
+use crate::point::volume::{FullPolicy, Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
+use crate::store::View;
+use crate::store::fsck::{CheckOptions, check};
 use crate::ui::draw::report::{Finding, Report, Snapshot, Space};
 use crate::ui::draw::{heat, report};
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
 use crate::ui::{Ui, size, time};
 use crate::units::Tag;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +37,8 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "VOL")]
     vol: PathBuf,
+    #[command(flatten)]
+    old: OldArgs,
     /// Where the page goes; '-' is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -49,7 +54,6 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn write(args: &Args, ui: &Ui) -> Result<Exit> {
-    let store = open::store_reader(&args.vol)?;
     let mut found = Report {
         store: args.vol.display().to_string(),
         made_secs: time::made_secs()?,
@@ -60,23 +64,14 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
         snapshots: Vec::new(),
         map: None,
         events: None,
-        facts: vec![("Size of the device or file".to_owned(), bytes(store.size()))],
+        facts: Vec::new(),
         is_unreadable: false,
     };
-    health(&store, &mut found, ui)?;
-    let mut inputs = vec![args.vol.clone()];
-    match View::open(Arc::clone(&store), None) {
-        Ok(view) => {
-            inputs.push(view.info().origin_path);
-            describe(&view, &mut found, ui)?;
-        }
-        Err(error) if error.kind() == Kind::Damaged && open::has_superblock(&store)? => {
-            found.notices.push(format!("The store cannot be opened: {error}"));
-            found.is_unreadable = true;
-            superblocks(store.as_ref(), &mut found.facts);
-        }
-        Err(error) => return Err(error.at_path(&args.vol)),
-    }
+    let origin = match open::old_devices(&args.vol, &args.old, None)? {
+        Some(devices) => look_at_old(args, &devices, &mut found, ui)?,
+        None => look_at(args, &mut found, ui)?,
+    };
+    let inputs = open::inputs(&args.vol, &args.old, origin);
     open::ensure_output_elsewhere(&args.output, &inputs)?;
     let mut output = Output::create_text(&args.output, true)?;
     let page = report::html(&found);
@@ -91,15 +86,57 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
     Ok(Exit::Damaged)
 }
 
-/// What a check of the metadata finds.
-fn health(store: &Arc<dyn ReadAt>, report: &mut Report, ui: &Ui) -> Result<()> {
-    let checked = check(store, None, CheckOptions { data: false }, ui.progress())?;
+/// What a store and a check of it tell. Returns where its origin is.
+fn look_at(args: &Args, report: &mut Report, ui: &Ui) -> Result<PathBuf> {
+    let store = open::store_reader(&args.vol)?;
+    report.facts.push(("Size of the device or file".to_owned(), bytes(store.size())));
+    let checked = check(&store, None, CheckOptions { data: false }, ui.progress())?;
     report.looked_at = format!(
         "{} log records and {} index entries, not at the data itself",
         size::grouped(checked.records),
         size::grouped(checked.entries)
     );
-    for finding in checked.findings {
+    health(checked.findings, report);
+    match View::open(Arc::clone(&store), None) {
+        Ok(view) => {
+            describe(&view, report, ui)?;
+            Ok(view.info().origin_path)
+        }
+        Err(error) if error.kind() == Kind::Damaged && open::has_superblock(&store)? => {
+            unreadable(&error, report);
+            superblocks(store.as_ref(), &mut report.facts);
+            Ok(PathBuf::new())
+        }
+        Err(error) => Err(error.at_path(&args.vol)),
+    }
+}
+
+/// As [`look_at`], of a store of 2008, which does not remember its origin.
+fn look_at_old(args: &Args, devices: &legacy::Devices, report: &mut Report, ui: &Ui) -> Result<PathBuf> {
+    report.facts.push(("Size of the device or file".to_owned(), bytes(devices.store.size())));
+    let checked = legacy::check(devices, args.old.layout, ui.progress())?;
+    report.looked_at = format!(
+        "{} commits of the journal and {} exceptions, not at the data itself",
+        size::grouped(checked.commits),
+        size::grouped(checked.exceptions)
+    );
+    health(checked.findings, report);
+    match legacy::Store::open(devices.clone(), args.old.layout) {
+        Ok(store) => describe(&store, report, ui)?,
+        Err(error) if error.kind() == Kind::Damaged => unreadable(&error, report),
+        Err(error) => return Err(error),
+    }
+    Ok(PathBuf::new())
+}
+
+fn unreadable(error: &Error, report: &mut Report) {
+    report.notices.push(format!("The store cannot be opened: {error}"));
+    report.is_unreadable = true;
+}
+
+/// What a check of the metadata found.
+fn health(findings: Vec<finding::Finding>, report: &mut Report) {
+    for finding in findings {
         let at = finding.offset.map(|offset| format!(" (at byte {offset})")).unwrap_or_default();
         let snapshot = |tag: Option<Tag>| match tag {
             Some(tag) => tag.to_string(),
@@ -116,11 +153,10 @@ fn health(store: &Arc<dyn ReadAt>, report: &mut Report, ui: &Ui) -> Result<()> {
             snapshots: snapshots.join(", "),
         });
     }
-    Ok(())
 }
 
 /// Everything that an open store tells. What is damaged is left out, and said.
-fn describe(view: &View, report: &mut Report, ui: &Ui) -> Result<()> {
+fn describe(view: &dyn Volume, report: &mut Report, ui: &Ui) -> Result<()> {
     let info = view.info();
     facts(&info, &mut report.facts);
     report.space = Some(Space {
@@ -129,6 +165,9 @@ fn describe(view: &View, report: &mut Report, ui: &Ui) -> Result<()> {
         metadata_bytes: info.metadata_bytes,
         free_bytes: info.free_bytes,
     });
+    for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
+        report.notices.push(format!("After the crash: {notice}"));
+    }
     if let Some(pending) = &info.pending {
         report.notices.push(format!("Incomplete on the origin: {}", pending.label));
     }
@@ -142,7 +181,13 @@ fn describe(view: &View, report: &mut Report, ui: &Ui) -> Result<()> {
     };
     let mut shared = HashMap::new();
     match view.sharing() {
-        Ok(sharing) => shared.extend(sharing.into_iter().map(|sharing| (sharing.id, sharing.shared_by))),
+        Ok(sharing) => {
+            if let Some(space) = report.space.as_mut().filter(|_| is_mixed(&info)) {
+                space.data_bytes = preserved_bytes(&sharing, info.chunk_size).min(space.metadata_bytes);
+                space.metadata_bytes -= space.data_bytes;
+            }
+            shared.extend(sharing.into_iter().map(|sharing| (sharing.id, sharing.shared_by)));
+        }
         Err(error) => or_notice("What snapshots share", error)?,
     }
     match history(view, heat::COLUMNS, ui.progress()) {
@@ -162,8 +207,24 @@ fn describe(view: &View, report: &mut Report, ui: &Ui) -> Result<()> {
             name: snapshot.name.unwrap_or_default(),
         });
     }
-    report.events = Some(info.events);
+    report.events = info.legacy.is_none().then_some(info.events);
     Ok(())
+}
+
+/// True if nothing but the tree tells data from metadata.
+fn is_mixed(info: &StoreInfo) -> bool {
+    info.legacy.as_ref().is_some_and(|old| old.separate.is_none())
+}
+
+/// What all snapshots together need: each chunk counts once.
+fn preserved_bytes(sharing: &[Sharing], chunk_size: u32) -> u64 {
+    let counts = sharing.iter().flat_map(|sharing| (1..).zip(&sharing.shared_by));
+    let mut by_sharers = BTreeMap::<u64, u64>::new();
+    for (sharers, count) in counts {
+        *by_sharers.entry(sharers).or_default() += count;
+    }
+    let chunks: u64 = by_sharers.iter().map(|(sharers, count)| count / sharers).sum();
+    chunks.saturating_mul(u64::from(chunk_size))
 }
 
 fn state(snapshot: &SnapshotInfo) -> String {
@@ -191,19 +252,27 @@ fn facts(info: &StoreInfo, facts: &mut Vec<(String, String)>) {
         FullPolicy::Fail => "the write fails",
         FullPolicy::Squash => "snapshots are given up",
     };
-    let list = [
-        ("Store", info.uuid.to_string()),
-        ("Volume", info.volume.to_string()),
-        ("Created", time::utc(info.created_secs)),
-        ("Size of the store", bytes(info.store_size)),
-        ("Chunk", bytes(u64::from(info.chunk_size))),
-        ("Metadata block", bytes(u64::from(info.block_size))),
-        ("Segment", bytes(u64::from(info.segment_size))),
-        ("Origin", info.origin_path.display().to_string()),
-        ("Size of the origin", bytes(info.origin_size)),
-        ("When the store is full", policy.to_owned()),
-    ];
-    facts.extend(list.map(|(name, value)| (name.to_owned(), value)));
+    let mut add = |name: &str, value: String| facts.push((name.to_owned(), value));
+    match &info.legacy {
+        Some(old) => {
+            let closed = if old.is_clean { "shut down cleanly" } else { "not shut down" };
+            add("Store", format!("of release {} of the original program, {closed}", old.release));
+        }
+        None => {
+            add("Store", info.uuid.to_string());
+            add("Volume", info.volume.to_string());
+        }
+    }
+    add("Created", time::utc(info.created_secs));
+    add("Size of the store", bytes(info.store_size));
+    add("Chunk", bytes(u64::from(info.chunk_size)));
+    add("Metadata block", bytes(u64::from(info.block_size)));
+    if info.legacy.is_none() {
+        add("Segment", bytes(u64::from(info.segment_size)));
+        add("Origin", info.origin_path.display().to_string());
+    }
+    add("Size of the origin", bytes(info.origin_size));
+    add("When the store is full", policy.to_owned());
 }
 
 /// What the superblocks of a store that cannot be opened say.

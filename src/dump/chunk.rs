@@ -19,14 +19,14 @@ impl Dumper<'_> {
             ("length", Node::Bytes(u64::from(sb.chunk_size()))),
             ("origin_size", Node::Bytes(recovered.tables().volume.origin_size)),
         ];
-        self.emit(&Part::new("chunk", format!("chunk {chunk} of the volume"), fields))?;
+        self.out.emit(&Part::new("chunk", format!("chunk {chunk} of the volume"), fields))?;
         let sources = (0..recovered.runs().len()).map(Source::Run);
         let mut places = Vec::new();
         for source in std::iter::once(Source::Log).chain(sources) {
             match self.places(recovered, source, chunk) {
                 Ok(found) => places.extend(found),
                 Err(error) if error.kind() == Kind::Interrupted => return Err(error),
-                Err(error) => self.problem(&source_name(recovered, source), &error, None)?,
+                Err(error) => self.out.problem(&source_name(recovered, source), &error, None)?,
             }
         }
         places.sort_by_key(|(_, (key, _))| *key);
@@ -44,7 +44,7 @@ impl Dumper<'_> {
                     ("changed", Node::Flag(changed)),
                 ];
                 let heading = format!("chunk {chunk}: change bit of epoch {}", key.a);
-                self.emit(&Part::new("chunk_change", heading, fields))?;
+                self.out.emit(&Part::new("chunk_change", heading, fields))?;
                 continue;
             }
             // Of several with the same key the first, from the newest source, counts.
@@ -87,7 +87,7 @@ impl Dumper<'_> {
         let page = chunk >> PAGE_BITS;
         let mut next = Some(Key::changes(0, page));
         while let Some(key) = next.take() {
-            self.progress.check()?;
+            self.out.progress.check()?;
             let Some((at, value)) = recovered.entries(source, key)?.next().transpose()? else { break };
             if at.b == page {
                 found.push((source, (at, value)));
@@ -124,10 +124,10 @@ impl Dumper<'_> {
         let tags = tags.map(|snapshot| Node::Text(format!("{} (id {})", snapshot.tag, snapshot.id)));
         fields.push(("read_by_snapshots", Node::List(tags.collect())));
         fields.push(("record", self.record_around(recovered.superblock(), value)?));
-        self.emit(&Part::new("chunk_place", what.clone(), fields))?;
+        self.out.emit(&Part::new("chunk_place", what.clone(), fields))?;
         match holds {
             true => Ok(()),
-            false => self.problem(&what, &Error::damaged("the data do not hold their checksum"), None),
+            false => self.out.problem(&what, &Error::damaged("the data do not hold their checksum"), None),
         }
     }
 
@@ -136,7 +136,7 @@ impl Dumper<'_> {
         let Some(segment) = sb.segment_of(value.word) else { return Ok(Node::None) };
         let mut at = sb.segment_address(segment);
         while at <= value.word {
-            self.progress.check()?;
+            self.out.progress.check()?;
             let record = match self.inspector.record(sb, at) {
                 Ok(record) => record,
                 Err(error) if error.kind() == Kind::Damaged => return Ok(Node::None),

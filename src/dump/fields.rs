@@ -2,6 +2,8 @@
 
 use super::node::{Field, Node};
 use crate::format::field::{Field as TableField, Table};
+use crate::format::legacy::SNAPSHOTS_MAX;
+use crate::format::legacy::superblock::{RawSnapshot as RawLegacySnapshot, RawSnapshot04, RawSpace};
 use crate::format::superblock::RawExtent;
 use crate::units::Uuid;
 
@@ -110,12 +112,16 @@ fn decode(field: &TableField, bytes: &[u8]) -> Node {
     match (kind, unit) {
         ("crc32", _) => Node::Hex(format!("{:08x}", unsigned(bytes))),
         (_, "bits") => Node::Hex(format!("{:x}", unsigned(bytes))),
-        (_, "extents") => extents(bytes),
+        (_, "extents") => array(&RawExtent::TABLE, bytes),
         ("uuid", _) => match bytes.first_chunk() {
             Some(uuid) => Node::uuid(Uuid(*uuid)),
             None => Node::Hex(hex::encode(bytes)),
         },
+        ("64", "snapshots") => legacy_snapshots(bytes),
+        ("space", _) => nested(&RawSpace::TABLE, bytes),
+        ("u64", "mask") => Node::mask(unsigned(bytes)),
         ("i64", "seconds") => Node::Time(signed(bytes)),
+        ("u64" | "u32", "seconds") => Node::Time(unsigned(bytes).cast_signed()),
         ("i64" | "i8", _) => Node::Signed(signed(bytes)),
         ("u64" | "u32" | "u16" | "u8", "bytes") => Node::Bytes(unsigned(bytes)),
         ("u64" | "u32" | "u16" | "u8", _) => Node::Count(unsigned(bytes)),
@@ -126,12 +132,22 @@ fn decode(field: &TableField, bytes: &[u8]) -> Node {
     }
 }
 
-/// Extents up to the last one in use.
-fn extents(bytes: &[u8]) -> Node {
-    let size = RawExtent::TABLE.size;
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last / size + 1);
-    let list = bytes.chunks_exact(size).take(used);
-    Node::List(list.filter_map(|bytes| Walker::new(bytes, 0, false).structure(&RawExtent::TABLE)).collect())
+/// The entries of an array, up to the last one in use.
+fn array(table: &Table, bytes: &[u8]) -> Node {
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last / table.size + 1);
+    Node::List(bytes.chunks_exact(table.size).take(used).map(|bytes| nested(table, bytes)).collect())
+}
+
+fn nested(table: &Table, bytes: &[u8]) -> Node {
+    Walker::new(bytes, 0, false).structure(table).unwrap_or(Node::None)
+}
+
+/// The table of a superblock of 2008: the entries of both layouts are told apart by their size.
+fn legacy_snapshots(bytes: &[u8]) -> Node {
+    match bytes.len() / SNAPSHOTS_MAX == RawSnapshot04::TABLE.size {
+        true => array(&RawSnapshot04::TABLE, bytes),
+        false => array(&RawLegacySnapshot::TABLE, bytes),
+    }
 }
 
 fn unsigned(bytes: &[u8]) -> u64 {

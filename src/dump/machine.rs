@@ -145,12 +145,18 @@ impl Render for Yaml {
 }
 
 /// One JSON document, a line a part.
-#[derive(Default)]
 pub struct Json {
+    schema: &'static str,
     parts: u64,
 }
 
 impl Json {
+    /// A document of the form `schema`.
+    #[must_use]
+    pub fn new(schema: &'static str) -> Self {
+        Self { schema, parts: 0 }
+    }
+
     fn object(part: &Part) -> String {
         let mut fields = vec![("part", Node::Word(part.name))];
         fields.extend(part.fields.iter().cloned());
@@ -162,7 +168,7 @@ impl Json {
 
 impl Render for Json {
     fn begin(&mut self) -> String {
-        "{\"schema\":\"ddsnap.dump/1\",\"parts\":[\n".to_owned()
+        format!("{{\"schema\":\"{}\",\"parts\":[\n", self.schema)
     }
 
     fn part(&mut self, part: &Part) -> String {
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn json_and_yaml_say_the_same_and_nothing_reaches_a_terminal() {
-        let mut json = Json::default();
+        let mut json = Json::new("sample/1");
         let text = json.begin() + &json.part(&sample()) + &json.end(&sample());
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let yaml = Yaml::default().part(&sample());

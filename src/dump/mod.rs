@@ -7,15 +7,20 @@
 //! | file | owns |
 //! |---|---|
 //! | `node`, `machine` | a tree of named values; YAML and JSON (text is made by `ui`) |
+//! | `emit` | bounded parts, damage among them |
 //! | `fields` | any structure by its field table |
 //! | `physical`, `records` | superblocks, checkpoints, index blocks and records as they lie there |
 //! | `state`, `scrub` | what the store amounts to once its log is replayed; pseudonyms instead of names |
 //! | `chunk` | every place of one chunk |
+//! | `legacy` | a store of 2008 as it lies there |
 //! | `document`, `rows`, `restore` | reading a dump in YAML |
 
 mod chunk;
 mod document;
+mod emit;
 mod fields;
+mod legacy;
+
 mod machine;
 mod node;
 mod physical;
@@ -25,6 +30,7 @@ mod rows;
 mod scrub;
 mod state;
 
+pub use legacy::{LEGACY_SCHEMA, dump_legacy};
 pub use machine::{Json, Render, Yaml};
 pub use node::{Field, Node, Part};
 pub use restore::{Dumped, read_tables};
@@ -35,6 +41,7 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::superblock::Superblock;
 use crate::progress::Progress;
 use crate::store::inspect::{Inspector, Recovered};
+use emit::Output;
 use scrub::Scrub;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -123,108 +130,28 @@ pub fn dump(
             return Err(Error::new(Kind::Unsupported, what).hint("use a newer ddsnap for this store"));
         }
     }
-    let mut dumper = Dumper {
-        inspector: &inspector,
-        options,
-        sink,
-        progress,
-        scrub: None,
-        counts: Counts::default(),
-        parts: 0,
-        problems: 0,
-        complete: options.is_whole(),
-    };
+    let out = Output::new(inspector.device(), options, sink, progress);
+    let complete = options.is_whole();
+    let mut dumper = Dumper { inspector: &inspector, out, scrub: None, counts: Counts::default(), complete };
     dumper.run()?;
-    Ok(dumper.problems)
+    Ok(dumper.out.problems)
 }
 
 /// A dump under way.
 struct Dumper<'a> {
     inspector: &'a Inspector,
-    options: &'a Options,
-    sink: &'a mut dyn FnMut(&Part, bool) -> Result<()>,
-    progress: &'a dyn Progress,
+    out: Output<'a>,
     scrub: Option<Scrub>,
     counts: Counts,
-    parts: u64,
-    problems: u64,
     /// Everything that `restore` needs is in the dump.
     complete: bool,
 }
 
 impl Dumper<'_> {
-    fn device(&self) -> &dyn ReadAt {
-        self.inspector.device()
-    }
-
-    fn emit(&mut self, part: &Part) -> Result<()> {
-        self.progress.check()?;
-        self.parts += 1;
-        (self.sink)(part, false)
-    }
-
-    /// Something is damaged: what, and its bytes as far as they can be read.
-    fn problem(&mut self, what: &str, error: &Error, raw: Option<(u64, u64)>) -> Result<()> {
-        self.problems += 1;
-        let text = Node::Text(error.to_string());
-        let part = Part::new(
-            "damage",
-            format!("DAMAGED: {what}"),
-            vec![("what", Node::Text(what.into())), ("why", text)],
-        );
-        self.emit(&part)?;
-        if self.options.anonymous {
-            return Ok(());
-        }
-        let Some((start, length)) = raw else { return Ok(()) };
-        let end = start.saturating_add(length).min(self.device().size());
-        let mut at = start;
-        while at < end {
-            let mut bytes = vec![0; RAW_MAX.min(crate::units::index(end - at))];
-            if self.device().read_at(&mut bytes, at).is_err() {
-                return Ok(());
-            }
-            let next = at + bytes.len() as u64;
-            let heading = format!("bytes {at} to {} of {what}", next - 1);
-            self.emit(&Part::new(
-                "bytes",
-                heading,
-                vec![("at", Node::Bytes(at)), ("raw", Node::Raw(at, bytes))],
-            ))?;
-            at = next;
-        }
-        Ok(())
-    }
-
-    /// Rows in parts of at most `most`.
-    fn rows(
-        &mut self,
-        name: &'static str,
-        key: &'static str,
-        heading: &str,
-        most: usize,
-        rows: &mut dyn Iterator<Item = Node>,
-    ) -> Result<u64> {
-        let mut count = 0;
-        let mut list = Vec::new();
-        let mut rows = rows.peekable();
-        while let Some(row) = rows.next() {
-            list.push(row);
-            if list.len() == most || rows.peek().is_none() {
-                let before = count;
-                count += list.len() as u64;
-                let heading =
-                    if before > 0 { format!("{heading}, from {}", before + 1) } else { heading.to_owned() };
-                self.emit(&Part::new(name, heading, vec![(key, Node::List(std::mem::take(&mut list)))]))?;
-            }
-        }
-        Ok(count)
-    }
-
     fn run(&mut self) -> Result<()> {
-        let options = self.options;
+        let options = self.out.options;
         let whole = options.is_whole();
-        self.head()?;
+        self.out.head(SCHEMA)?;
         if (whole && !options.anonymous) || options.superblock {
             self.superblocks()?;
         }
@@ -232,17 +159,31 @@ impl Dumper<'_> {
             self.record_at(address)?;
         }
         if whole || options.needs_checkpoint() {
-            match self.inspector.find_checkpoint(self.progress) {
+            match self.inspector.find_checkpoint(self.out.progress) {
                 Ok((sb, checkpoint)) => self.with_checkpoint(sb, checkpoint)?,
                 Err(error) if error.kind() == Kind::Interrupted => return Err(error),
                 Err(error) => self.without_checkpoint(&error)?,
             }
         }
-        self.end()
+        let counts = self.counts;
+        let tables = [
+            ("snapshots", counts.snapshots),
+            ("graves", counts.graves),
+            ("events", counts.events),
+            ("segments", counts.segments),
+            ("exceptions", counts.exceptions),
+            ("overlays", counts.overlays),
+            ("changes", counts.changes),
+        ];
+        let mut fields = vec![("complete", Node::Flag(self.complete))];
+        if self.out.options.is_whole() {
+            fields.extend(tables.map(|(name, count)| (name, Node::Count(count))));
+        }
+        self.out.end(fields)
     }
 
     fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint) -> Result<()> {
-        let options = self.options;
+        let options = self.out.options;
         let whole = options.is_whole();
         let physical = whole && !options.anonymous;
         if options.anonymous {
@@ -254,7 +195,7 @@ impl Dumper<'_> {
         let recovered = self.inspector.recover(sb.clone(), checkpoint.clone())?;
         if let Some(error) = &recovered.broken {
             self.complete = false;
-            self.problem("the log", error, None)?;
+            self.out.problem("the log", error, None)?;
         }
         match &options.log {
             None if physical => self.log(&sb, &checkpoint, recovered.tables().log.sequence)?,
@@ -266,7 +207,7 @@ impl Dumper<'_> {
     }
 
     fn recovered(&mut self, recovered: &Recovered) -> Result<()> {
-        let options = self.options;
+        let options = self.out.options;
         let whole = options.is_whole();
         let tables = recovered.tables();
         if whole {
@@ -288,43 +229,6 @@ impl Dumper<'_> {
             self.index(recovered)?;
         }
         Ok(())
-    }
-
-    fn head(&mut self) -> Result<()> {
-        let device = self.device();
-        let path =
-            if self.options.anonymous { Node::None } else { Node::Text(device.path().display().to_string()) };
-        let fields = vec![
-            ("schema", Node::Word(SCHEMA)),
-            ("ddsnap", Node::Word(env!("CARGO_PKG_VERSION"))),
-            ("path", path),
-            ("device_bytes", Node::Bytes(device.size())),
-            ("anonymous", Node::Flag(self.options.anonymous)),
-            ("whole", Node::Flag(self.options.is_whole())),
-        ];
-        self.emit(&Part::new("dump", "dump", fields))
-    }
-
-    fn end(&mut self) -> Result<()> {
-        let counts = self.counts;
-        let mut fields = vec![
-            ("parts", Node::Count(self.parts)),
-            ("damaged", Node::Count(self.problems)),
-            ("complete", Node::Flag(self.complete)),
-        ];
-        let tables = [
-            ("snapshots", Node::Count(counts.snapshots)),
-            ("graves", Node::Count(counts.graves)),
-            ("events", Node::Count(counts.events)),
-            ("segments", Node::Count(counts.segments)),
-            ("exceptions", Node::Count(counts.exceptions)),
-            ("overlays", Node::Count(counts.overlays)),
-            ("changes", Node::Count(counts.changes)),
-        ];
-        if self.options.is_whole() {
-            fields.extend(tables);
-        }
-        (self.sink)(&Part::new("end", "end of the dump", fields), true)
     }
 }
 

@@ -22,13 +22,13 @@ const COPIES: [&str; 2] = ["first", "second"];
 
 impl Dumper<'_> {
     fn bytes_at(&self, address: u64, length: u64) -> Result<Vec<u8>> {
-        if address.checked_add(length).is_none_or(|end| end > self.device().size()) {
+        if address.checked_add(length).is_none_or(|end| end > self.out.device.size()) {
             return Err(Error::damaged(format!(
                 "{length} bytes at {address} lie beyond the end of the device"
             )));
         }
         let mut bytes = vec![0; index(length)];
-        self.device().read_at(&mut bytes, address)?;
+        self.out.device.read_at(&mut bytes, address)?;
         Ok(bytes)
     }
 
@@ -51,10 +51,10 @@ impl Dumper<'_> {
                 let fields = self.structure(&RawSuperblock::TABLE, bytes, *offset);
                 let place = if same && copy.is_ok() { Node::Word("both") } else { Node::Word(name) };
                 let fields = vec![("copy", place), ("sound", sound), ("fields", fields)];
-                self.emit(&Part::new("superblock", format!("{what}, at byte {offset}"), fields))?;
+                self.out.emit(&Part::new("superblock", format!("{what}, at byte {offset}"), fields))?;
             }
             if let Err(error) = bytes.as_ref().err().map_or(copy.as_ref().map(|_| ()), Err) {
-                self.problem(&what, error, Some((*offset, SIZE as u64)))?;
+                self.out.problem(&what, error, Some((*offset, SIZE as u64)))?;
             } else if same {
                 break;
             }
@@ -64,14 +64,14 @@ impl Dumper<'_> {
         {
             let what =
                 format!("generations {} and {}: a publication was cut short", a.generation, b.generation);
-            self.problem("the superblocks", &Error::damaged(what), None)?;
+            self.out.problem("the superblocks", &Error::damaged(what), None)?;
         }
         Ok(())
     }
 
     /// One structure by its table; what is cut short is told as it is.
     fn structure(&self, table: &Table, bytes: &[u8], address: u64) -> Node {
-        let node = Walker::new(bytes, address, self.options.hex).structure(table);
+        let node = Walker::new(bytes, address, self.out.options.hex).structure(table);
         node.unwrap_or_else(|| Node::Raw(address, bytes.to_vec()))
     }
 
@@ -107,7 +107,7 @@ impl Dumper<'_> {
         let bytes = match self.bytes_at(extent.address, u64::from(extent.length)) {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.problem(&what, &error, None)?;
+                self.out.problem(&what, &error, None)?;
                 return Ok(Vec::new());
             }
         };
@@ -122,9 +122,13 @@ impl Dumper<'_> {
         };
         let head = self.structure(&RawPart::TABLE, &bytes, extent.address);
         let fields = vec![("copy", Node::Word(copy)), ("sound", Node::Flag(sound.is_ok())), ("fields", head)];
-        self.emit(&Part::new("checkpoint_part", format!("{what}, at byte {}", extent.address), fields))?;
+        self.out.emit(&Part::new(
+            "checkpoint_part",
+            format!("{what}, at byte {}", extent.address),
+            fields,
+        ))?;
         if let Err(error) = &sound {
-            self.problem(&what, error, Some((extent.address, u64::from(extent.length))))?;
+            self.out.problem(&what, error, Some((extent.address, u64::from(extent.length))))?;
         }
         let length = decode_part(&bytes, extent.address)
             .map_or(bytes.len(), |part| RawPart::TABLE.size.saturating_add(part.payload.len()));
@@ -133,15 +137,19 @@ impl Dumper<'_> {
 
     /// The tables of a checkpoint, as far as the bytes reach.
     fn payload(&mut self, copy: &str, payload: &[u8], start: u64) -> Result<()> {
-        let mut walker = Walker::new(payload, start, self.options.hex);
+        let mut walker = Walker::new(payload, start, self.out.options.hex);
         let mut plain = Walker::new(payload, start, false);
         let (Some(head), Some(Node::Map(counts))) =
             (walker.structure(&RawCheckpoint::TABLE), plain.structure(&RawCheckpoint::TABLE))
         else {
-            return self.problem(&format!("checkpoint, {copy}"), &Error::damaged("it is cut short"), None);
+            return self.out.problem(
+                &format!("checkpoint, {copy}"),
+                &Error::damaged("it is cut short"),
+                None,
+            );
         };
         let fields = vec![("copy", Node::Text(copy.to_owned())), ("fields", head)];
-        self.emit(&Part::new("checkpoint", format!("checkpoint, {copy}"), fields))?;
+        self.out.emit(&Part::new("checkpoint", format!("checkpoint, {copy}"), fields))?;
         let count = |name: &str| match counts.iter().find(|field| field.0 == name) {
             Some((_, Node::Count(count))) => *count,
             _ => 0,
@@ -153,7 +161,7 @@ impl Dumper<'_> {
                 cut |= row.is_none();
                 row
             });
-            self.rows(
+            self.out.rows(
                 "checkpoint_table",
                 name,
                 &format!("checkpoint, {copy}: {name}, {count}"),
@@ -168,12 +176,14 @@ impl Dumper<'_> {
         for (name, node) in last {
             cut |= node.is_none();
             let fields: Vec<Field> = node.into_iter().map(|node| (name, node)).collect();
-            self.emit(&Part::new("checkpoint_table", format!("checkpoint, {copy}: {name}"), fields))?;
+            self.out.emit(&Part::new("checkpoint_table", format!("checkpoint, {copy}: {name}"), fields))?;
         }
         match cut {
-            true => {
-                self.problem(&format!("checkpoint, {copy}"), &Error::damaged("a table is cut short"), None)
-            }
+            true => self.out.problem(
+                &format!("checkpoint, {copy}"),
+                &Error::damaged("a table is cut short"),
+                None,
+            ),
             false => Ok(()),
         }
     }
@@ -189,7 +199,7 @@ impl Dumper<'_> {
             ])
         };
         let heading = format!("runs of the index, newest first: {}", runs.len());
-        self.rows("runs", "runs", &heading, ROWS_MAX, &mut runs.iter().map(row))?;
+        self.out.rows("runs", "runs", &heading, ROWS_MAX, &mut runs.iter().map(row))?;
         for run in runs {
             let row = |piece: &Piece| {
                 Node::Map(vec![
@@ -202,7 +212,7 @@ impl Dumper<'_> {
                 ])
             };
             let heading = format!("pieces of run {}: {}", run.number, run.pieces.len());
-            self.rows("pieces", "pieces", &heading, ROWS_MAX, &mut run.pieces.iter().map(row))?;
+            self.out.rows("pieces", "pieces", &heading, ROWS_MAX, &mut run.pieces.iter().map(row))?;
         }
         Ok(())
     }
@@ -244,17 +254,17 @@ impl Dumper<'_> {
         let bytes = match self.bytes_at(address, BLOCK_SIZE as u64) {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.problem(what, &error, None)?;
+                self.out.problem(what, &error, None)?;
                 return Ok(None);
             }
         };
         let found = block_crc(&bytes);
         if found != crc {
             let error = Error::damaged(format!("its checksum is {found:08x}, its parent says {crc:08x}"));
-            self.problem(what, &error, Some((address, BLOCK_SIZE as u64)))?;
+            self.out.problem(what, &error, Some((address, BLOCK_SIZE as u64)))?;
             return Ok(None);
         }
-        let mut walker = Walker::new(&bytes, address, self.options.hex);
+        let mut walker = Walker::new(&bytes, address, self.out.options.hex);
         let mut fields = Vec::new();
         let entries =
             bytes.get(24..26).map_or(0, |count| usize::from(u16::from_le_bytes([count[0], count[1]])));
@@ -263,19 +273,19 @@ impl Dumper<'_> {
         }
         let rows = std::iter::repeat_with(|| walker.structure(entry)).take(entries).map_while(|row| row);
         fields.push(("entries", Node::List(rows.collect())));
-        self.emit(&Part::new("index_block", what, fields))?;
+        self.out.emit(&Part::new("index_block", what, fields))?;
         Ok(Some(bytes))
     }
 
     /// Nothing says what the store is: shows what looks like a piece of one.
     pub(super) fn without_checkpoint(&mut self, error: &Error) -> Result<()> {
         self.complete = false;
-        self.problem("the checkpoint", error, None)?;
-        if self.options.anonymous {
+        self.out.problem("the checkpoint", error, None)?;
+        if self.out.options.anonymous {
             return Ok(());
         }
-        let size = self.device().size();
-        self.progress.stage("looking for remains", Some(size));
+        let size = self.out.device.size();
+        self.out.progress.stage("looking for remains", Some(size));
         for (name, magic, table) in [
             ("looks_like_records", RECORD_MAGIC, RawHeader::TABLE),
             ("looks_like_checkpoints", CHECKPOINT_MAGIC, RawPart::TABLE),
@@ -283,7 +293,7 @@ impl Dumper<'_> {
             let mut at = FIRST_SEGMENT;
             let mut rows = Vec::new();
             while at < size {
-                self.progress.check()?;
+                self.out.progress.check()?;
                 let length = (1 << 20).min(size - at);
                 // What cannot be read shows nothing; the rest may.
                 let bytes = self.bytes_at(at, length).unwrap_or_default();
@@ -305,7 +315,7 @@ impl Dumper<'_> {
                 if rows.len() >= ROWS_MAX || at >= size {
                     let list = std::mem::take(&mut rows);
                     let heading = format!("{}, unproven", name.replace('_', " "));
-                    self.rows(name, "found", &heading, ROWS_MAX, &mut list.into_iter())?;
+                    self.out.rows(name, "found", &heading, ROWS_MAX, &mut list.into_iter())?;
                 }
             }
         }

@@ -75,7 +75,7 @@ impl Dumper<'_> {
         checkpoint: &Checkpoint,
         range: &RangeInclusive<u64>,
     ) -> Result<()> {
-        for (sequence, address) in self.inspector.find_records(sb, checkpoint, self.progress)? {
+        for (sequence, address) in self.inspector.find_records(sb, checkpoint, self.out.progress)? {
             if range.contains(&sequence) {
                 let record = self.inspector.record(sb, address)?;
                 self.record(sb, &record, "", false)?;
@@ -88,28 +88,29 @@ impl Dumper<'_> {
     pub(super) fn record_at(&mut self, address: u64) -> Result<()> {
         let what = format!("record at byte {address}");
         // Without a geometry nothing can be proven; the bytes can still be shown.
-        let known = self.inspector.find_checkpoint(self.progress);
+        let known = self.inspector.find_checkpoint(self.out.progress);
         let found = known.and_then(|(sb, _)| Ok((self.inspector.record(&sb, address)?, sb)));
         let error = match found {
             Ok((record, sb)) => return self.record(&sb, &record, "", true),
             Err(error) if error.kind() == Kind::Interrupted => return Err(error),
             Err(error) => error,
         };
-        let length = UNKNOWN_MAX.min(self.device().size().saturating_sub(address));
+        let length = UNKNOWN_MAX.min(self.out.device.size().saturating_sub(address));
         let mut bytes = vec![0; index(length)];
-        if self.device().read_at(&mut bytes, address).is_ok()
-            && let Some(head) = Walker::new(&bytes, address, self.options.hex).structure(&RawHeader::TABLE)
+        if self.out.device.read_at(&mut bytes, address).is_ok()
+            && let Some(head) =
+                Walker::new(&bytes, address, self.out.options.hex).structure(&RawHeader::TABLE)
         {
             let fields = vec![("sound", Node::Flag(false)), ("fields", head)];
-            self.emit(&Part::new("record", format!("{what}, as it lies there"), fields))?;
+            self.out.emit(&Part::new("record", format!("{what}, as it lies there"), fields))?;
         }
-        self.problem(&what, &error, Some((address, length)))
+        self.out.problem(&what, &error, Some((address, length)))
     }
 
     fn record(&mut self, sb: &Superblock, record: &Record, note: &str, data: bool) -> Result<()> {
         let mut bytes = vec![0; index(u64::from(record.header_length))];
-        self.device().read_at(&mut bytes, record.address)?;
-        let mut walker = Walker::new(&bytes, record.address, self.options.hex);
+        self.out.device.read_at(&mut bytes, record.address)?;
+        let mut walker = Walker::new(&bytes, record.address, self.out.options.hex);
         let mut fields: Vec<Field> = vec![("kind", Node::Word(kind_word(record.kind)))];
         fields.extend(walker.structure(&RawHeader::TABLE).map(|head| ("fields", head)));
         let mut entries = Vec::new();
@@ -132,18 +133,18 @@ impl Dumper<'_> {
         fields.extend(self.body(record, start));
         let (sequence, address) = (record.sequence, record.address);
         let heading = format!("record {sequence} at byte {address}: {}{note}", kind_word(record.kind));
-        self.emit(&Part::new("record", heading, fields))?;
+        self.out.emit(&Part::new("record", heading, fields))?;
         match lost {
             true => {
                 let error = Error::damaged("data do not hold their checksum");
-                self.problem(&format!("record {sequence} at byte {address}"), &error, None)
+                self.out.problem(&format!("record {sequence} at byte {address}"), &error, None)
             }
             false => Ok(()),
         }
     }
 
     fn body(&self, record: &Record, start: u64) -> Vec<Field> {
-        let mut walker = Walker::new(&record.body, start, self.options.hex);
+        let mut walker = Walker::new(&record.body, start, self.out.options.hex);
         let mut fields = Vec::new();
         for (name, table) in body_tables(record.kind) {
             match walker.structure(&table) {
@@ -164,7 +165,7 @@ impl Dumper<'_> {
 
     fn holds(&self, address: u64, length: u32, crc: u32) -> bool {
         let mut bytes = vec![0; index(u64::from(length))];
-        self.device().read_at(&mut bytes, address).is_ok() && crc32fast::hash(&bytes) == crc
+        self.out.device.read_at(&mut bytes, address).is_ok() && crc32fast::hash(&bytes) == crc
     }
 }
 

@@ -59,7 +59,7 @@ impl Dumper<'_> {
             ("generation", Node::Count(sb.generation)),
             ("checkpoint", Node::Count(sb.checkpoint)),
         ];
-        self.emit(&Part::new("store", "the store", fields))?;
+        self.out.emit(&Part::new("store", "the store", fields))?;
         let open = |open: Option<(u32, u32)>| {
             Node::option(open, |(segment, offset)| {
                 Node::Map(vec![
@@ -86,7 +86,7 @@ impl Dumper<'_> {
             ("fingerprint", Node::option(recovered.fingerprint(), |print| self.fingerprint(print))),
             ("ends", ends),
         ];
-        self.emit(&Part::new("state", "state of the store, its log replayed", fields))
+        self.out.emit(&Part::new("state", "state of the store, its log replayed", fields))
     }
 
     fn position(&self, log: &LogPosition) -> Node {
@@ -162,7 +162,8 @@ impl Dumper<'_> {
     pub(super) fn snapshots(&mut self, tables: &Checkpoint) -> Result<()> {
         let rows: Vec<Node> = tables.snapshots.iter().map(|snapshot| self.snapshot(snapshot)).collect();
         let heading = format!("snapshots: {}", rows.len());
-        let count = self.rows("snapshots", "snapshots", &heading, LONG_ROWS_MAX, &mut rows.into_iter())?;
+        let count =
+            self.out.rows("snapshots", "snapshots", &heading, LONG_ROWS_MAX, &mut rows.into_iter())?;
         self.counts.snapshots = count;
         Ok(())
     }
@@ -197,7 +198,7 @@ impl Dumper<'_> {
         };
         let heading = format!("deleted snapshots that are not swept yet: {}", tables.graves.len());
         self.counts.graves =
-            self.rows("graves", "graves", &heading, ROWS_MAX, &mut tables.graves.iter().map(grave))?;
+            self.out.rows("graves", "graves", &heading, ROWS_MAX, &mut tables.graves.iter().map(grave))?;
         let events = tables.events.iter();
         let events: Vec<Node> = events
             .map(|(secs, text)| {
@@ -205,7 +206,7 @@ impl Dumper<'_> {
             })
             .collect();
         self.counts.events =
-            self.rows("events", "events", "events", LONG_ROWS_MAX, &mut events.into_iter())?;
+            self.out.rows("events", "events", "events", LONG_ROWS_MAX, &mut events.into_iter())?;
         Ok(())
     }
 
@@ -226,24 +227,24 @@ impl Dumper<'_> {
         let free = u64::from(sb.segments).saturating_sub(used);
         let heading = format!("segments in use: {used}; free: {free}, {} bytes each", sb.segment_size());
         let rows = &mut tables.segments.iter().map(row);
-        self.counts.segments = self.rows("segments", "segments", &heading, ROWS_MAX, rows)?;
+        self.counts.segments = self.out.rows("segments", "segments", &heading, ROWS_MAX, rows)?;
         Ok(())
     }
 
     /// Runs and pieces, then every entry; where a block is damaged, what is left, block by block.
     pub(super) fn index(&mut self, recovered: &Recovered) -> Result<()> {
-        if !self.options.anonymous {
+        if !self.out.options.anonymous {
             self.runs(recovered.runs())?;
         }
-        self.progress.stage("index", None);
-        if self.options.hex {
+        self.out.progress.stage("index", None);
+        if self.out.options.hex {
             self.index_blocks(recovered.runs())?;
         }
         match self.entries(recovered) {
             Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => {
                 self.complete = false;
-                self.problem("the index", &error, None)?;
-                match self.options.hex || self.options.anonymous {
+                self.out.problem("the index", &error, None)?;
+                match self.out.options.hex || self.out.options.anonymous {
                     true => Ok(()),
                     false => self.index_blocks(recovered.runs()),
                 }
@@ -284,7 +285,7 @@ impl Dumper<'_> {
         let first = *count + 1;
         *count += rows.len() as u64;
         let heading = format!("index: {what}, from {first}");
-        self.emit(&Part::new("index", heading, vec![(key, Node::List(std::mem::take(rows)))]))
+        self.out.emit(&Part::new("index", heading, vec![(key, Node::List(std::mem::take(rows)))]))
     }
 }
 

@@ -2,15 +2,19 @@
 //!
 //! | file | owns |
 //! |---|---|
+//! | `bits` | one bit for each of many |
 //! | `blocks` | metadata blocks, newest version first: from the journal, else from their home |
 //! | `recover` | the journal, and which block is the root of the tree |
 //! | `walk` | the exception tree in order of chunks |
 //! | `space` | allocation bitmaps |
 //! | `check` | looking for damage: every rule, beyond the first that is broken |
+//! | `inspect` | what a dump may see |
 //! | `store` | a store as a source of points in time |
 
+mod bits;
 mod blocks;
 mod check;
+pub mod inspect;
 mod recover;
 mod space;
 mod store;

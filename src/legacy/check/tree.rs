@@ -1,5 +1,6 @@
 //! The exception tree, and what it leads to.
 
+use super::super::bits::Bits;
 use super::super::blocks::Blocks;
 use super::super::recover::Recovered;
 use super::super::space::Bitmap;
@@ -11,37 +12,10 @@ use crate::format::legacy::superblock::Superblock;
 use crate::format::legacy::tree::{Exception, Leaf};
 use crate::point::finding::Code;
 use crate::progress::Progress;
-use crate::units::index;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Chunks that are used twice whose snapshots are told; those beyond are only counted.
 const TWICE_MAX: usize = 4096;
-
-/// One bit for each block or chunk of a space.
-pub(super) struct Bits(Vec<u64>);
-
-impl Bits {
-    pub fn new(count: u64) -> Self {
-        Self(vec![0; index(count.div_ceil(64))])
-    }
-
-    pub fn has(&self, at: u64) -> bool {
-        self.0.get(index(at / 64)).is_some_and(|word| word >> (at % 64) & 1 == 1)
-    }
-
-    /// False if it was set already, or there is no such bit.
-    pub fn set(&mut self, at: u64) -> bool {
-        let Some(word) = self.0.get_mut(index(at / 64)) else { return false };
-        let bit = 1 << (at % 64);
-        let is_new = *word & bit == 0;
-        *word |= bit;
-        is_new
-    }
-
-    fn clear(&mut self) {
-        self.0.fill(0);
-    }
-}
 
 /// A walk over the whole tree that goes on after damage.
 pub(super) struct Tree<'a> {
