@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("delta", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("export", &["delta", "point", "format", "error", "units", "progress"]),
     ("map", &["point", "error", "units", "progress"]),
-    ("dump", &["store", "block", "format", "error", "units", "progress"]),
+    ("dump", &["store", "legacy", "block", "format", "error", "units", "progress"]),
     ("serve", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("dm", &["block", "error", "units", "progress"]),
     (
