@@ -7,7 +7,7 @@
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
 //! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
-//! | [`legacy`] | the snapshot store of 2008: recovered in memory, read, never written |
+//! | [`legacy`] | the snapshot store of 2008: recovered in memory, read, checked, repaired |
 //! | [`map`] | where a volume changed, counted in cells |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
 //! | [`point`] | a point-in-time source: geometry, points, what changed, how to read it |

@@ -3,6 +3,8 @@
 use crate::cli_errors::seed;
 use crate::harness::{DDSNAP, Dir, Rng, golden, volume};
 use ddsnap::format::superblock::OFFSETS;
+use serde_json::json;
+use std::path::Path;
 
 fn wipe(dir: &Dir, offset: u64) {
     dir.patch("data.snap", usize::try_from(offset).unwrap(), |bytes| bytes[..4096].fill(0xff));
@@ -286,7 +288,7 @@ fn a_superblock_that_measures_otherwise_than_the_tables_is_not_believed() {
 }
 
 #[test]
-fn a_store_of_2008_is_looked_at_and_never_repaired() {
+fn a_store_of_2008_without_a_superblock_is_looked_at_and_not_repaired() {
     let dir = Dir::new();
     let mut store = vec![0; 64 << 10];
     store[4096..4104].copy_from_slice(&[0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]);
@@ -297,8 +299,89 @@ fn a_store_of_2008_is_looked_at_and_never_repaired() {
     let document = dir.untouched(|dir| dir.run("fsck -n --json old.snap")).expect(4).json();
     assert_eq!(document["schema"], "ddsnap.fsck/1");
     assert_eq!(document["findings"][0]["code"], "legacy-superblock");
-    for leave in ["-p", "-y", "--rebuild", "--dry-run", "--accept-taint"] {
-        let run = dir.untouched(|dir| dir.run(&format!("fsck {leave} old.snap"))).expect(8);
+    for leave in ["-p", "-y", "--dry-run"] {
+        let run = dir.untouched(|dir| dir.run(&format!("fsck {leave} old.snap"))).expect(4);
+        assert!(run.text().contains("legacy-superblock"), "{}", run.describe());
+    }
+    for other in ["--rebuild", "--accept-taint"] {
+        let run = dir.untouched(|dir| dir.run(&format!("fsck {other} old.snap"))).expect(8);
         assert!(run.stderr.contains("ddsnap upgrade"), "{}", run.describe());
     }
+}
+
+/// A small store of 2008 that crashed, its origin, and the sector of its root.
+fn crashed_store_of_2008(dir: &Dir) -> u64 {
+    let seed = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus/legacy/seed-1");
+    let mut store = vec![0; 4096];
+    store.extend_from_slice(&std::fs::read(seed).unwrap()[1..]);
+    dir.write("old.snap", &store);
+    dir.write("origin.img", &[1; 40 * 512]);
+    u64::from_le_bytes(store[4112..4120].try_into().unwrap())
+}
+
+#[test]
+fn a_crash_of_2008_is_written_down_and_a_lost_root_made_anew() {
+    let dir = Dir::new();
+    let root = crashed_store_of_2008(&dir);
+    let images =
+        |dir: &Dir| [7, 3].map(|tag| dir.ok(&format!("read old.snap {tag} --origin origin.img")).stdout);
+    let before = images(&dir);
+    let run = dir.untouched(|dir| dir.run("fsck -p --dry-run old.snap")).expect(0);
+    for words in ["legacy-recovery", "would be repaired: writes: ", "bytes at byte 4096: superblock"] {
+        assert!(run.text().contains(words), "{}", run.describe());
+    }
+    let run = dir.run("fsck -p old.snap").expect(1);
+    assert!(run.text().contains("old.snap: clean; looked at"), "{}", run.describe());
+    assert_eq!(
+        dir.untouched(|dir| dir.run("fsck -n --json old.snap")).expect(0).json()["findings"],
+        json!([])
+    );
+    assert!(images(&dir) == before);
+
+    // The block that the superblock of the repaired store names is overwritten.
+    let mut store = dir.read("old.snap");
+    let at = usize::try_from(root).unwrap() * 512;
+    assert_eq!(store[4112..4120], root.to_le_bytes());
+    store[at..at + 512].fill(0xff);
+    dir.write("old.snap", &store);
+    assert!(dir.untouched(|dir| dir.run("fsck -n old.snap")).expect(4).text().contains("legacy-node"));
+    dir.untouched(|dir| dir.run("fsck -p old.snap")).expect(4);
+    let run = dir.untouched(|dir| dir.run("fsck -y --dry-run --json old.snap")).expect(4);
+    let writes = run.json()["repair"]["writes"].as_array().unwrap().clone();
+    assert!(writes.iter().any(|write| write["what"] == "tree" && write["new"].is_string()), "{writes:?}");
+    let run = dir.run("fsck -y --json old.snap").expect(1).json();
+    assert_eq!((&run["left"], &run["repair"]["lost"]), (&json!([]), &json!([])));
+    assert!(images(&dir) == before);
+}
+
+#[test]
+fn what_a_store_of_2008_lost_is_told_and_marked() {
+    let dir = Dir::new();
+    crashed_store_of_2008(&dir);
+    dir.run("fsck -p old.snap").expect(1);
+    // A leaf is overwritten: what was preserved of its chunks is gone, everything else is not.
+    let mut store = dir.read("old.snap");
+    let is_leaf = |at: &usize| store[*at..*at + 4] == [0xaf, 0x1e, 0, 0];
+    let journal = usize::try_from(u32::from_le_bytes(store[5696..5700].try_into().unwrap())).unwrap() * 512;
+    let leaf = (journal + 12 * 512..store.len()).step_by(512).find(is_leaf).unwrap();
+    store[leaf..leaf + 512].fill(0);
+    dir.write("old.snap", &store);
+    let found = dir.untouched(|dir| dir.run("fsck -n --json old.snap")).expect(4).json()["findings"].clone();
+    let ranges = |finding: &serde_json::Value| {
+        let snapshots = finding["snapshots"].as_array().unwrap();
+        snapshots.iter().map(|one| one["ranges"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(found[0]["code"], "legacy-leaf");
+    let run = dir.run("fsck -y --json old.snap").expect(4).json();
+    let lost = &run["repair"]["lost"];
+    assert_eq!(lost[0]["code"], "legacy-lost");
+    assert_eq!(ranges(&lost[0]), ranges(&found[0]));
+    // It stays an error to read, and nothing else is found any more.
+    let again = dir.untouched(|dir| dir.run("fsck -n --json old.snap")).expect(0).json()["findings"].clone();
+    assert_eq!((again.as_array().unwrap().len(), &again[0]["code"]), (1, &json!("legacy-lost")));
+    assert_eq!(ranges(&again[0]), ranges(&found[0]));
+    let begin = ranges(&found[0])[0][0][0].as_u64().unwrap();
+    let run =
+        dir.run(&format!("read old.snap 7 --offset {begin} --length 512 --origin origin.img")).expect(3);
+    assert!(run.stderr.contains("lost"), "{}", run.describe());
 }

@@ -2,7 +2,7 @@
 
 use super::common::{OldArgs, RateArgs, VolArgs};
 use super::fsck_report::{self, Outcome};
-use super::open;
+use super::{fsck_old, open};
 use crate::block::file::FileReader;
 use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
@@ -90,7 +90,7 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         None => ui.progress(),
     };
     if let Some(devices) = open::old_devices(&args.store, &args.old, args.origin.as_deref())? {
-        return check_old(args, &devices, ui, progress);
+        return check_old(args, devices, ui, progress);
     }
     let (device, leave, found) = look_first(args, ui, progress)?;
     let mut outcome =
@@ -118,25 +118,34 @@ fn report(args: &Args, outcome: &Outcome, ui: &Ui) -> Result<Exit> {
     Ok(outcome.exit())
 }
 
-/// A store of 2008 is only looked at.
-fn check_old(args: &Args, devices: &legacy::Devices, ui: &Ui, progress: &dyn Progress) -> Result<Exit> {
-    if args.preen || args.yes || args.rebuild || args.dry_run || args.accept_taint {
-        let what = "repairs of stores of 2008 are not there yet";
-        return Err(Error::new(Kind::Unsupported, what).at_path(&args.store).hint(
-            "'ddsnap upgrade' makes a new store of what can be read; 'ddsnap fsck -n' says what is wrong",
-        ));
+/// A store of 2008 has no index that could be rebuilt, and tells nothing of taint.
+fn check_old(args: &Args, devices: legacy::Devices, ui: &Ui, progress: &dyn Progress) -> Result<Exit> {
+    if args.rebuild || args.accept_taint {
+        let what = "a store of 2008 has neither an index to rebuild nor taint to accept";
+        return Err(Error::new(Kind::Unsupported, what)
+            .at_path(&args.store)
+            .hint("-p and -y repair it; 'ddsnap upgrade' makes a new store of what can be read"));
     }
-    let checked = legacy::check(devices, args.old.layout, progress)?;
-    let mut found = CheckReport::default();
-    (found.findings, found.records, found.entries) = (checked.findings, checked.commits, checked.exceptions);
-    if args.data {
-        let text = "nothing was compared: the bytes of snapshots cannot be verified";
-        found.findings.push(Finding::new(Code::LegacyUnproven, text));
+    let wish = fsck_old::Wish {
+        store: &args.store,
+        old: &args.old,
+        origin: args.origin.as_deref(),
+        leave: leave(args),
+        no: args.no,
+        dry_run: args.dry_run,
+        data: args.data,
+        json: args.json,
+    };
+    report(args, &fsck_old::run(&wish, devices, ui, progress)?, ui)
+}
+
+/// How far the options let a repair go; none of them asks for one.
+fn leave(args: &Args) -> Option<Leave> {
+    match (args.preen, args.yes || args.rebuild || args.dry_run) {
+        (true, _) => Some(Leave::Safe),
+        (_, true) => Some(Leave::Everything),
+        _ => None,
     }
-    if !args.json {
-        fsck_report::print_findings(&found.findings, ui)?;
-    }
-    report(args, &Outcome { found: found.clone(), left: found, ..Outcome::default() }, ui)
 }
 
 /// What repairs write to, if there is leave for any.
@@ -145,11 +154,7 @@ type Device = Option<Arc<dyn WriteAt>>;
 /// Opens the store as the user gives leave, and looks at it. What is repaired later is what was seen then: nobody
 /// else can change it in between.
 fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, Option<Leave>, CheckReport)> {
-    let given = match (args.preen, args.yes || args.rebuild || args.dry_run) {
-        (true, _) => Some(Leave::Safe),
-        (_, true) => Some(Leave::Everything),
-        _ => None,
-    };
+    let given = leave(args);
     let device = given.map(|_| self::device(args)).transpose()?;
     let found = match &device {
         Some(device) => look(args, &as_reader(device), progress)?,

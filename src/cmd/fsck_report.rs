@@ -1,14 +1,18 @@
 //! What `fsck` says of what it found and did.
 
 use crate::error::Result;
+use crate::legacy::{self, What};
 use crate::store::fsck::{Affected, CheckReport, Finding, RebuildReport, Repair, Repaired};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Ranges of a snapshot printed for people; JSON has all.
 const RANGES: usize = 4;
+/// Writes of a repair that is not made printed for people; JSON has all.
+const WRITES: usize = 64;
 
 /// What was found, done and left.
 #[derive(Default)]
@@ -21,6 +25,8 @@ pub struct Outcome {
     pub refused: Vec<Finding>,
     /// What was done.
     pub repaired: Repaired,
+    /// What was done to a store of 2008.
+    pub old: Option<legacy::Repaired>,
     /// Taint was accepted.
     pub taint_accepted: bool,
     /// Nothing of it happened.
@@ -34,13 +40,16 @@ impl Outcome {
 
     /// True if something could not be brought back.
     fn is_lossy(&self) -> bool {
-        self.repaired.marked > 0 || self.published().is_some_and(|rebuilt| !rebuilt.findings.is_empty())
+        self.old.as_ref().is_some_and(|old| !old.lost.is_empty())
+            || self.repaired.marked > 0
+            || self.published().is_some_and(|rebuilt| !rebuilt.findings.is_empty())
     }
 
     fn is_repaired(&self) -> bool {
         self.repaired.republished
             || self.repaired.relogged > 0
             || self.published().is_some()
+            || self.old.as_ref().is_some_and(|old| !old.writes.is_empty())
             || self.taint_accepted
     }
 
@@ -76,6 +85,9 @@ impl Outcome {
         }
         if let Some(rebuilt) = &self.repaired.rebuilt {
             self.print_rebuild(rebuilt, would, ui)?;
+        }
+        if let Some(old) = &self.old {
+            self.print_old(old, would, ui)?;
         }
         if self.taint_accepted {
             ui.print("accepted: no snapshot is tainted any more")?;
@@ -122,6 +134,30 @@ impl Outcome {
         print_all(&rebuilt.findings, !rebuilt.published, ui)
     }
 
+    fn print_old(&self, old: &legacy::Repaired, would: &str, ui: &Ui) -> Result<()> {
+        if old.writes.is_empty() {
+            return Ok(());
+        }
+        let mut counts: BTreeMap<What, u64> = BTreeMap::new();
+        for write in &old.writes {
+            *counts.entry(write.what).or_default() += 1;
+        }
+        let counts: Vec<String> =
+            counts.into_iter().map(|(what, count)| format!("{count} of the {}", what.name())).collect();
+        ui.print(&format!("{would}repaired: writes: {}", counts.join(", ")))?;
+        if self.dry_run {
+            for write in old.writes.iter().take(WRITES) {
+                let differ = write.old.iter().zip(&write.new).filter(|(old, new)| old != new).count();
+                let (offset, size, what) = (write.offset, write.new.len(), write.what.name());
+                ui.print(&format!("    {size} bytes at byte {offset}: {what}, {differ} of them change"))?;
+            }
+            if old.writes.len() > WRITES {
+                ui.print(&format!("    and {} more (--json has them)", old.writes.len() - WRITES))?;
+            }
+        }
+        print_all(&old.lost, false, ui)
+    }
+
     /// The JSON document.
     pub fn document(&self) -> Value {
         json!({
@@ -135,6 +171,8 @@ impl Outcome {
                 "marked": self.repaired.marked,
                 "relogged": self.repaired.relogged,
                 "taint_accepted": self.taint_accepted,
+                "writes": self.old.as_ref().map_or_else(Vec::new, |old| self.writes(&old.writes)),
+                "lost": list(self.old.as_ref().map_or(&[], |old| &old.lost)),
                 "rebuilt": self.repaired.rebuilt.as_ref().map(|rebuilt| json!({
                     "published": rebuilt.published,
                     "records": rebuilt.records,
@@ -150,6 +188,23 @@ impl Outcome {
                 "data_bytes": self.left.data_bytes,
             },
         })
+    }
+}
+
+impl Outcome {
+    /// The writes of a repair of a store of 2008; what they replace is told as long as it is there.
+    fn writes(&self, writes: &[legacy::Write]) -> Vec<Value> {
+        let bytes = |bytes: &[u8]| self.dry_run.then(|| hex::encode(bytes));
+        let write = |write: &legacy::Write| {
+            json!({
+                "offset": write.offset,
+                "length": write.new.len(),
+                "what": write.what.name(),
+                "old": bytes(&write.old),
+                "new": bytes(&write.new),
+            })
+        };
+        writes.iter().map(write).collect()
     }
 }
 

@@ -16,6 +16,7 @@ mod documents;
 mod dump;
 mod export;
 mod fsck;
+mod fsck_old;
 mod fsck_report;
 mod hold;
 mod initialize;

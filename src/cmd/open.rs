@@ -1,10 +1,10 @@
 //! Opening stores and origins, and refusing what must not be opened.
 
 use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, VolArgs};
-use crate::block::ReadAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
 use crate::block::overlay::Overlay;
+use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
 use crate::legacy;
@@ -103,6 +103,35 @@ pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<O
         metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
         origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
     }))
+}
+
+/// The devices of a store of 2008 for a repair, which is written to the last one: the device with the metadata, locked
+/// against everybody, or a picture of it in memory.
+///
+/// # Errors
+/// As [`old_devices`], which has been there before; `Kind::Busy` if anyone holds the store.
+pub fn old_repair(
+    vol: &Path,
+    old: &OldArgs,
+    origin: Option<&Path>,
+    dry_run: bool,
+) -> Result<(legacy::Devices, Arc<dyn WriteAt>)> {
+    let path = old.meta.as_deref().unwrap_or(vol);
+    let device: Arc<dyn WriteAt> = match dry_run {
+        true => Arc::new(Overlay::new(FileReader::open(path)?)),
+        false => Arc::new(FileWriter::open(path)?),
+    };
+    let metadata: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(&device);
+    let origin = origin.map(FileReader::open_origin_read).transpose()?;
+    let origin = origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>);
+    let devices = match old.meta {
+        None => legacy::Devices { store: metadata, metadata: None, origin },
+        Some(_) => {
+            let store = Arc::new(FileReader::open(vol)?);
+            legacy::Devices { store, metadata: Some(metadata), origin }
+        }
+    };
+    Ok((devices, device))
 }
 
 /// Opens a store for changing its tables, without its origin.

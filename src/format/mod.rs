@@ -61,5 +61,6 @@ pub fn tables() -> Vec<field::Table> {
         legacy::tree::RawMapEntry::TABLE,
         legacy::tree::RawException::TABLE,
         legacy::journal::RawCommit::TABLE,
+        legacy::repair::RawDecision::TABLE,
     ]
 }

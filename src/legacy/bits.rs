@@ -3,6 +3,7 @@
 use crate::units::index;
 
 /// One bit for each block or chunk of a space.
+#[derive(Clone)]
 pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
@@ -25,5 +26,10 @@ impl Bits {
 
     pub fn clear(&mut self) {
         self.0.fill(0);
+    }
+
+    /// The bits from `first`, a multiple of 64, on.
+    pub fn words(&self, first: u64) -> impl Iterator<Item = u64> {
+        self.0.iter().skip(index(first / 64)).copied()
     }
 }

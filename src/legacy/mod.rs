@@ -1,4 +1,4 @@
-//! The snapshot store of 2008: recovered in memory, read, checked; never written.
+//! The snapshot store of 2008: recovered in memory, read, checked; written by repairs only.
 //!
 //! | file | owns |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | `space` | allocation bitmaps |
 //! | `check` | looking for damage: every rule, beyond the first that is broken |
 //! | `inspect` | what a dump may see |
+//! | `repair` | what the tree proves, or is left of it, written down |
 //! | `store` | a store as a source of points in time |
 
 mod bits;
@@ -16,6 +17,7 @@ mod blocks;
 mod check;
 pub mod inspect;
 mod recover;
+mod repair;
 mod space;
 mod store;
 #[cfg(test)]
@@ -24,6 +26,7 @@ mod walk;
 
 pub use crate::format::legacy::superblock::Release;
 pub use check::{Checked, check};
+pub use repair::{Repaired, What, Write, repair};
 pub use store::{Devices, Store};
 
 use crate::block::ReadAt;

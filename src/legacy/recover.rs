@@ -115,6 +115,14 @@ pub(super) fn commits(sb: &Superblock, blocks: &Blocks) -> Result<Vec<(u64, u32)
     Ok(commits)
 }
 
+/// The commits that are not followed by the next one in the ring: one, the newest, in a sound journal.
+pub(super) fn gaps(commits: &[(u64, u32)]) -> impl Iterator<Item = (u64, u32)> {
+    let next = commits.iter().cycle().skip(1);
+    let pairs =
+        commits.iter().zip(next).filter(|((_, sequence), (_, next))| *next != sequence.wrapping_add(1));
+    pairs.map(|(commit, _)| *commit)
+}
+
 /// The commit in block `position` of the journal, if a sound one is there.
 ///
 /// # Errors

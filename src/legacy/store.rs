@@ -6,6 +6,7 @@ use super::space::Bitmap;
 use super::walk::{Found, Walk};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
+use crate::format::legacy::repair;
 use crate::format::legacy::superblock::{self, Fault, OFFSET, Release, SIZE, Snapshot, Space, Superblock};
 use crate::format::legacy::tree::Exception;
 use crate::format::legacy::{SECTOR, SNAPSHOTS_MAX};
@@ -34,6 +35,8 @@ pub struct Store {
     faults: Vec<Fault>,
     blocks: Blocks,
     recovered: Recovered,
+    /// Areas of the metadata, in sectors: no data can be there.
+    areas: Vec<(&'static str, u64, u64)>,
     /// Free chunks of the metadata space and, if there is one, of the data space.
     free: (u64, Option<u64>),
     data: Arc<dyn ReadAt>,
@@ -49,7 +52,7 @@ impl Store {
     /// `Kind::Io`.
     pub fn open(devices: Devices, release: Option<Release>) -> Result<Self> {
         let metadata = devices.metadata.clone().unwrap_or_else(|| Arc::clone(&devices.store));
-        let block = superblock_of(metadata.as_ref())?;
+        let (block, _) = superblock_of(metadata.as_ref())?;
         let chosen = superblock::choose(&block, metadata.size(), release)
             .map_err(|error| error.at_path(metadata.path()))?;
         let sb = chosen.superblock;
@@ -59,7 +62,8 @@ impl Store {
         let recovered = recover(&sb, &mut blocks)?;
         let free = free(&sb, &blocks, &recovered)?;
         let (data, origin) = (devices.store, devices.origin);
-        Ok(Self { sb, faults: chosen.faults, blocks, recovered, free, data, origin })
+        let areas = sb.areas();
+        Ok(Self { sb, faults: chosen.faults, blocks, recovered, areas, free, data, origin })
     }
 
     /// The origin, if it was given.
@@ -164,6 +168,12 @@ impl Store {
             let what = format!("the tree names chunk {chunk}, which lies outside the store");
             return Err(Error::damaged(what).at_path(self.data.path()));
         }
+        let sector = (chunk << bits) / SECTOR;
+        let areas = if self.sb.data.is_none() { self.areas.as_slice() } else { &[] };
+        if let Some((name, ..)) = areas.iter().find(|(_, begin, end)| (*begin..*end).contains(&sector)) {
+            let what = format!("the tree names chunk {chunk} for data, where the {name} is");
+            return Err(Error::damaged(what).at_path(self.data.path()));
+        }
         self.data.read_at(target, (chunk << bits) + skip)
     }
 
@@ -192,18 +202,21 @@ impl Store {
     }
 }
 
-/// The bytes of the superblock.
+/// The bytes of the superblock, and whether they are those that a repair decided on and has not written yet.
 ///
 /// # Errors
 /// `Kind::Damaged` for a device that is too small for one; `Kind::Io`.
-pub(super) fn superblock_of(metadata: &dyn ReadAt) -> Result<Vec<u8>> {
+pub(super) fn superblock_of(metadata: &dyn ReadAt) -> Result<(Vec<u8>, bool)> {
     let mut block = vec![0; SIZE];
     if metadata.size() < OFFSET + SIZE as u64 {
         let what = format!("a store of 2008 has more than {} bytes", metadata.size());
         return Err(Error::damaged(what).at_path(metadata.path()));
     }
     metadata.read_at(&mut block, OFFSET)?;
-    Ok(block)
+    Ok(match repair::decided(&block) {
+        Some(decided) => (decided, true),
+        None => (block, false),
+    })
 }
 
 /// Refuses devices that are not those of the store.
@@ -221,7 +234,7 @@ pub(super) fn ensure_pair(sb: &Superblock, devices: &Devices) -> Result<()> {
         .hint("name the device with the data as the store and, if there is one, that with the metadata with --meta"))
 }
 
-fn ensure_size(sb: &Superblock, devices: &Devices) -> Result<()> {
+pub(super) fn ensure_size(sb: &Superblock, devices: &Devices) -> Result<()> {
     let found = devices.store.size();
     match &sb.data {
         Some(data) if found >> data.bits < data.chunks => {

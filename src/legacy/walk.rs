@@ -7,7 +7,7 @@
 use super::blocks::Blocks;
 use crate::error::{Error, Kind, Result};
 use crate::format::legacy::SECTOR;
-use crate::format::legacy::tree::{Entry, Exception, Leaf, Node};
+use crate::format::legacy::tree::{Entry, Exception, Leaf, Node, is_lost};
 
 /// Where the tree begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ struct Group {
 
 /// A leaf, with the chunks that it may have.
 pub(super) struct Found {
+    /// First chunk that belongs into it.
+    pub low: u64,
     /// Sectors of the block, or of several that are read together.
     pub sectors: Vec<u64>,
     /// What they hold.
@@ -45,6 +47,8 @@ pub(super) enum Rule {
     Leaf,
     /// Which chunks belong into a leaf.
     Order,
+    /// A repair found what was preserved gone, and said so.
+    Lost,
 }
 
 /// A block that cannot be used.
@@ -154,7 +158,7 @@ impl<'a, C: Care> Walk<'a, C> {
                 1 => parts.pop().unwrap_or_default(),
                 _ => together(&parts),
             };
-            return Ok(Some(Found { sectors, leaf }));
+            return Ok(Some(Found { low: group.low, sectors, leaf }));
         }
     }
 
@@ -209,6 +213,7 @@ impl<'a, C: Care> Walk<'a, C> {
         let (rule, error) = match self.blocks.read(sector) {
             Ok(block) => match decode(&block) {
                 Ok(found) => return Ok(Some(found)),
+                Err(error) if is_lost(&block) => (Rule::Lost, error),
                 Err(error) => (rule, error),
             },
             Err(error) if error.kind() == Kind::Damaged => (Rule::Place, error),

@@ -1,9 +1,10 @@
 //! The snapshot store of 2008 (releases 0.4 to 0.10 of the original program): bytes only.
 //!
 //! All places of metadata are sectors of [`SECTOR`] bytes on the metadata device, which is the store itself in the
-//! combined layout. Nothing here is ever written by this program but by a repair or an upgrade.
+//! combined layout. Only repairs write any of it.
 
 pub mod journal;
+pub mod repair;
 pub mod superblock;
 pub mod tree;
 

@@ -9,20 +9,20 @@
 mod space;
 mod tally;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod tree;
 
 use super::blocks::Blocks;
-use super::recover::{Recovered, commit_at, commits, recover, true_root};
+use super::recover::{Recovered, commit_at, commits, gaps, recover, true_root};
 use super::store::{Devices, superblock_of};
 use crate::error::{Kind, Result};
-use crate::format::legacy::SECTOR;
-use crate::format::legacy::superblock::{self, Candidate, OFFSET, Release, Rule, Space, Superblock};
+use crate::format::legacy::superblock::{self, Candidate, Fault, OFFSET, Release, Rule, Space, Superblock};
+use crate::format::legacy::{SECTOR, repair};
 use crate::point::finding::{Code, Finding};
 use crate::progress::Progress;
 use std::sync::Arc;
-use tally::Tally;
-use tree::Tree;
+pub(super) use tally::Tally;
+pub(super) use tree::Tree;
 
 /// What a check found, and how much it looked at.
 #[derive(Debug, Default)]
@@ -42,9 +42,9 @@ pub struct Checked {
 /// `Kind::Interrupted`. Damage is a finding, not an error.
 pub fn check(devices: &Devices, release: Option<Release>, progress: &dyn Progress) -> Result<Checked> {
     let metadata = devices.metadata.as_ref().unwrap_or(&devices.store);
-    let found =
-        superblock_of(metadata.as_ref()).and_then(|block| superblock::candidates(&block, metadata.size()));
-    let mut candidates = match found {
+    let found = superblock_of(metadata.as_ref())
+        .and_then(|(block, is_decided)| Ok((superblock::candidates(&block, metadata.size())?, is_decided)));
+    let (mut candidates, is_decided) = match found {
         Err(error) if error.kind() == Kind::Damaged => {
             let finding = Finding::of(Code::LegacySuperblock, &error);
             return Ok(Checked { findings: vec![finding], ..Checked::default() });
@@ -59,7 +59,21 @@ pub fn check(devices: &Devices, release: Option<Release>, progress: &dyn Progres
     };
     let is_usable = faults.iter().all(|fault| !fault.is_fatal());
     let mut tally = Tally::new(&sb);
-    for fault in &faults {
+    tell_faults(&faults, &mut tally);
+    if is_decided {
+        let text = || "the superblock is to become what a repair decided, which lies behind it".into();
+        tally.add(Code::LegacyRepair, Some(OFFSET + repair::OFFSET as u64), text);
+    }
+    let fits = is_usable && check_devices(&sb, devices, &mut tally)?;
+    if !fits {
+        return Ok(Checked { findings: tally.into_findings(), ..Checked::default() });
+    }
+    check_metadata(&sb, devices, tally, progress)
+}
+
+/// Adds what speaks against the superblock.
+pub(super) fn tell_faults(faults: &[Fault], tally: &mut Tally<'_>) {
+    for fault in faults {
         let code = match fault.rule {
             Rule::Layout => Code::LegacySuperblock,
             Rule::Snapshots => Code::LegacySnapshots,
@@ -69,32 +83,43 @@ pub fn check(devices: &Devices, release: Option<Release>, progress: &dyn Progres
         };
         tally.add(code, Some(OFFSET), || fault.text.clone());
     }
-    let fits = is_usable && check_devices(&sb, devices, &mut tally)?;
-    if !fits {
-        return Ok(Checked { findings: tally.into_findings(), ..Checked::default() });
-    }
-    check_metadata(&sb, devices, tally, progress)
 }
 
 /// What is behind a superblock that makes sense.
 fn check_metadata(
     sb: &Superblock,
     devices: &Devices,
-    mut tally: Tally<'_>,
+    tally: Tally<'_>,
     progress: &dyn Progress,
 ) -> Result<Checked> {
     let metadata = devices.metadata.as_ref().unwrap_or(&devices.store);
     let mut blocks = Blocks::new(Arc::clone(metadata), sb);
     let recovered = recover(sb, &mut blocks)?;
-    let commits = check_journal(sb, &blocks, &recovered, &mut tally)?;
-    progress.stage("tree", None);
-    let mut tree = Tree::new(sb, &blocks, &recovered, tally);
-    tree.look(progress)?;
-    progress.stage("bitmaps", None);
-    space::balance(&mut tree, &recovered, progress)?;
-    check_root(&mut tree, &recovered)?;
+    let (mut tree, commits) = look(sb, &blocks, &recovered, tally, progress)?;
     tree.tell_twice(progress)?;
     Ok(Checked { findings: tree.tally.into_findings(), commits, exceptions: tree.exceptions })
+}
+
+/// Looks at everything, but for whom the chunks belong to that are used twice. Returns how many commits the journal
+/// has, too.
+///
+/// # Errors
+/// `Kind::Io`, `Kind::Interrupted`.
+pub(super) fn look<'a>(
+    sb: &'a Superblock,
+    blocks: &'a Blocks,
+    recovered: &'a Recovered,
+    mut tally: Tally<'a>,
+    progress: &dyn Progress,
+) -> Result<(Tree<'a>, u64)> {
+    let commits = check_journal(sb, blocks, recovered, &mut tally)?;
+    progress.stage("tree", None);
+    let mut tree = Tree::new(sb, blocks, recovered, tally);
+    tree.look(progress)?;
+    progress.stage("bitmaps", None);
+    space::balance(&mut tree, recovered, progress)?;
+    check_root(&mut tree, recovered)?;
+    Ok((tree, commits))
 }
 
 /// True if the devices are as large as the store.
@@ -146,10 +171,8 @@ fn check_journal(
         return Ok(count);
     }
     // In the order of the ring there is one commit whose number the next one does not follow: the newest.
-    let next = commits.iter().cycle().skip(1);
-    let mut gaps =
-        commits.iter().zip(next).filter(|((_, sequence), (_, next))| *next != sequence.wrapping_add(1));
-    let Some(((position, sequence), _)) = gaps.next() else {
+    let mut gaps = gaps(&commits);
+    let Some((position, sequence)) = gaps.next() else {
         tally.add(Code::LegacyJournal, offset, || "the journal has no newest commit".into());
         return Ok(count);
     };
@@ -169,7 +192,7 @@ fn check_journal(
         };
         tally.add(Code::LegacyJournal, offset, text);
     }
-    let Some(newest) = commit_at(sb, blocks, *position)? else { return Ok(count) };
+    let Some(newest) = commit_at(sb, blocks, position)? else { return Ok(count) };
     let free = (newest.metadata_free, newest.data_free);
     let said = (sb.metadata.free, sb.data.map_or(0, |data| data.free));
     if free != said {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// What was found so far.
-pub(super) struct Tally<'a> {
+pub(in crate::legacy) struct Tally<'a> {
     sb: &'a Superblock,
     found: BTreeMap<Code, Found>,
 }
@@ -32,6 +32,11 @@ impl<'a> Tally<'a> {
     /// True if something of this code was found.
     pub fn has(&self, code: Code) -> bool {
         self.found.contains_key(&code)
+    }
+
+    /// The codes of all that was found.
+    pub fn codes(&self) -> impl Iterator<Item = Code> {
+        self.found.keys().copied()
     }
 
     /// Adds something that concerns no snapshot in particular.

@@ -27,10 +27,10 @@ const ROOT: usize = 31 * 512;
 const FREE: usize = SB + 1616 + 16;
 
 /// A store of two snapshots: chunk 1 preserved for each, chunks 5 and 40 for both.
-struct Sample(Vec<u8>);
+pub(in crate::legacy) struct Sample(Vec<u8>);
 
 impl Sample {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut sample = Self(vec![0; BLOCKS * 512]);
         sample.0[SB..SB + 8].copy_from_slice(&MAGIC);
         sample.put64(SB + 16, 31).put64(SB + 32, CHUNKS as u64);
@@ -104,6 +104,14 @@ impl Sample {
         self.put32(at + 24 + 8 * chunks.len(), 512);
     }
 
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn origin() -> Vec<u8> {
+        vec![7; CHUNKS * 512]
+    }
+
     fn devices(&self) -> Devices {
         Devices {
             store: Arc::new(Memory::from_bytes(&self.0)),
@@ -122,7 +130,8 @@ impl Sample {
 }
 
 /// A rule, how to break it, what is found, and for the first of it the byte ranges of both snapshots.
-type Damage = (&'static str, fn(&mut Sample), &'static [Code], [&'static [(u64, u64)]; 2]);
+pub(in crate::legacy) type Damage =
+    (&'static str, fn(&mut Sample), &'static [Code], [&'static [(u64, u64)]; 2]);
 
 const NOBODY: [&[(u64, u64)]; 2] = [&[], &[]];
 const CHUNK_1: &[(u64, u64)] = &[(512, 1024)];
@@ -130,6 +139,11 @@ const CHUNK_5: &[(u64, u64)] = &[(2560, 3072)];
 const IN_LEAF_A: &[(u64, u64)] = &[(0, 32 * 512)];
 const IN_LEAF_B: &[(u64, u64)] = &[(32 * 512, 64 * 512)];
 const EVERYWHERE: &[(u64, u64)] = &[(0, 64 * 512)];
+
+/// All of them.
+pub(in crate::legacy) fn damages() -> Vec<Damage> {
+    superblock_damages().into_iter().chain(tree_damages()).chain(space_damages()).collect()
+}
 
 fn superblock_damages() -> Vec<Damage> {
     use Code::{LegacyField, LegacyFreeCount, LegacyJournal, LegacySnapshots, LegacySuperblock};
@@ -250,9 +264,7 @@ fn a_sound_store_has_no_findings() {
 #[test]
 fn every_rule_that_is_broken_is_told_with_whom_it_concerns() {
     let mut told: BTreeSet<Code> = BTreeSet::new();
-    for (name, damage, codes, ranges) in
-        superblock_damages().into_iter().chain(tree_damages()).chain(space_damages())
-    {
+    for (name, damage, codes, ranges) in damages() {
         let mut sample = Sample::new();
         damage(&mut sample);
         assert_eq!(sample.codes(), codes, "{name}: {:?}", sample.check().findings);
@@ -264,8 +276,14 @@ fn every_rule_that_is_broken_is_told_with_whom_it_concerns() {
         };
         assert_eq!([of(7), of(9)], ranges.map(<[_]>::to_vec), "{name}");
     }
-    // These need other devices, or a tree that recovery cannot follow.
-    let others = [Code::LegacyUnproven, Code::LegacyUnrecovered];
+    // These need other devices, a tree that recovery cannot follow, or a repair.
+    let others = [
+        Code::LegacyUnproven,
+        Code::LegacyUnrecovered,
+        Code::LegacyRepair,
+        Code::LegacyLost,
+        Code::LegacyRefused,
+    ];
     let missing: Vec<Code> = Code::all()
         .filter(|code| code.name().starts_with("legacy-") && !others.contains(code) && !told.contains(code))
         .collect();

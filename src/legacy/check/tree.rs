@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const TWICE_MAX: usize = 4096;
 
 /// A walk over the whole tree that goes on after damage.
-pub(super) struct Tree<'a> {
+pub(in crate::legacy) struct Tree<'a> {
     pub sb: &'a Superblock,
     pub blocks: &'a Blocks,
     recovered: &'a Recovered,
@@ -235,9 +235,10 @@ impl Care for &mut Tree<'_> {
             Rule::Node => Code::LegacyNode,
             Rule::Leaf => Code::LegacyLeaf,
             Rule::Order => Code::LegacyOrder,
+            Rule::Lost => Code::LegacyLost,
         };
         // What a leaf with foreign chunks leads to is seen.
-        self.is_cut |= broken.rule != Rule::Order;
+        self.is_cut |= !matches!(broken.rule, Rule::Order | Rule::Lost);
         let concerned = (self.sb.live(), broken.low..broken.high.unwrap_or(u64::MAX));
         let offset = broken.sector.checked_mul(SECTOR);
         self.tally.add_chunks(code, offset, concerned, || broken.error.what().to_owned());

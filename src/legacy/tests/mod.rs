@@ -1,6 +1,6 @@
 //! Stores of 2008 built from models and read back; then damaged in every way that is cheap to think of.
 
-mod build;
+pub(super) mod build;
 mod crash;
 mod hostile;
 mod model;
@@ -92,7 +92,7 @@ fn check_changes(store: &Store, points: &[(PointId, Vec<u64>, u64)]) {
 }
 
 /// Something of everything, small enough to tell by hand.
-fn sample() -> Model {
+pub(super) fn sample() -> Model {
     let mut model = Model::new(40);
     model.create(7);
     model.write_origin(0);
@@ -107,7 +107,7 @@ fn sample() -> Model {
     model
 }
 
-fn shapes() -> Vec<Shape> {
+pub(super) fn shapes() -> Vec<Shape> {
     let combined = [Shape::COMBINED, Shape { seed: 0, leaf_max: 1, ..Shape::COMBINED }];
     let deep = Shape { leaf_max: 1, node_max: 2, seed: 5, ..Shape::COMBINED };
     let large = Shape { block_bits: 12, chunk_bits: 12, leaf_max: 169, ..Shape::COMBINED };

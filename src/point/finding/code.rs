@@ -102,6 +102,12 @@ pub enum Code {
     LegacyFreeCount,
     /// The journal of 2008 does not end where the superblock says.
     LegacyJournal,
+    /// A repair of a store of 2008 was cut short.
+    LegacyRepair,
+    /// A repair of a store of 2008 gave up what was preserved.
+    LegacyLost,
+    /// A store of 2008 is not repaired.
+    LegacyRefused,
     /// A store of 2008 has no data checksums.
     LegacyUnproven,
 }
@@ -126,7 +132,7 @@ const fn facts(
 }
 
 /// Every code once, in the order of looking.
-static FACTS: [Facts; 49] = [
+static FACTS: [Facts; 52] = [
     facts(
         Code::SuperblockCopy,
         "superblock-copy",
@@ -313,7 +319,7 @@ static FACTS: [Facts; 49] = [
         Code::LegacyField,
         "legacy-field",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "a field of the superblock that reading does not need has a value that nothing writes",
     ),
     facts(
@@ -327,49 +333,49 @@ static FACTS: [Facts; 49] = [
         Code::LegacyRecovery,
         "legacy-recovery",
         Severity::Note,
-        Repair::None,
-        "the store was not shut down: every command recovers it in memory and leaves it as it is",
+        Repair::Restore,
+        "the store was not shut down: every command that reads it recovers it in memory and leaves it as it is",
     ),
     facts(
         Code::LegacyUnrecovered,
         "legacy-unrecovered",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "recovery could not follow the tree: the root and what a deletion left are as the superblock says",
     ),
     facts(
         Code::LegacyRoot,
         "legacy-root",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "the superblock names a former root: what was preserved beyond it reads as newer data",
     ),
     facts(
         Code::LegacyTreePlace,
         "legacy-tree-place",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "the tree leads to where no block of it can be: what was preserved there cannot be told",
     ),
     facts(
         Code::LegacyTreeFree,
         "legacy-tree-free",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "a block of the tree is said to be free: the original program would overwrite it",
     ),
     facts(
         Code::LegacyNode,
         "legacy-node",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "a node of the tree is damaged: what was preserved of its chunks cannot be told",
     ),
     facts(
         Code::LegacyLeaf,
         "legacy-leaf",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "a leaf of the tree is damaged: what was preserved of its chunks cannot be told",
     ),
     facts(
@@ -397,7 +403,7 @@ static FACTS: [Facts; 49] = [
         Code::LegacyShareStale,
         "legacy-share-stale",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Salvage,
         "chunks are kept for snapshots that are not there: only space is lost",
     ),
     facts(
@@ -418,50 +424,71 @@ static FACTS: [Facts; 49] = [
         Code::LegacyChunkFree,
         "legacy-chunk-free",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "preserved chunks are said to be free: the original program would overwrite them",
     ),
     facts(
         Code::LegacyDeletion,
         "legacy-deletion",
         Severity::Loss,
-        Repair::Upgrade,
+        Repair::Salvage,
         "a deletion was interrupted: what is left of the snapshot reads partly as newer data",
     ),
     facts(
         Code::LegacyAreaFree,
         "legacy-area-free",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "the superblock, the bitmaps or the journal are said to be free: the original program would overwrite them",
     ),
     facts(
         Code::LegacyLeak,
         "legacy-leak",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "nothing leads to what is said to be in use: only space is lost",
     ),
     facts(
         Code::LegacyEnd,
         "legacy-end",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "the original program would write behind the end of the store",
     ),
     facts(
         Code::LegacyFreeCount,
         "legacy-free-count",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "the count of what is free is wrong: the store is fuller or emptier than it says",
     ),
     facts(
         Code::LegacyJournal,
         "legacy-journal",
         Severity::Repairable,
-        Repair::Upgrade,
+        Repair::Restore,
         "the journal and the superblock do not fit; after a clean shutdown reading needs the superblock only",
+    ),
+    facts(
+        Code::LegacyRepair,
+        "legacy-repair",
+        Severity::Repairable,
+        Repair::Restore,
+        "a repair was cut short; what it decided counts already, the rest of it is to be done",
+    ),
+    facts(
+        Code::LegacyLost,
+        "legacy-lost",
+        Severity::Note,
+        Repair::None,
+        "a repair found what was preserved here gone and said so: reading it is an error",
+    ),
+    facts(
+        Code::LegacyRefused,
+        "legacy-refused",
+        Severity::Repairable,
+        Repair::Upgrade,
+        "a repair could make it worse: nothing was written",
     ),
     facts(
         Code::LegacyUnproven,

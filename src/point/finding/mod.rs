@@ -49,6 +49,10 @@ pub enum Repair {
     Mark,
     /// Only a person can tell whether what is there may be used.
     Accept,
+    /// What the tree of a store of 2008 proves is written down.
+    Restore,
+    /// The tree of a store of 2008 is made anew of what is left of it.
+    Salvage,
     /// A new store is made of what can be read.
     Upgrade,
     /// Only a person can.
@@ -66,6 +70,8 @@ impl Repair {
             Self::Relog => "relog",
             Self::Mark => "mark",
             Self::Accept => "accept",
+            Self::Restore => "restore",
+            Self::Salvage => "salvage",
             Self::Upgrade => "upgrade",
             Self::Manual => "manual",
         }
@@ -85,10 +91,33 @@ impl Repair {
             Self::Accept => {
                 "--accept-taint reads them all the same; `fsck --accept-taint` accepts them for good"
             }
-            Self::Upgrade => {
-                "'ddsnap upgrade' makes a new store of what can be read; this one is never changed"
+            Self::Restore => "-p writes down what the tree proves, if the whole tree is sound",
+            Self::Salvage => {
+                "-y makes the tree anew of the leaves that are left, and marks what cannot be told as lost"
             }
+            Self::Upgrade => "'ddsnap upgrade' makes a new store of what can be read; nothing mends this one",
             Self::Manual => "not by this program; the text says how",
+        }
+    }
+}
+
+/// How far a repair may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// What gives nothing up.
+    Safe,
+    /// Marking what is gone, too.
+    Everything,
+}
+
+impl Leave {
+    /// True if this is enough for what mends `code`.
+    #[must_use]
+    pub fn mends(self, code: Code) -> bool {
+        match code.repair() {
+            Repair::None | Repair::Accept | Repair::Upgrade | Repair::Manual => false,
+            Repair::Publish | Repair::Rebuild | Repair::Relog | Repair::Restore => true,
+            Repair::Mark | Repair::Salvage => self == Self::Everything,
         }
     }
 }

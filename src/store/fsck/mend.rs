@@ -10,7 +10,7 @@ use crate::block::WriteAt;
 use crate::error::{Kind, Result};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
-use crate::point::finding::{Code, Repair};
+use crate::point::finding::{Leave, Repair};
 use crate::progress::Progress;
 use crate::store::publish::padded;
 use crate::store::relocate::batch_bytes;
@@ -21,27 +21,6 @@ use std::sync::Arc;
 
 /// Marks in one record.
 const MARKS: usize = 512;
-
-/// How far a repair may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
-    /// What gives nothing up.
-    Safe,
-    /// Marking what is gone, too.
-    Everything,
-}
-
-impl Leave {
-    /// True if this is enough for what mends `code`.
-    #[must_use]
-    pub fn mends(self, code: Code) -> bool {
-        match code.repair() {
-            Repair::None | Repair::Accept | Repair::Upgrade | Repair::Manual => false,
-            Repair::Publish | Repair::Rebuild | Repair::Relog => true,
-            Repair::Mark => self == Self::Everything,
-        }
-    }
-}
 
 /// What a repair did.
 #[derive(Debug, Clone, Default)]

@@ -30,7 +30,7 @@ mod walk;
 mod without;
 mod workers;
 
-pub use crate::point::finding::{Affected, Code, Finding, Repair, Severity};
+pub use crate::point::finding::{Affected, Code, Finding, Leave, Repair, Severity};
 pub use check::{CheckOptions, CheckReport, check};
-pub use mend::{Leave, Repaired, repair};
+pub use mend::{Repaired, repair};
 pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

@@ -1,0 +1,200 @@
+//! Which leaves are left of a tree that is broken, and what cannot be told any more.
+//!
+//! Where nodes are whole they say which chunks a lost block covered. Into that gap go leaves that nothing leads to. They
+//! prove that nothing else is missing if with them everything that the bitmaps say is in use is explained; otherwise
+//! whatever lies between them cannot be told.
+
+use super::super::bits::Bits;
+use super::super::blocks::Blocks;
+use super::super::check::Tree;
+use super::super::recover::Recovered;
+use super::super::walk::{Broken, Care, Rule, Walk};
+use super::orphans::{Orphan, Orphans};
+use crate::error::Result;
+use crate::format::legacy::superblock::Superblock;
+
+/// What covers the chunks from `low` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// First chunk that it covers; it goes as far as the next piece begins.
+    pub low: u64,
+    pub kind: Kind,
+}
+
+/// What a piece is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A leaf, at this sector.
+    Leaf(u64),
+    /// Nothing was preserved here.
+    Empty,
+    /// Nothing tells what was preserved here.
+    Lost,
+    /// A leaf that says so already, at this sector.
+    Marked(u64),
+}
+
+/// A part of the tree as a walk finds it.
+struct Part {
+    low: u64,
+    high: Option<u64>,
+    kind: Option<Kind>,
+    /// Last chunk of a leaf.
+    last: u64,
+}
+
+/// A walk that notes where the tree is broken.
+pub(super) struct Collect<'a> {
+    sb: &'a Superblock,
+    blocks: &'a Blocks,
+    /// Blocks that the walk has seen.
+    pub seen: Bits,
+    /// Blocks of the tree that are damaged.
+    pub damaged: Vec<u64>,
+    parts: Vec<Part>,
+}
+
+impl Care for &mut Collect<'_> {
+    fn enter(&mut self, sector: u64, low: u64, high: Option<u64>) -> Result<bool> {
+        if !self.blocks.is_place(sector) {
+            return Ok(true);
+        }
+        let is_area = self.sb.areas().iter().any(|(_, begin, end)| (*begin..*end).contains(&sector));
+        let is_new = !is_area && self.seen.set(sector / self.blocks.sectors());
+        if !is_new {
+            self.parts.push(Part { low, high, kind: None, last: low });
+        }
+        Ok(is_new)
+    }
+
+    fn broken(&mut self, broken: Broken) -> Result<()> {
+        let Broken { rule, sector, low, high, .. } = broken;
+        let kind = match rule {
+            // It is found as a leaf as well.
+            Rule::Order => return Ok(()),
+            Rule::Lost => Some(Kind::Marked(sector)),
+            Rule::Place => None,
+            Rule::Node | Rule::Leaf => {
+                self.damaged.push(sector);
+                None
+            }
+        };
+        self.parts.push(Part { low, high, kind, last: low });
+        Ok(())
+    }
+}
+
+/// What a new tree is made of, in order of chunks; or why none can be made.
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn pieces(
+    tree: &Tree<'_>,
+    recovered: &Recovered,
+) -> Result<std::result::Result<Vec<Piece>, String>> {
+    let (sb, blocks) = (tree.sb, tree.blocks);
+    let seen = Bits::new(sb.metadata.chunks);
+    let mut collect = Collect { sb, blocks, seen, damaged: Vec::new(), parts: Vec::new() };
+    let mut walk = Walk::with(blocks, recovered.root, &mut collect);
+    while let Some(found) = walk.next_leaf()? {
+        walk.take_nodes();
+        let &[sector] = found.sectors.as_slice() else {
+            return Ok(Err("leaves that have the same chunks cannot be put into a new tree".into()));
+        };
+        let last = found.leaf.entries.last().map_or(found.low, |entry| entry.chunk.into());
+        walk.care.parts.push(Part { low: found.low, high: None, kind: Some(Kind::Leaf(sector)), last });
+    }
+    if collect.parts.windows(2).any(|pair| pair[0].low >= pair[1].low) {
+        return Ok(Err("parts of the tree that have the same chunks cannot be put into a new one".into()));
+    }
+    let is_broken = collect.parts.iter().any(|part| part.kind.is_none());
+    if !is_broken {
+        let whole = collect.parts.iter().filter_map(|part| Some(Piece { low: part.low, kind: part.kind? }));
+        return Ok(Ok(whole.collect()));
+    }
+    let orphans = match Orphans::find(tree, recovered, &collect)? {
+        Ok(orphans) => orphans,
+        Err(why) => return Ok(Err(why)),
+    };
+    let is_inside = |orphan: &Orphan| {
+        let at = collect.parts.partition_point(|part| part.low <= orphan.first);
+        let part = at.checked_sub(1).and_then(|at| collect.parts.get(at));
+        let Some(part) = part else { return false };
+        part.kind.is_none() && part.high.is_none_or(|high| orphan.last < high)
+    };
+    // Leaves that belong into no gap: the tree has lost its root, and nothing tells which gaps there are.
+    let end = end_of(sb);
+    if !orphans.leaves.iter().all(is_inside) {
+        return Ok(from_scratch(&collect, &orphans, end));
+    }
+    let mut pieces = Vec::new();
+    for part in &collect.parts {
+        match part.kind {
+            Some(kind) => pieces.push(Piece { low: part.low, kind }),
+            None => {
+                let inside = |orphan: &&Orphan| {
+                    orphan.first >= part.low && part.high.is_none_or(|high| orphan.last < high)
+                };
+                let leaves: Vec<Orphan> = orphans.leaves.iter().filter(inside).copied().collect();
+                fill(
+                    (part.low, part.high.unwrap_or(u64::MAX).min(end)),
+                    &leaves,
+                    orphans.is_all,
+                    &mut pieces,
+                );
+            }
+        }
+    }
+    Ok(Ok(pieces))
+}
+
+/// One past the last chunk that a snapshot has.
+fn end_of(sb: &Superblock) -> u64 {
+    let sizes = sb.snapshots.iter().map(|snapshot| snapshot.sectors.saturating_mul(512));
+    sizes.max().unwrap_or(0).div_ceil(1 << sb.chunk_bits())
+}
+
+/// Every leaf there is, whatever nodes say; only if there can be no others.
+fn from_scratch(
+    collect: &Collect<'_>,
+    orphans: &Orphans,
+    end: u64,
+) -> std::result::Result<Vec<Piece>, String> {
+    if !orphans.is_all {
+        return Err("there are leaves outside the tree, and more is in use than they explain".into());
+    }
+    let mut leaves = orphans.leaves.clone();
+    for part in &collect.parts {
+        match part.kind {
+            Some(Kind::Leaf(sector)) => leaves.push(Orphan { sector, first: part.low, last: part.last }),
+            Some(_) => return Err("what an earlier repair marked as lost has no place in a new tree".into()),
+            None => {}
+        }
+    }
+    leaves.sort_unstable_by_key(|leaf| leaf.first);
+    if leaves.windows(2).any(|pair| pair[0].last >= pair[1].first) {
+        return Err("leaves that have the same chunks cannot be put into a new tree".into());
+    }
+    let mut pieces = Vec::new();
+    fill((0, end), &leaves, true, &mut pieces);
+    Ok(pieces)
+}
+
+/// Fills the gap from `low` to before `high` with `leaves`; between them nothing was, if they are all there is.
+fn fill((low, high): (u64, u64), leaves: &[Orphan], is_all: bool, pieces: &mut Vec<Piece>) {
+    let mut next = low;
+    for leaf in leaves {
+        // A leaf goes as far as the next piece begins.
+        let begin = if is_all && next == low { low } else { leaf.first };
+        if !is_all && next < leaf.first {
+            pieces.push(Piece { low: next, kind: Kind::Lost });
+        }
+        pieces.push(Piece { low: begin, kind: Kind::Leaf(leaf.sector) });
+        next = leaf.last.saturating_add(1);
+    }
+    if !is_all && next < high {
+        pieces.push(Piece { low: next, kind: Kind::Lost });
+    } else if leaves.is_empty() {
+        pieces.push(Piece { low, kind: Kind::Empty });
+    }
+}
