@@ -22,7 +22,7 @@ use ddsnap::format::vcdiff;
 use ddsnap::legacy;
 use ddsnap::point::import::{Import, ImportOptions};
 use ddsnap::point::volume::Volume as _;
-use ddsnap::point::{PointId, PointSource};
+use ddsnap::point::{Point, PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::fsck::{CheckOptions, Leave, RebuildOptions, check, rebuild, repair};
 use ddsnap::store::restore::{Target as Place, restore};
@@ -212,24 +212,17 @@ pub fn qcow2(data: &[u8]) {
 /// metadata, from the superblock on.
 pub fn legacy(data: &[u8]) {
     let Some((way, rest)) = data.split_first() else { return };
-    let metadata = Memory::new(4096 + rest.len() as u64);
+    let metadata = Arc::new(Memory::new(4096 + rest.len() as u64));
     if metadata.write_at(rest, 4096).is_err() {
         return;
     }
-    let metadata: Arc<dyn ReadAt> = Arc::new(metadata);
-    let origin: Option<Arc<dyn ReadAt>> = Some(Arc::new(Memory::from_bytes(&[1; 1 << 15])));
-    let devices = if way & 1 == 1 {
-        let store = Arc::new(Memory::from_bytes(&[2; 1 << 15]));
-        legacy::Devices { store, metadata: Some(metadata), origin }
-    } else {
-        legacy::Devices { store: metadata, metadata: None, origin }
-    };
     let release = match way >> 1 & 3 {
         1 => Some(legacy::Release::R04),
         2 => Some(legacy::Release::R10),
         _ => None,
     };
-    let Ok(store) = legacy::Store::open(devices, release) else { return };
+    legacy_repair(*way, &metadata, release);
+    let Ok(store) = legacy::Store::open(legacy_devices(*way, &metadata), release) else { return };
     let _ = (store.info(), store.snapshots(), store.sharing());
     let points = store.points();
     for point in points.iter().take(4) {
@@ -243,6 +236,52 @@ pub fn legacy(data: &[u8]) {
                 assert!(range.start >= last && range.end > range.start);
                 last = range.end;
             }
+        }
+    }
+}
+
+fn legacy_devices(way: u8, metadata: &Arc<Memory>) -> legacy::Devices {
+    let metadata: Arc<dyn ReadAt> = Arc::<Memory>::clone(metadata);
+    let origin: Option<Arc<dyn ReadAt>> = Some(Arc::new(Memory::from_bytes(&[1; 1 << 15])));
+    if way & 1 == 1 {
+        let store = Arc::new(Memory::from_bytes(&[2; 1 << 15]));
+        return legacy::Devices { store, metadata: Some(metadata), origin };
+    }
+    legacy::Devices { store: metadata, metadata: None, origin }
+}
+
+/// Repairs a store of 2008 both ways. What a repair that gives nothing up leaves reads as before, and needs no other.
+fn legacy_repair(way: u8, metadata: &Arc<Memory>, release: Option<legacy::Release>) {
+    let read = |metadata: &Arc<Memory>| {
+        let store = legacy::Store::open(legacy_devices(way, metadata), release).ok()?;
+        let sectors = |point: &Point| (0..point.size_bytes.min(1 << 14) / 512).map(|at| at * 512).collect();
+        let read = |point: &Point| {
+            let sectors: Vec<u64> = sectors(point);
+            sectors
+                .into_iter()
+                .map(|at| {
+                    let mut bytes = [0; 512];
+                    store.read(point.id, at, &mut bytes).ok().map(|()| bytes)
+                })
+                .collect::<Vec<_>>()
+        };
+        Some(store.points().iter().take(4).map(read).collect::<Vec<_>>())
+    };
+    let Some(before) = read(metadata) else { return };
+    let _ = legacy::check(&legacy_devices(way, metadata), release, &Silent);
+    for leave in [Leave::Safe, Leave::Everything] {
+        let device = Arc::new(metadata.snapshot());
+        let repair =
+            || legacy::repair(&legacy_devices(way, &device), device.as_ref(), release, leave, &Silent);
+        let Ok(repaired) = repair() else { continue };
+        assert!(leave == Leave::Everything || repaired.lost.is_empty());
+        let after = read(&device).unwrap_or_default();
+        if leave == Leave::Safe {
+            for (old, new) in before.iter().flatten().zip(after.iter().flatten()) {
+                assert!(old.is_none() || old == new, "a snapshot reads otherwise after a repair");
+            }
+            let again = repair().unwrap_or_default();
+            assert!(again.writes.is_empty(), "a repair left something: {:?}", again.writes);
         }
     }
 }

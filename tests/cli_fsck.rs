@@ -85,7 +85,7 @@ fn what_cannot_be_checked_is_8_and_what_cannot_be_meant_is_16() {
     for (args, code) in [
         ("fsck -n nowhere", 8),
         ("fsck -n .", 16),
-        ("fsck -p copy.img", 8),
+        ("fsck --rebuild copy.img", 8),
         ("fsck", 16),
         ("fsck --bogus x", 16),
         ("fsck -n -y data.snap", 16),

@@ -1,7 +1,7 @@
 //! Leaves that nothing leads to.
 //!
-//! A leaf has no sum, and bytes of a volume can look like one. It is believed if it is in use by the bitmap, keeps every
-//! rule, and everything that it leads to is in use and used by nothing else.
+//! A leaf has no sum, and bytes of a volume can look like one. It is believed if it is in use by the bitmap, keeps
+//! every rule, and everything that it leads to is in use and used by nothing else.
 
 use super::super::bits::Bits;
 use super::super::check::Tree;

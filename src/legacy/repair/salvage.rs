@@ -1,8 +1,8 @@
 //! Which leaves are left of a tree that is broken, and what cannot be told any more.
 //!
-//! Where nodes are whole they say which chunks a lost block covered. Into that gap go leaves that nothing leads to. They
-//! prove that nothing else is missing if with them everything that the bitmaps say is in use is explained; otherwise
-//! whatever lies between them cannot be told.
+//! Where nodes are whole they say which chunks a lost block covered. Into that gap go leaves that nothing leads to.
+//! They prove that nothing else is missing if with them everything that the bitmaps say is in use is explained;
+//! otherwise whatever lies between them cannot be told.
 
 use super::super::bits::Bits;
 use super::super::blocks::Blocks;

@@ -179,8 +179,8 @@ fn a_tree_that_lost_its_nodes_is_made_anew_of_its_leaves() {
     }
 }
 
-/// Cuts a repair short after every change, in every way that the recorder knows; what is there then reads as before or as
-/// after, and is repaired to what reads as after.
+/// Cuts a repair short after every change, in every way that the recorder knows; what is there then reads as before or
+/// as after, and is repaired to what reads as after.
 fn cut_short(name: &str, patient: &Patient, leave: Leave) -> usize {
     let log = Log::new();
     let device = Arc::new(Recorder::new(patient.metadata.snapshot(), &log, DeviceId(0)));
