@@ -32,7 +32,7 @@ impl Inspector {
     /// `Kind::Io`; `Kind::Damaged` if there is none.
     pub fn open(devices: &Devices, release: Option<Release>) -> Result<Self> {
         let metadata = Arc::clone(devices.metadata.as_ref().unwrap_or(&devices.store));
-        let block = superblock_of(metadata.as_ref())?;
+        let (block, _) = superblock_of(metadata.as_ref())?;
         let mut candidates = superblock::candidates(&block, metadata.size())?;
         candidates.retain(|candidate| release.is_none_or(|release| candidate.superblock.release == release));
         candidates.sort_by_key(|candidate| !candidate.is_usable());
