@@ -23,6 +23,8 @@ pub(in crate::legacy) struct Tree<'a> {
     pub blocks: &'a Blocks,
     recovered: &'a Recovered,
     pub tally: Tally<'a>,
+    /// Areas of the metadata, in sectors.
+    areas: Vec<(&'static str, u64, u64)>,
     metadata: Bitmap<'a>,
     data: Bitmap<'a>,
     /// Blocks that the tree consists of.
@@ -44,6 +46,7 @@ impl<'a> Tree<'a> {
             blocks,
             recovered,
             tally,
+            areas: sb.areas(),
             metadata: Bitmap::new(blocks, sb.metadata, &recovered.deferred),
             data: Bitmap::new(blocks, *sb.data_space(), &recovered.deferred),
             own: Bits::new(sb.metadata.chunks),
@@ -75,8 +78,8 @@ impl<'a> Tree<'a> {
     /// True if block `block` belongs to the superblock, a bitmap or the journal.
     pub fn area(&self, block: u64) -> Option<&'static str> {
         let sector = block * self.blocks.sectors();
-        let mut areas = self.sb.areas().into_iter();
-        areas.find(|(_, begin, end)| (*begin..*end).contains(&sector)).map(|(name, ..)| name)
+        let mut areas = self.areas.iter();
+        areas.find(|(_, begin, end)| (*begin..*end).contains(&sector)).map(|(name, ..)| *name)
     }
 
     /// Leaves that are for the same chunks: the original could not hold them in one.

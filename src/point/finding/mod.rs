@@ -93,7 +93,8 @@ impl Repair {
             }
             Self::Restore => "-p writes down what the tree proves, if the whole tree is sound",
             Self::Salvage => {
-                "-y makes the tree anew of the leaves that are left, and marks what cannot be told as lost"
+                "-y makes the tree anew of the leaves that are left, marks what cannot be told as lost, and ends a \
+                 deletion that was interrupted"
             }
             Self::Upgrade => "'ddsnap upgrade' makes a new store of what can be read; nothing mends this one",
             Self::Manual => "not by this program; the text says how",
