@@ -144,6 +144,11 @@ impl Error {
     }
 }
 
+/// [`Kind::Damaged`], saying `what`, unless it `holds`.
+pub(crate) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::damaged(what())) }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(doing) = &self.0.doing {

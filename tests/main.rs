@@ -32,6 +32,7 @@ mod corpus;
 mod harness;
 mod legacy_golden;
 mod model;
+mod mount;
 mod random;
 mod soak;
 mod store_crash;

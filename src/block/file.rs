@@ -1,28 +1,20 @@
 //! Regular files and block devices.
 //!
-//! A [`FileReader`] is opened read-only and has no way to write. Locks are `flock(2)`: they belong to the open
-//! file, vanish with the process, and are taken without waiting, so a held store answers at once with
-//! [`Kind::Busy`].
+//! A [`FileReader`] is opened read-only and has no way to write. Stores are locked, plain devices and files are not.
 
+use super::lock::Lock;
+use super::mount::sys_block;
 use super::shared::{self, SharedExtents, Space};
 use super::{ReadAt, WriteAt, ensure_inside, sparse};
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
-use std::ffi::OsStr;
+use rustix::fs::{Mode, OFlags};
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
-
-/// Tries of a lock on a block device before it counts as held: udev takes such a lock for moments whenever a
-/// device changed, and a command must not fail because of that.
-const DEVICE_LOCK_TRIES: u32 = 20;
-const DEVICE_LOCK_PAUSE: Duration = Duration::from_millis(50);
+use std::time::SystemTime;
 
 /// How to open and lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,10 +30,10 @@ impl Access {
         matches!(self, Self::Write | Self::WriteLocked)
     }
 
-    fn lock(self) -> Option<FlockOperation> {
+    fn lock(self) -> Option<Lock> {
         match self {
-            Self::ReadLocked => Some(FlockOperation::NonBlockingLockShared),
-            Self::WriteLocked => Some(FlockOperation::NonBlockingLockExclusive),
+            Self::ReadLocked => Some(Lock::Shared),
+            Self::WriteLocked => Some(Lock::Exclusive),
             Self::Read | Self::Write => None,
         }
     }
@@ -55,7 +47,7 @@ struct Handle {
     is_device: bool,
     size: u64,
     /// The file behind a loop device, locked as the device is: it is the same store by another name.
-    backing: Option<File>,
+    _backing: Option<File>,
 }
 
 /// A file or block device that can only be read.
@@ -130,8 +122,8 @@ impl FileWriter {
     pub fn create(path: &Path, size_bytes: u64) -> Result<Self> {
         let made = File::options().read(true).write(true).create_new(true).open(path);
         let file = made.map_err(|e| Error::io(format!("cannot make it: {e}"), e).at_path(path))?;
-        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0, backing: None };
-        lock(&handle, Access::WriteLocked)?;
+        Lock::Exclusive.take(&file, path, false)?;
+        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0, _backing: None };
         let writer = Self::from_handle(handle);
         writer.set_size(size_bytes)?;
         // The name is only durable once the folder is.
@@ -201,17 +193,18 @@ fn open(path: &Path, access: Access) -> Result<Handle> {
     let meta = file.metadata().map_err(|e| open_error(path, access, e))?;
     let is_device = ensure_usable(path, meta.file_type())?;
 
-    let mut handle = Handle { file, path: path.to_path_buf(), is_device, size: 0, backing: None };
-    // The size counts only once the lock is held: a writer may have been changing it.
-    lock(&handle, access)?;
-    if is_device && access.lock().is_some() {
-        handle.backing = lock_backing(meta.rdev(), access)?;
+    let mut backing = None;
+    if let Some(lock) = access.lock() {
+        lock.take(&file, path, is_device)?;
+        if is_device {
+            backing = lock.take_backing(meta.rdev())?;
+        }
     }
-    file = handle.file;
-    handle.size = file
+    // The size counts only once the lock is held: a writer may have been changing it.
+    let size = file
         .seek(SeekFrom::End(0))
         .map_err(|e| Error::io(format!("cannot find its size: {e}"), e).at_path(path))?;
-    Ok(Handle { file, ..handle })
+    Ok(Handle { file, path: path.to_path_buf(), is_device, size, _backing: backing })
 }
 
 fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
@@ -233,44 +226,6 @@ fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
     }
 }
 
-/// Locks the file behind loop device `number`. None if it is no loop device, or its file is gone from here.
-fn lock_backing(number: u64, access: Access) -> Result<Option<File>> {
-    let Ok(name) = std::fs::read(sys_block(number).join("loop/backing_file")) else { return Ok(None) };
-    let path = PathBuf::from(OsStr::from_bytes(name.trim_ascii_end()));
-    let Ok(file) = File::open(&path) else { return Ok(None) };
-    let handle = Handle { file, path, is_device: false, size: 0, backing: None };
-    lock(&handle, access)?;
-    Ok(Some(handle.file))
-}
-
-/// Where the kernel tells of block device `number`.
-fn sys_block(number: u64) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{}:{}", rustix::fs::major(number), rustix::fs::minor(number)))
-}
-
-fn lock(handle: &Handle, access: Access) -> Result<()> {
-    let Some(operation) = access.lock() else { return Ok(()) };
-    let path = &handle.path;
-    let tries = if handle.is_device { DEVICE_LOCK_TRIES } else { 1 };
-    for attempt in 1..=tries {
-        match retry_interrupted(|| rustix::fs::flock(&handle.file, operation)) {
-            Ok(()) => return Ok(()),
-            Err(Errno::WOULDBLOCK) if attempt < tries => std::thread::sleep(DEVICE_LOCK_PAUSE),
-            Err(Errno::WOULDBLOCK) => break,
-            Err(e) => {
-                let e = std::io::Error::from(e);
-                return Err(Error::io(format!("cannot lock: {e}"), e).at_path(path));
-            }
-        }
-    }
-    let (what, hint) = if access.writes() {
-        ("another process holds it", "wait for that process to end, or stop it; fuser -v names it")
-    } else {
-        ("another process holds it for writing", "wait for the writer to end; fuser -v names it")
-    };
-    Err(Error::new(Kind::Busy, what).at_path(path).hint(hint))
-}
-
 fn device_stamp(number: u64) -> Option<(u64, u64, i64)> {
     let sys = sys_block(number);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -282,15 +237,6 @@ fn device_stamp(number: u64) -> Option<(u64, u64, i64)> {
     let fields: Vec<i64> = stat.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let written = fields.get(6)?.checked_add(fields.get(13).copied().unwrap_or(0))?;
     Some((number, (boot << 32 | disk << 1) | 1, written))
-}
-
-fn retry_interrupted(mut call: impl FnMut() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
 }
 
 impl Handle {
@@ -431,6 +377,8 @@ impl WriteAt for FileWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
+    use std::time::Duration;
     use tempfile::TempDir;
 
     fn file_of(bytes: &[u8]) -> (TempDir, PathBuf) {
@@ -612,7 +560,7 @@ mod tests {
         // /dev/full answers every write with ENOSPC; it is a character device, so the handle is made by hand.
         let file = File::options().read(true).write(true).open("/dev/full").unwrap();
         let handle =
-            Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096, backing: None };
+            Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096, _backing: None };
         let error = FileWriter::from_handle(handle).write_at(&[1; 10], 100).unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);
         assert!(error.to_string().starts_with("/dev/full: at byte 100: write of 10 bytes failed"), "{error}");

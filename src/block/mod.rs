@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`file`] | regular files and block devices, opened and locked |
+//! | `lock` | locks that end with the process |
 //! | [`sparse`] | holes of a file, and reading it without displacing what the system has cached |
 //! | [`shared`] | which bytes of a file lie on blocks that other files share |
 //! | [`memory`] | a sparse device in memory |
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 pub mod faulty;
 pub mod file;
+mod lock;
 pub mod memory;
 pub mod mount;
 pub mod overlay;

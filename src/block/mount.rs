@@ -35,6 +35,11 @@ fn number_of(rdev: u64) -> Number {
     format!("{}:{}", major(rdev), minor(rdev))
 }
 
+/// Where the kernel tells of block device `number`.
+pub(super) fn sys_block(number: u64) -> PathBuf {
+    Path::new("/sys/dev/block").join(number_of(number))
+}
+
 impl Kernel {
     fn held_by(&self, path: &Path) -> Result<Option<String>> {
         let meta =
@@ -191,7 +196,6 @@ fn unescape(word: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use std::process::Command;
     use tempfile::TempDir;
 
     /// A made-up /proc and /sys in a temporary folder.
@@ -292,40 +296,5 @@ mod tests {
         for (word, expected) in cases {
             assert_eq!(unescape(word.as_bytes()), Path::new(expected), "{word}");
         }
-    }
-
-    #[test]
-    #[ignore = "needs root and loop devices; run with: cargo test --lib -- --ignored real_loop"]
-    fn real_loop_device_with_a_mounted_file_system() {
-        let run = |program: &str, args: &[&str]| {
-            let output = Command::new(program).args(args).output().unwrap();
-            assert!(output.status.success(), "{program} {args:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap().trim().to_owned()
-        };
-        let dir = TempDir::new().unwrap();
-        let (image, point) = (dir.path().join("image"), dir.path().join("point"));
-        fs::create_dir(&point).unwrap();
-        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
-        let (image_text, point_text) = (image.to_str().unwrap(), point.to_str().unwrap());
-        run("mkfs.ext4", &["-q", "-F", image_text]);
-        let device = run("losetup", &["-f", "--show", image_text]);
-        assert_eq!(held_by(Path::new(&device)).unwrap(), None);
-        assert_eq!(held_by(&image).unwrap(), None);
-        run("mount", &[&device, point_text]);
-        let (of_device, of_image) = (held_by(Path::new(&device)), held_by(&image));
-        let exclusive = crate::block::file::FileWriter::open_origin_write(Path::new(&device));
-        run("umount", &[point_text]);
-        let again = crate::block::file::FileWriter::open_origin_write(Path::new(&device));
-        run("losetup", &["-d", &device]);
-        assert_eq!(of_device.unwrap().unwrap(), format!("mounted on {point_text}"));
-        assert_eq!(
-            of_image.unwrap().unwrap(),
-            format!("attached to {device}, which is mounted on {point_text}")
-        );
-        assert_eq!(exclusive.unwrap_err().kind(), Kind::Busy);
-        let again = again.unwrap();
-        assert!(again.is_device());
-        let error = crate::block::WriteAt::set_size(&again, 1).unwrap_err();
-        assert_eq!(error.kind(), Kind::Mismatch);
     }
 }

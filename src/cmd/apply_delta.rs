@@ -7,7 +7,7 @@ use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
 use crate::delta::{
-    ApplyOptions, ApplySummary, BasedTarget, FileTarget, Input, Part, Volume, apply, apply_to_store,
+    ApplyOptions, ApplySummary, BasedTarget, FileTarget, Input, Part, TargetState, apply, apply_to_store,
 };
 use crate::error::{Error, Kind, Result};
 use crate::ui::exit::Exit;
@@ -61,7 +61,7 @@ pub struct Args {
     /// Apply even if TARGET is not the base that the delta was made from
     #[arg(long)]
     force: bool,
-    /// Verify only, and print what would be written
+    /// Verify only, and print what would be written; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
     /// Where the origin is now, if not where the store remembers it

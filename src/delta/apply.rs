@@ -13,7 +13,7 @@ use super::input::Input;
 use super::inspect::DeltaInfo;
 use super::pipeline::{ordered, workers};
 use super::read::Pieces;
-use super::target::{Target, Volume};
+use super::target::{Target, TargetState};
 use super::undo;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::Header;
@@ -278,7 +278,7 @@ fn write_at_once<R: Read + Send>(
 /// refers to the base, and what it means.
 pub(crate) fn each_piece<R: Read + Send>(
     pieces: &mut Pieces<R>,
-    volume: &dyn Volume,
+    volume: &dyn TargetState,
     trusted: bool,
     threads: usize,
     mut each: impl FnMut(bool, Checked) -> Result<()>,

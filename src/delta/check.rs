@@ -6,7 +6,7 @@ use super::encode::is_zero;
 use super::inspect::wrong_chunk;
 use super::load::{chunk_crcs, to_usize};
 use super::read::{ReadExtent, span};
-use super::target::Volume;
+use super::target::TargetState;
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{ExtentKind, Geometry};
 
@@ -26,7 +26,7 @@ pub(crate) struct Checked {
 
 /// Checks extents; each worker has its own.
 pub(crate) struct Checker<'a> {
-    pub(super) target: &'a dyn Volume,
+    pub(super) target: &'a dyn TargetState,
     pub(super) geometry: Geometry,
     /// The base needs no proof.
     pub(super) trusted: bool,
@@ -55,7 +55,7 @@ impl Seen {
 }
 
 impl<'a> Checker<'a> {
-    pub(crate) fn new(target: &'a dyn Volume, geometry: Geometry, trusted: bool) -> Result<Self> {
+    pub(crate) fn new(target: &'a dyn TargetState, geometry: Geometry, trusted: bool) -> Result<Self> {
         Ok(Self { target, geometry, trusted, decoder: Decoder::new(geometry)? })
     }
 

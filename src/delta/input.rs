@@ -2,7 +2,7 @@
 
 use super::rbd::{Diff, transcode};
 use super::read::Reader;
-use super::target::{Target, Volume};
+use super::target::{Target, TargetState};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::Header;
 use crate::format::rbd;
@@ -64,7 +64,7 @@ impl Input {
     }
 
     /// For a delta of 2008, which does not tell: the volume that it applies to.
-    pub(crate) fn suit(&mut self, volume: &dyn Volume) {
+    pub(crate) fn suit(&mut self, volume: &dyn TargetState) {
         self.sizes = Some((volume.base_size().unwrap_or(volume.size()), volume.size()));
     }
 

@@ -56,7 +56,7 @@ pub use rbd::{Diff, RbdSummary, Sidecar, create_rbd, sidecar_path, transcode};
 pub use read::{ReadExtent, Reader};
 pub use receive::Part;
 pub use resume::{resume_file, resume_stream};
-pub use target::{FileTarget, Target, Volume};
+pub use target::{FileTarget, Target, TargetState};
 pub use to_store::apply_to_store;
 pub use write::CreateSummary;
 

@@ -5,15 +5,15 @@ use crate::error::Result;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-/// What a delta is checked against, read by many threads.
-pub trait Volume: Sync {
+/// The state of what a delta is applied to or checked against, read by many threads.
+pub trait TargetState: Sync {
     /// For messages.
     fn path(&self) -> &Path;
 
     /// Size in bytes now.
     fn size(&self) -> u64;
 
-    /// True if [`Volume::read_base`] gives the state before the apply even after parts were written.
+    /// True if [`TargetState::read_base`] gives the state before the apply even after parts were written.
     fn keeps_base(&self) -> bool {
         false
     }
@@ -47,7 +47,7 @@ pub trait Volume: Sync {
 }
 
 /// A volume that a delta changes.
-pub trait Target: Volume {
+pub trait Target: TargetState {
     /// True if many threads may write at once, in any order. If not, one thread writes, in ascending order.
     fn takes_any_order(&self) -> bool {
         false
@@ -87,7 +87,7 @@ pub trait Target: Volume {
 /// A plain device or file that is only read.
 pub(crate) struct Base<'a>(pub(crate) &'a dyn ReadAt);
 
-impl Volume for Base<'_> {
+impl TargetState for Base<'_> {
     fn path(&self) -> &Path {
         self.0.path()
     }
@@ -116,7 +116,7 @@ impl<'a> FileTarget<'a> {
     }
 }
 
-impl Volume for FileTarget<'_> {
+impl TargetState for FileTarget<'_> {
     fn path(&self) -> &Path {
         self.file.path()
     }

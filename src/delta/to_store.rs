@@ -4,7 +4,7 @@ use super::apply::{ApplyOptions, ApplySummary, Trust, verify_for, write_all};
 use super::input::Input;
 use super::inspect::DeltaInfo;
 use super::read::Pieces;
-use super::target::{Target, Volume};
+use super::target::{Target, TargetState};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Header, PointLabel};
 use crate::point::{Identity, PointId, PointSource};
@@ -189,7 +189,7 @@ impl<'a> StoreTarget<'a> {
     }
 }
 
-impl Volume for StoreTarget<'_> {
+impl TargetState for StoreTarget<'_> {
     fn path(&self) -> &Path {
         &self.path
     }

@@ -14,7 +14,7 @@ use super::inspect::{DeltaInfo, info};
 use super::load::{Loaded, chunk_crcs, to_usize};
 use super::plan::{Plan, Run};
 use super::read::{Pieces, ReadExtent};
-use super::target::{Target, Volume};
+use super::target::{Target, TargetState};
 use super::write::CreateSummary;
 use crate::block::part::{create_beside, folder_of};
 use crate::error::{Error, Kind, Result};
@@ -77,7 +77,7 @@ fn ensure_ours(path: &Path, file: File, verified: &Verified, progress: &dyn Prog
 /// Writes the delta from the result of the one in `input` to what `volume` holds now, under this header.
 pub(crate) fn write_inverse(
     input: &mut Input,
-    volume: &dyn Volume,
+    volume: &dyn TargetState,
     header: &Header,
     options: &CreateOptions,
     out: &mut dyn Write,

@@ -13,7 +13,7 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use super::delta::{CHUNK_BITS_MAX, CHUNK_BITS_MIN, EXTENT_BYTES_MAX, VOLUME_BYTES_MAX};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 use crate::format::field::raw_struct;
 use crate::units::Tag;
 use zerocopy::FromBytes;
@@ -220,10 +220,6 @@ impl Extent {
             target_sum: raw.target_sum.get(),
         })
     }
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::damaged(what())) }
 }
 
 #[cfg(test)]

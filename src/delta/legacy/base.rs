@@ -1,7 +1,7 @@
 //! A target whose old data lies elsewhere, as the source snapshot of 2008 did.
 
 use crate::block::ReadAt;
-use crate::delta::target::{Target, Volume};
+use crate::delta::target::{Target, TargetState};
 use crate::error::Result;
 use std::path::Path;
 
@@ -19,7 +19,7 @@ impl<'a> BasedTarget<'a> {
     }
 }
 
-impl Volume for BasedTarget<'_> {
+impl TargetState for BasedTarget<'_> {
     fn path(&self) -> &Path {
         self.target.path()
     }

@@ -1,8 +1,8 @@
 //! How a stream that was cut goes on: where, after what, and how people and scripts say so.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::{CONTINUATION_MAGIC, VERSION, crc, ensure};
-use crate::error::{Error, Kind, Result};
+use super::{CONTINUATION_MAGIC, VERSION, crc};
+use crate::error::{Error, Kind, Result, ensure};
 use crate::format::field::raw_struct;
 use std::fmt;
 use std::str::FromStr;

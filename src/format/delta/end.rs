@@ -1,8 +1,8 @@
 //! The end marker, without which a delta was cut short.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::{END_MAGIC, ensure};
-use crate::error::{Error, Result};
+use super::END_MAGIC;
+use crate::error::{Error, Result, ensure};
 use crate::format::field::raw_struct;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};

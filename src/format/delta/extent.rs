@@ -1,8 +1,8 @@
 //! The header of one extent.
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-use super::{EXTENT_MAGIC, ExtentKind, Geometry, crc, ensure};
-use crate::error::{Error, Kind, Result};
+use super::{EXTENT_MAGIC, ExtentKind, Geometry, crc};
+use crate::error::{Error, Kind, Result, ensure};
 use crate::format::field::raw_struct;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};

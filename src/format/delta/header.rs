@@ -3,9 +3,9 @@
 
 use super::{
     CHUNK_BITS_MAX, CHUNK_BITS_MIN, CONTINUATION_MAGIC, Geometry, HEADER_BYTES_MAX, MAGIC, NAME_BYTES_MAX,
-    PREAMBLE_BYTES, VERSION, VOLUME_BYTES_MAX, crc, ensure,
+    PREAMBLE_BYTES, VERSION, VOLUME_BYTES_MAX, crc,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, ensure};
 use crate::format::field::raw_struct;
 use crate::units::{Tag, Uuid};
 use zerocopy::little_endian::{I32, U16, U32, U64};

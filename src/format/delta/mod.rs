@@ -39,8 +39,6 @@ pub use extent::{Extent, RawExtent};
 pub use geometry::Geometry;
 pub use header::{Encoding, Header, PointLabel, RawHeader, RawPoint};
 
-use crate::error::{Error, Result};
-
 /// Version this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
 /// First eight bytes of a delta. The first is not ASCII and the last is a line feed, so that a text-mode
@@ -120,10 +118,6 @@ impl ExtentKind {
 #[must_use]
 pub fn crc(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::damaged(what())) }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::Error;
 use crate::error::Kind;
 use crate::units::{Tag, Uuid};
 use proptest::prelude::*;

@@ -1,10 +1,9 @@
 //! A window back into the bytes that it stands for.
 
 use super::{
-    Action, Cache, HAS_ADLER, HAS_APPLICATION_HEADER, HAS_SOURCE, Half, MAGIC, MODES, NEAR, adler32, ensure,
-    meaning,
+    Action, Cache, HAS_ADLER, HAS_APPLICATION_HEADER, HAS_SOURCE, Half, MAGIC, MODES, NEAR, adler32, meaning,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, ensure};
 
 /// Decodes the one window of `delta`, which must make `length` bytes of `source`.
 ///

@@ -16,8 +16,6 @@ mod encode;
 pub use decode::decode;
 pub use encode::encode;
 
-use crate::error::{Error, Result};
-
 const MAGIC: [u8; 4] = [0xd6, 0xc3, 0xc4, 0x00];
 /// The bit of the header that announces an application header.
 const HAS_APPLICATION_HEADER: u8 = 4;
@@ -127,10 +125,6 @@ fn adler32(bytes: &[u8]) -> u32 {
         b %= 65521;
     }
     b << 16 | a
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::damaged(what())) }
 }
 
 #[cfg(test)]
