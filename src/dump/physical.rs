@@ -284,41 +284,50 @@ impl Dumper<'_> {
         if self.out.options.anonymous {
             return Ok(());
         }
-        let size = self.out.device.size();
-        self.out.progress.stage("looking for remains", Some(size));
+        self.out.progress.stage("looking for remains", Some(self.out.device.size()));
         for (name, magic, table) in [
             ("looks_like_records", RECORD_MAGIC, RawHeader::TABLE),
             ("looks_like_checkpoints", CHECKPOINT_MAGIC, RawPart::TABLE),
         ] {
-            let mut at = FIRST_SEGMENT;
-            let mut rows = Vec::new();
-            while at < size {
-                self.out.progress.check()?;
-                let length = (1 << 20).min(size - at);
-                // What cannot be read shows nothing; the rest may.
-                let bytes = self.bytes_at(at, length).unwrap_or_default();
-                for (number, block) in bytes.chunks(4096).enumerate() {
-                    if block.starts_with(&magic) {
-                        let address = at + 4096 * number as u64;
-                        let mut fields = vec![("at", Node::Bytes(address))];
-                        if let Node::Map(list) =
-                            Walker::new(block, address, false).structure(&table).unwrap_or(Node::None)
-                        {
-                            fields.extend(
-                                list.into_iter().filter(|field| !matches!(field.0, "magic" | "reserved")),
-                            );
-                        }
-                        rows.push(Node::Map(fields));
-                    }
+            self.lookalikes(name, magic, &table)?;
+        }
+        Ok(())
+    }
+
+    /// Every block that begins with `magic`, as a structure of `table`.
+    fn lookalikes(&mut self, name: &'static str, magic: [u8; 8], table: &Table) -> Result<()> {
+        let heading = format!("{}, unproven", name.replace('_', " "));
+        let size = self.out.device.size();
+        let mut at = FIRST_SEGMENT;
+        let mut rows = Vec::new();
+        while at < size {
+            self.out.progress.check()?;
+            // Holes hold nothing.
+            let data = self.out.device.next_data(at).map_or(at, |data| data.start) / 4096 * 4096;
+            if data > at {
+                at = data;
+                continue;
+            }
+            let length = (1 << 20).min(size - at);
+            // What cannot be read shows nothing; the rest may.
+            let bytes = self.bytes_at(at, length).unwrap_or_default();
+            for (number, block) in
+                bytes.chunks(4096).enumerate().filter(|(_, block)| block.starts_with(&magic))
+            {
+                let address = at + 4096 * number as u64;
+                let mut fields = vec![("at", Node::Bytes(address))];
+                if let Some(Node::Map(list)) = Walker::new(block, address, false).structure(table) {
+                    fields.extend(list.into_iter().filter(|field| !matches!(field.0, "magic" | "reserved")));
                 }
-                at += length;
-                if rows.len() >= ROWS_MAX || at >= size {
-                    let list = std::mem::take(&mut rows);
-                    let heading = format!("{}, unproven", name.replace('_', " "));
-                    self.out.rows(name, "found", &heading, ROWS_MAX, &mut list.into_iter())?;
-                }
+                rows.push(Node::Map(fields));
+            }
+            at += length;
+            if rows.len() >= ROWS_MAX {
+                let list = std::mem::take(&mut rows);
+                self.out.rows(name, "found", &heading, ROWS_MAX, &mut list.into_iter())?;
             }
         }
+        self.out.rows(name, "found", &heading, ROWS_MAX, &mut rows.into_iter())?;
         Ok(())
     }
 }
