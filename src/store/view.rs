@@ -439,7 +439,10 @@ impl PointSource for View {
         let length =
             self.endpoint(id)?.size_bytes.saturating_sub(start).min(u64::from(self.state.sb.chunk_size()));
         let found = self.find(id.0, chunk)?;
-        Ok(found.filter(|value| u64::from(value.raw_length) == length).map(|value| value.crc))
+        // What a repair could only guess from change bits has no checksum that anything could be compared with.
+        let guessed = |value: &Value| value.encoding == Encoding::Lost && value.crc == 0;
+        let whole = found.filter(|value| u64::from(value.raw_length) == length && !guessed(value));
+        Ok(whole.map(|value| value.crc))
     }
 }
 

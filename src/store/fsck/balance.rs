@@ -28,8 +28,8 @@ pub struct Balance {
     pub missing: Vec<Gone>,
 }
 
-/// Walks exceptions and change bits together, in parts of the volume.
-pub fn balance(view: &View, progress: &dyn Progress) -> Result<Balance> {
+/// Walks exceptions and change bits together, in parts of the volume, for the snapshots `live` (ascending ids).
+pub fn balance(view: &View, live: &[u64], progress: &dyn Progress) -> Result<Balance> {
     let epochs = epochs(view)?;
     let pages = (last_chunk(view, &epochs)? >> PAGE_BITS) + 1;
     let step = pages.div_ceil(PARTS);
@@ -37,7 +37,7 @@ pub fn balance(view: &View, progress: &dyn Progress) -> Result<Balance> {
     progress.stage("changes", Some(PARTS));
     let found = workers::map(&parts, |part| {
         progress.check()?;
-        let found = balance_part(view, &epochs, part)?;
+        let found = balance_part(view, &epochs, live, part)?;
         progress.advance(1);
         Ok(found)
     })?;
@@ -150,13 +150,12 @@ impl<'a> Marked<'a> {
     }
 }
 
-fn balance_part(view: &View, epochs: &[u64], part: &Range<u64>) -> Result<Balance> {
+fn balance_part(view: &View, epochs: &[u64], live: &[u64], part: &Range<u64>) -> Result<Balance> {
     let mut balance = Balance::default();
     if part.start >= part.end {
         return Ok(balance);
     }
-    let live = view.state.live_ids();
-    let mut marked = Marked::new(view, epochs, &live, part)?;
+    let mut marked = Marked::new(view, epochs, live, part)?;
     let mut scan = view.index().scan(Key::exception(part.start << PAGE_BITS, 0))?;
     let mut head = scan.next_entry()?;
     loop {
@@ -165,7 +164,7 @@ fn balance_part(view: &View, epochs: &[u64], part: &Range<u64>) -> Result<Balanc
         let Some(page) = entry_page.into_iter().chain(marked.page()).min() else { break };
         let mut entries = Bits::new();
         while let Some((key, _)) = head.filter(|(key, _)| key.class == 0 && key.a >> PAGE_BITS == page) {
-            if let Some(owner) = keeper(&live, 0, key.b) {
+            if let Some(owner) = keeper(live, 0, key.b) {
                 set(&mut entries, owner, bit(key.a));
             }
             head = scan.next_entry()?;

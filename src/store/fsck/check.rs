@@ -173,7 +173,7 @@ fn check_checkpoint(device: &dyn ReadAt, sb: &Superblock, report: &mut CheckRepo
 }
 
 fn check_balance(view: &View, report: &mut CheckReport, progress: &dyn Progress) -> Result<()> {
-    let mut found = balance(view, progress)?;
+    let mut found = balance(view, &view.state.live_ids(), progress)?;
     if found.unmarked > 0 {
         let text = format!("{} preserved chunks are not among the changes of their epoch", found.unmarked);
         report.findings.push(Finding::new(Code::ChangesIncomplete, text));

@@ -7,8 +7,9 @@ use crate::store::merge;
 use crate::store::state::{State, bit};
 use std::collections::BTreeMap;
 
-/// Entries collected in memory before they go to a run: some 10 MiB, and the change bits that they prove.
-pub const MEMORY_ENTRIES: usize = 256 << 10;
+/// Entries collected in memory before they go to a run: some 10 MiB, and the change bits that they prove. Tests write
+/// several runs, too.
+pub const MEMORY_ENTRIES: usize = if cfg!(test) { 100 } else { 256 << 10 };
 
 /// What was found of the index. Of several values of a key the last one that was added wins; change bits are united,
 /// also with what the exceptions prove.

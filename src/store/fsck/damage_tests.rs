@@ -10,12 +10,14 @@ use crate::format::checkpoint::{
 };
 use crate::format::field::Table;
 use crate::format::record::{Encoding, HEADER_SIZE, RawEntry, RawHeader};
-use crate::format::run::{Key, RawBlockHeader, RawDirectoryEntry, RawIndexEntry, Value};
+use crate::format::run::{Key, PAGE_BITS, RawBlockHeader, RawDirectoryEntry, RawIndexEntry, Value};
 use crate::format::superblock::{OFFSETS, RawSuperblock};
+use crate::point::{PointId, PointSource};
 use crate::progress::Silent;
 use crate::store::room::PLAIN;
-use crate::store::state::State;
+use crate::store::state::{State, bit};
 use crate::store::{View, Writer};
+use crate::units::Epoch;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -244,4 +246,28 @@ fn tables_that_say_what_is_not_so() {
             assert_rescued(&sample, &store, &[], what);
         }
     }
+}
+
+/// A lost chunk without a known checksum is no base that a delta could be proven by.
+#[test]
+fn a_chunk_known_only_by_its_change_bit_has_no_checksum() {
+    let sample = settled(16);
+    let view = View::open(sample.store.clone(), None).unwrap();
+    let id = *view.state.live_ids().last().unwrap();
+    let chunk = (0..700).find(|chunk| view.find(id, *chunk).unwrap().is_none()).unwrap();
+    let mut writer = Writer::open(sample.store.clone(), None, 4).unwrap();
+    writer.checkpoint(PLAIN).unwrap();
+    let lie = |state: &mut State| {
+        state.memory.insert(Key::changes(id, chunk >> PAGE_BITS), Value::from_bits(bit(chunk)));
+    };
+    writer.checkpoint_with(PLAIN, lie).unwrap();
+    drop(writer);
+    let device: Arc<dyn WriteAt> = sample.store.clone();
+    let (report, _) = found(&sample.store);
+    repair(&device, &report, Leave::Everything, &options(), &Silent).unwrap();
+    let view = View::open(sample.store.clone(), Some(sample.origin)).unwrap();
+    let point = PointId::Snapshot(Epoch(id));
+    assert!(view.find(id, chunk).unwrap().is_some_and(|value| value.encoding == Encoding::Lost));
+    assert_eq!(view.known_crc(point, chunk).unwrap(), None);
+    assert!(view.read(point, chunk << view.state.sb.chunk_bits, &mut [0; 10]).is_err());
 }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::format::run::{Key, Value};
 use crate::point::finding::Affected;
+use crate::store::state::keeper;
 use crate::store::view::View;
 use crate::units::{Epoch, Tag};
 
@@ -63,6 +64,30 @@ pub fn affected(view: &View, gone: &mut [Gone]) -> Result<Vec<Affected>> {
     }
     found.retain(|(affected, _)| !affected.ranges.is_empty());
     Ok(found.into_iter().map(|(affected, _)| affected).collect())
+}
+
+/// Leaves in `gone`, which the index of `view` says is lost, what some snapshot needs; the index forgets the rest.
+///
+/// # Errors
+/// As [`affected`].
+pub fn keep_needed(view: &mut View, gone: &mut Vec<Gone>) -> Result<()> {
+    let live = view.state.live_ids();
+    let mut needed = Vec::with_capacity(gone.len());
+    for one in gone.iter() {
+        needed.push(match one.key.class {
+            0 => keeper(&live, before(view, one.key)?, one.key.b).is_some(),
+            _ => live.binary_search(&one.key.a).is_ok(),
+        });
+    }
+    let mut needed = needed.into_iter();
+    gone.retain(|one| {
+        let keep = needed.next().unwrap_or(true);
+        if !keep {
+            view.state.memory.remove(&one.key);
+        }
+        keep
+    });
+    Ok(())
 }
 
 /// The largest epoch before that of `key` with an exception of the same chunk; 0 if there is none.

@@ -120,6 +120,11 @@ pub(super) struct Rebuild<'a> {
     ahead: bool,
     /// Chunks that are known to be gone.
     pub gone: Vec<Gone>,
+    /// Chunks that changed and were not found.
+    pub missing: Vec<Gone>,
+    /// By segment the highest epoch of exceptions that only old records tell of, and that older snapshots read: if
+    /// the segment is not as it must be they may have been dropped long ago, and stand before ones that are lost.
+    revived: BTreeMap<u32, u64>,
     /// Chunks that are there, but no record says so any more.
     pub unlogged: Vec<IndexEntry>,
     /// Why something may be lost that nothing tells of.
@@ -140,7 +145,6 @@ impl Rebuild<'_> {
         let records = std::mem::take(&mut self.survey.records);
         let (old, new): (Vec<Found>, Vec<Found>) =
             records.iter().partition(|record| record.sequence <= position);
-        let mut superseded = self.collect(&mut state, &old)?;
         // What is newer than the checkpoint is not overwritten, wherever it lies, before all is done.
         for number in new.iter().filter_map(|record| state.sb.segment_of(record.address)) {
             state.segments.entry(number).or_insert(Segment {
@@ -150,6 +154,7 @@ impl Rebuild<'_> {
                 digest: 0,
             });
         }
+        let mut superseded = self.collect(&mut state, &old)?;
         let salvaged_from = state.next_run;
         let (mut blanks, mut salvaged) = (Vec::new(), Collected::default());
         // The newest comes last, and wins.
@@ -172,6 +177,9 @@ impl Rebuild<'_> {
         needed.dedup();
         superseded.extend(self.judge_and_merge(&mut state, &needed, salvaged_from)?);
         let lacking = lacking(&state, &expected, &superseded);
+        self.doubt_revived(&lacking);
+        // Snapshots deleted since count too: what was preserved for them may stand before what is lost.
+        self.missing = self.missing(&state, &needed)?;
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
         if !sealed && state.fingerprint.is_none() {
@@ -186,12 +194,13 @@ impl Rebuild<'_> {
         }
         // What was stated again since the checkpoint counts.
         self.gone.retain(|gone| !state.memory.contains_key(&gone.key));
+        self.missing.retain(|gone| !state.memory.contains_key(&gone.key));
         self.unlogged.retain(|(key, _)| !state.memory.contains_key(key));
         let memory: Vec<IndexEntry> = state.memory.iter().map(|(key, value)| (*key, *value)).collect();
         for (key, value) in memory.iter().filter(|(key, _)| key.class < 2) {
             self.judge(&state, *key, value, true)?;
         }
-        self.doubt_blanks(&state, &blanks, lacking)?;
+        self.doubt_blanks(&state, &blanks, lacking.values().sum());
         Ok(state)
     }
 
@@ -200,10 +209,13 @@ impl Rebuild<'_> {
         let (mut superseded, mut collected) = (Vec::new(), Collected::default());
         for found in records {
             self.progress.check()?;
+            // Free segments may hold old copies of what was moved elsewhere: the new index may lie there by now.
+            let segment = state.sb.segment_of(found.address).and_then(|number| state.segments.get(&number));
+            if segment.is_none_or(|segment| segment.role != Role::Log) {
+                continue;
+            }
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
-            // Free segments may hold old copies of what was moved elsewhere: their space can be reused any time.
-            let segment = state.sb.segment_of(record.address).and_then(|number| state.segments.get(&number));
-            if !holds_chunks(&record) || segment.is_none_or(|segment| segment.role != Role::Log) {
+            if !holds_chunks(&record) {
                 continue;
             }
             let entries = entries_of(&record, state.sb.block_bits).zip(self.intact(state, found, &record));
@@ -238,6 +250,9 @@ impl Rebuild<'_> {
             let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
             if liveness.needs(key) {
                 self.ahead |= is_ahead(state, value.word);
+                if !salvaged && key.class == 0 && needed.binary_search(&key.b).is_err() {
+                    self.note_revived(state, key, &value);
+                }
                 self.judge(state, key, &value, logged)?;
             }
             Ok(())
@@ -333,6 +348,23 @@ impl Rebuild<'_> {
         Ok(())
     }
 
+    fn note_revived(&mut self, state: &State, key: Key, value: &Value) {
+        if let Some(segment) = state.sb.segment_of(value.word) {
+            let epoch = self.revived.entry(segment).or_default();
+            *epoch = key.b.max(*epoch);
+        }
+    }
+
+    /// Exceptions that nothing proves to be the oldest ones of snapshots which read them.
+    fn doubt_revived(&mut self, lacking: &BTreeMap<u32, u64>) {
+        let revived = std::mem::take(&mut self.revived);
+        let epochs =
+            revived.iter().filter(|(segment, _)| lacking.contains_key(segment)).map(|(_, epoch)| *epoch);
+        if let Some(epoch) = epochs.max() {
+            self.doubt(epoch, "what was found of deleted snapshots may stand for older chunks that were not");
+        }
+    }
+
     /// Something that snapshots up to `epoch` may need is lost.
     fn doubt(&mut self, epoch: u64, why: &str) {
         self.doubts.push(why.to_string());
@@ -340,11 +372,11 @@ impl Rebuild<'_> {
     }
 
     /// What the lost parts of the old index may have held, and no other witness told of.
-    fn doubt_blanks(&mut self, state: &State, blanks: &[Blank], lacking: u64) -> Result<()> {
-        if lacking == 0 || blanks.is_empty() {
-            return Ok(());
+    fn doubt_blanks(&mut self, state: &State, blanks: &[Blank], lacking: u64) {
+        if lacking == 0 {
+            return;
         }
-        let missing = self.missing(state)?.len() as u64;
+        let before = (self.doubtful, self.doubtful_overlays.len());
         for (from, to) in blanks {
             let overlaps =
                 |class: u8| from.class <= class && to.is_none_or(|to| to > Key { class, a: 0, b: 0 });
@@ -356,23 +388,22 @@ impl Rebuild<'_> {
                 let written = state.snapshots.range(first..=last).filter(|(_, row)| row.generation > 0);
                 self.doubtful_overlays.extend(written.map(|(id, _)| *id));
             }
-            if overlaps(2) && lacking > missing {
+            if overlaps(2) {
                 let last = to.map_or(u64::MAX, |to| to.a);
                 self.doubtful = self.doubtful.max(last.min(state.epoch));
             }
         }
-        if self.doubtful > 0 || !self.doubtful_overlays.is_empty() {
+        if before != (self.doubtful, self.doubtful_overlays.len()) {
             self.doubts.push(format!(
                 "{lacking} chunks that must exist were not found, and parts of the index are lost"
             ));
         }
-        Ok(())
     }
 
-    /// Changes without an exception.
-    fn missing(&self, state: &State) -> Result<Vec<Gone>> {
+    /// Changes without an exception, between any two of the snapshots `needed`.
+    pub fn missing(&self, state: &State, needed: &[u64]) -> Result<Vec<Gone>> {
         let view = self.view_of(state.clone());
-        Ok(balance(&view, self.progress)?.missing)
+        Ok(balance(&view, needed, self.progress)?.missing)
     }
 
     fn view_of(&self, state: State) -> View {
@@ -382,13 +413,14 @@ impl Rebuild<'_> {
 
     /// Marks what is gone, taints what is in doubt, publishes, and restates in the log what has no record.
     fn finish(mut self, mut state: State, options: &RebuildOptions) -> Result<RebuildReport> {
-        let mut missing = self.missing(&state)?;
-        let mut gone = std::mem::take(&mut self.gone);
+        let (mut gone, mut missing) = (std::mem::take(&mut self.gone), std::mem::take(&mut self.missing));
         for one in gone.iter().chain(&missing) {
             let lost = super::mend::lost_value(&state, one);
             state.memory.insert(one.key, lost);
         }
         let mut view = self.view_of(state);
+        gone::keep_needed(&mut view, &mut gone)?;
+        gone::keep_needed(&mut view, &mut missing)?;
         let mut findings = Vec::new();
         for (code, what, list) in [
             (Code::ChunkDamaged, "preserved chunks are gone", &mut gone),
@@ -456,6 +488,8 @@ impl<'a> Rebuild<'a> {
             torn: Vec::new(),
             ahead: false,
             gone: Vec::new(),
+            missing: Vec::new(),
+            revived: BTreeMap::new(),
             unlogged: Vec::new(),
             doubts: Vec::new(),
             doubtful: 0,
@@ -514,9 +548,13 @@ fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
     expected
 }
 
-/// How many entries that must exist were not found, at least: what was found in each segment against what must
-/// be there.
-fn lacking(state: &State, expected: &BTreeMap<u32, Segment>, superseded: &[IndexEntry]) -> u64 {
+/// How many entries that must exist were not found, by segment: what was found in each against what must be there.
+/// At least one where they differ: what was found too much can hide what was not.
+fn lacking(
+    state: &State,
+    expected: &BTreeMap<u32, Segment>,
+    superseded: &[IndexEntry],
+) -> BTreeMap<u32, u64> {
     // A version that a newer one replaced may or may not have been merged away when the checkpoint was made.
     let mut older: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
     for (key, value) in superseded {
@@ -526,14 +564,14 @@ fn lacking(state: &State, expected: &BTreeMap<u32, Segment>, superseded: &[Index
             slot.1 = slot.1.wrapping_add(digest(*key, value));
         }
     }
-    let mut lacking = 0;
+    let mut lacking = BTreeMap::new();
     for (number, must) in expected {
         let has = state.segments.get(number).map_or((0, 0), |segment| (segment.count, segment.digest));
         let (count, sum) = older.get(number).copied().unwrap_or((0, 0));
         let with_older = (has.0 + count, has.1.wrapping_add(sum));
         let want = (must.count, must.digest);
         if has != want && with_older != want {
-            lacking += must.count.saturating_sub(has.0).max(1);
+            lacking.insert(*number, must.count.saturating_sub(has.0).max(1));
         }
     }
     lacking

@@ -26,6 +26,8 @@ pub struct Found {
     pub sequence: u64,
     /// Its byte address.
     pub address: u64,
+    /// Entries in it.
+    pub entries: u32,
     /// A newer record has overwritten part of its extent: what does not hold its checksum was never lost.
     pub overlapped: bool,
 }
@@ -56,6 +58,7 @@ struct Seen {
     incarnation: u64,
     address: u64,
     length: u64,
+    entries: u32,
     /// What an open record says of the incarnation before: its number and its last sequence.
     ended: Option<(u64, u64)>,
 }
@@ -145,6 +148,7 @@ fn look(segment: &Segment, sb: &Superblock) -> Sight {
             incarnation: record.incarnation,
             address: record.address,
             length: record.length(),
+            entries: u32::try_from(record.entries.len()).unwrap_or(u32::MAX),
             ended: open
                 .filter(|_| record.kind == RecordKind::Open)
                 .map(|raw| (raw.incarnation.get(), raw.end.get())),
@@ -174,7 +178,8 @@ fn claim(mut seen: Vec<Seen>, sb: &Superblock) -> Vec<Found> {
         let end = (record.address + record.length).min(limit);
         let overlapped = claims.range(record.address..end).next().is_some();
         claims.insert(record.address, end);
-        kept.push(Found { sequence: record.sequence, address: record.address, overlapped });
+        let Seen { sequence, address, entries, .. } = record;
+        kept.push(Found { sequence, address, entries, overlapped });
     }
     kept.reverse();
     kept

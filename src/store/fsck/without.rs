@@ -32,6 +32,7 @@ impl Rebuild<'_> {
                 segment.role = Role::Log;
             }
         }
+        make_room(&mut state, records.iter().map(|found| u64::from(found.entries)).sum())?;
         state.next_run = self.survey.last_run + 1;
         let mut tables = Tables::default();
         for found in &records {
@@ -50,11 +51,11 @@ impl Rebuild<'_> {
             }
         }
         tables.settle(&mut state, options);
-        make_room(&mut state)?;
         merge::flush_memory(self.device.as_ref(), &mut state)?;
         let all = state.next_run;
         let live = state.live_ids();
         self.judge_and_merge(&mut state, &live, all)?;
+        self.missing = self.missing(&state, &live)?;
         begin_log(&mut state)?;
         self.doubts.push("no checkpoint survives: nothing proves that every record was found".into());
         self.doubtful = u64::MAX;
@@ -150,10 +151,13 @@ fn blank(sb: Superblock) -> Result<State> {
     Ok(State::new(sb, checkpoint))
 }
 
-/// Frees segments that hold nothing recognisable if the new index would not fit otherwise.
-fn make_room(state: &mut State) -> Result<()> {
+/// Frees segments that hold no record if the new index of `entries` might not fit otherwise.
+fn make_room(state: &mut State, entries: u64) -> Result<()> {
     const LEAST: u64 = 8;
-    if state.free_segments() < LEAST {
+    // Once as they are found and once merged, with what their change bits take.
+    const ENTRY_BYTES: u64 = 2 * 48;
+    let index = entries.saturating_mul(ENTRY_BYTES).div_ceil(u64::from(state.sb.segment_size()));
+    if state.free_segments() < LEAST.saturating_add(index) {
         state.segments.retain(|_, segment| segment.role == Role::Log);
     }
     if state.free_segments() >= LEAST {
