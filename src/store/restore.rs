@@ -74,7 +74,7 @@ impl Target {
         for found in &own {
             target.generation = target.generation.max(found.generation);
             target.checkpoint = target.checkpoint.max(found.checkpoint);
-            if found.checkpoint > sb.checkpoint {
+            if found.checkpoint > sb.checkpoint && !holds_the_same(device, found, tables) {
                 target.newer = Some(format!(
                     "it has checkpoint {}, the dump is of checkpoint {}",
                     found.checkpoint, sb.checkpoint
@@ -98,7 +98,8 @@ impl Target {
         match ground::find(device, progress) {
             Ok(found) if found.sb.uuid == sb.uuid => {
                 self.checkpoint = self.checkpoint.max(found.sb.checkpoint);
-                if found.sb.checkpoint > sb.checkpoint {
+                let same = found.checkpoint.as_ref().is_some_and(|there| is_same(there, tables));
+                if found.sb.checkpoint > sb.checkpoint && !same {
                     let (there, here) = (found.sb.checkpoint, sb.checkpoint);
                     self.newer.get_or_insert(format!("checkpoint {there} is newer than the dump's {here}"));
                 }
@@ -125,6 +126,21 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// True if the checkpoint that `sb` publishes holds what `tables` do.
+fn holds_the_same(device: &dyn ReadAt, sb: &Superblock, tables: &Checkpoint) -> bool {
+    let found = [0, 1].into_iter().find_map(|copy| recover::read_checkpoint(device, sb, copy).ok());
+    found.is_some_and(|found| is_same(&found, tables))
+}
+
+/// True if nothing happened between the two but that the index was written anew: they stand for the same place in
+/// the log and say the same of the past. What a repair or an older dump made doubtful is not the same.
+fn is_same(there: &Checkpoint, here: &Checkpoint) -> bool {
+    (there.log.sequence, there.log.incarnation, there.epoch)
+        == (here.log.sequence, here.log.incarnation, here.epoch)
+        && (&there.snapshots, &there.graves) == (&here.snapshots, &here.graves)
+        && (&there.volume, &there.operation, &there.events) == (&here.volume, &here.operation, &here.events)
 }
 
 /// Identities of stores whose records or checkpoints lie in the first MiBs.
