@@ -26,7 +26,7 @@ pub struct Args {
     /// Delete snapshots in use too
     #[arg(long)]
     force: bool,
-    /// Only print what would be deleted, and why
+    /// Only print what would be deleted, and why; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
 }

@@ -50,7 +50,7 @@ pub struct Args {
     /// Read all preserved data and all records, and compare their checksums
     #[arg(long)]
     data: bool,
-    /// Only print what would be repaired, and what would be lost
+    /// Only print what would be repaired, and what would be lost; the exit status is as with -n
     #[arg(long)]
     dry_run: bool,
     /// Accept tainted snapshots for good as they read now

@@ -44,7 +44,7 @@ pub struct Args {
     /// Make STORE as a new sparse file of this size
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: Option<u64>,
-    /// Only print what would be overwritten, and why
+    /// Only print what would be overwritten, and why; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
     /// The snapshot store to make

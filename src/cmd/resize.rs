@@ -35,7 +35,7 @@ pub struct Args {
     /// Make the origin smaller without asking: what lies beyond its new end is then in snapshots only
     #[arg(short, long)]
     yes: bool,
-    /// Only print what would be preserved and moved, and which sizes work
+    /// Only print what would be preserved and moved, and which sizes work; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
 }

@@ -39,7 +39,7 @@ pub struct Args {
     /// Overwrite what is there, and take a dump that fits it badly, without asking
     #[arg(short, long)]
     yes: bool,
-    /// Do everything in memory, and tell what would be done
+    /// Do everything in memory, and tell what would be done; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
 }

@@ -32,7 +32,7 @@ pub struct Args {
     /// Put the origin back to where it was before an interrupted revert or apply-delta
     #[arg(long, conflicts_with = "snap")]
     rollback: bool,
-    /// Only print how many bytes would change
+    /// Only print how many bytes would change; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
     /// Revert to a snapshot although it is tainted: it may not be what it was

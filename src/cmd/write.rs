@@ -31,7 +31,7 @@ pub struct Args {
     /// Byte to begin with
     #[arg(long, value_name = "N", value_parser = parse_size, default_value = "0")]
     offset: u64,
-    /// Do everything in memory only, and print what would be overwritten
+    /// Do everything in memory only, and print what would be overwritten; the exit status is as without it
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

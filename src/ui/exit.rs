@@ -137,6 +137,21 @@ impl Exit {
         }
     }
 
+    /// What `--dry-run` ends with, for the command of that modern name.
+    #[must_use]
+    pub fn of_dry_run(command: &str) -> &'static str {
+        match command {
+            "fsck" => {
+                "With --dry-run nothing is repaired, so the status is that of -n: 4 if something is wrong, even if \
+                 all of it could be repaired."
+            }
+            _ => {
+                "With --dry-run the status is the one that the command itself would end with; a question that it would \
+                 ask (-y) counts as answered with yes."
+            }
+        }
+    }
+
     fn rows(list: &[Self]) -> Vec<Status> {
         list.iter().map(|exit| (exit.code(), exit.name(), exit.meaning())).collect()
     }

@@ -50,6 +50,8 @@ fn exit() -> String {
             text.push_str(&format!("| {code} | {name} | {} |\n", sentence(meaning)));
         }
     }
+    text.push_str("\n## `--dry-run`\n\n");
+    text.push_str(&format!("{} `fsck`: {}\n", Exit::of_dry_run(""), Exit::of_dry_run("fsck")));
     text
 }
 

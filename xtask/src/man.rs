@@ -93,7 +93,8 @@ fn page(command: &Command, pages: &[&Command]) -> Result<String> {
         write!(out, ".SH {}\n.nf\n{}\n.fi\n", heading.to_uppercase(), prose::escape_lines(&body))?;
     }
     write!(out, "{}", prose.sections)?;
-    exit_status(&name, &mut out)?;
+    let is_dry = command.get_arguments().any(|argument| argument.get_long() == Some("dry-run"));
+    exit_status(&name, is_dry, &mut out)?;
     let others = pages.iter().map(|page| page_name(page)).filter(|other| {
         *other != name && if is_root { other.matches('-').count() == 1 } else { other == "ddsnap" }
     });
@@ -116,11 +117,14 @@ fn split_heading(text: &str, otherwise: &str) -> (String, String) {
     }
 }
 
-fn exit_status(name: &str, out: &mut Vec<u8>) -> Result<()> {
+fn exit_status(name: &str, is_dry: bool, out: &mut Vec<u8>) -> Result<()> {
     let command = name.strip_prefix("ddsnap-").unwrap_or_default().replace('-', " ");
     writeln!(out, ".SH \"EXIT STATUS\"")?;
     for (code, _, meaning) in Exit::of_command(&command) {
         write!(out, ".TP\n\\fB{code}\\fR\n{}\n", prose::escape(&sentence(meaning)))?;
+    }
+    if is_dry {
+        writeln!(out, ".PP\n{}", prose::escape(Exit::of_dry_run(&command)))?;
     }
     Ok(())
 }
