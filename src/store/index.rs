@@ -105,20 +105,34 @@ impl BlockReader {
         Ok(directory)
     }
 
-    /// Data block `block` (from 0) of `piece`.
+    /// Data block `block` (from 0) of `piece`, which somebody may ask for again.
     pub fn block(&self, run: u64, piece: &Piece, block: usize, crc: u32) -> Result<Arc<Vec<IndexEntry>>> {
-        let number = block as u64 + 1;
-        let key = (run, piece.position + number);
+        let key = (run, piece.position + block as u64 + 1);
         if let Some(Cached::Block(found)) = self.cached(key) {
             return Ok(found);
         }
-        let address = piece.address + number * BLOCK_SIZE as u64;
-        let bytes = self.fetch(address, crc, run)?;
-        let entries = Arc::new(run::decode_block(&bytes, run, piece.position + number)?);
+        let entries = self.block_once(run, piece, block, crc)?;
         self.keep(key, Cached::Block(Arc::clone(&entries)));
         Ok(entries)
     }
+
+    /// As [`BlockReader::block`], for a walk that comes by once: fresh memory for a whole index costs more than
+    /// decoding it.
+    pub fn block_once(
+        &self,
+        run: u64,
+        piece: &Piece,
+        block: usize,
+        crc: u32,
+    ) -> Result<Arc<Vec<IndexEntry>>> {
+        let number = block as u64 + 1;
+        let bytes = self.fetch(piece.address + number * BLOCK_SIZE as u64, crc, run)?;
+        Ok(Arc::new(run::decode_block(&bytes, run, piece.position + number)?))
+    }
 }
+
+/// One of the ways to read a block.
+type Read = fn(&BlockReader, u64, &Piece, usize, u32) -> Result<Arc<Vec<IndexEntry>>>;
 
 /// Walks one run in key order.
 pub struct RunCursor<'a> {
@@ -141,7 +155,7 @@ impl<'a> RunCursor<'a> {
             let directory = reader.directory(run.number, found)?;
             cursor.block = directory.partition_point(|(first, _)| *first <= key).saturating_sub(1);
             cursor.directory = Some(directory);
-            cursor.load()?;
+            cursor.load(BlockReader::block)?;
             if let Some(entries) = &cursor.entries {
                 cursor.at = entries.partition_point(|(found, _)| *found < key);
             }
@@ -174,18 +188,18 @@ impl<'a> RunCursor<'a> {
                     None => None,
                 };
             }
-            self.load()?;
+            self.load(BlockReader::block_once)?;
         }
         Ok(())
     }
 
-    fn load(&mut self) -> Result<()> {
+    fn load(&mut self, read: Read) -> Result<()> {
         self.entries = None;
         let (Some(piece), Some(directory)) = (self.run.pieces.get(self.piece), &self.directory) else {
             return Ok(());
         };
         if let Some((_, crc)) = directory.get(self.block) {
-            self.entries = Some(self.reader.block(self.run.number, piece, self.block, *crc)?);
+            self.entries = Some(read(self.reader, self.run.number, piece, self.block, *crc)?);
         }
         Ok(())
     }

@@ -19,7 +19,8 @@ struct RunBuilder<'a> {
     run: Run,
     position: u64,
     blocks_max: usize,
-    blocks: Vec<u8>,
+    /// The piece as it will lie there, room for its directory first.
+    bytes: Vec<u8>,
     directory: Vec<(Key, u32)>,
     entries: Vec<IndexEntry>,
     piece_entries: u32,
@@ -35,7 +36,7 @@ impl<'a> RunBuilder<'a> {
             run,
             position: 0,
             blocks_max: PIECE_BLOCKS_MAX.min(half - 1),
-            blocks: Vec::new(),
+            bytes: Vec::new(),
             directory: Vec::new(),
             entries: Vec::with_capacity(ENTRIES_PER_BLOCK),
             piece_entries: 0,
@@ -56,7 +57,10 @@ impl<'a> RunBuilder<'a> {
         let number = self.directory.len() as u64 + 1;
         let block = run::encode_block(self.run.number, self.position + number, &self.entries);
         self.directory.push((*first, run::block_crc(&block)));
-        self.blocks.extend_from_slice(&block);
+        if self.bytes.is_empty() {
+            self.bytes.resize(BLOCK_SIZE, 0);
+        }
+        self.bytes.extend_from_slice(&block);
         self.piece_entries += u32::try_from(self.entries.len()).unwrap_or(0);
         self.entries.clear();
         if self.directory.len() == self.blocks_max { self.end_piece(state) } else { Ok(()) }
@@ -66,11 +70,11 @@ impl<'a> RunBuilder<'a> {
         let Some((first, _)) = self.directory.first().copied() else { return Ok(()) };
         let directory = run::encode_directory(self.run.number, self.position, &self.directory);
         let blocks = self.directory.len();
-        let mut bytes = directory.clone();
-        bytes.append(&mut self.blocks);
-        bytes.resize(super::publish::padded(state, bytes.len()), 0);
-        let address = state.allocate(Stream::Low, bytes.len() as u64)?;
-        self.device.write_at(&bytes, address)?;
+        self.bytes.splice(..BLOCK_SIZE, directory.iter().copied());
+        self.bytes.resize(super::publish::padded(state, self.bytes.len()), 0);
+        let address = state.allocate(Stream::Low, self.bytes.len() as u64)?;
+        self.device.write_at(&self.bytes, address)?;
+        self.bytes.clear();
         self.run.pieces.push(Piece {
             address,
             position: self.position,

@@ -51,7 +51,9 @@ impl Collected {
     fn settle(&mut self) -> Vec<IndexEntry> {
         let mut superseded = Vec::new();
         // Stable: what came later stays behind what it replaces.
-        self.entries.sort_by_key(|(key, _)| *key);
+        if !self.entries.is_sorted_by_key(|(key, _)| *key) {
+            self.entries.sort_by_key(|(key, _)| *key);
+        }
         self.entries.dedup_by(|newer, kept| {
             let same = newer.0 == kept.0;
             if same {

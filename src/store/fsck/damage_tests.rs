@@ -128,9 +128,7 @@ fn a_logged_chunk(sample: &Sample) -> (u64, u64) {
     let words: HashSet<u64> =
         survivors.iter().filter(|(_, value)| value.encoding == Encoding::Raw).map(|(_, v)| v.word).collect();
     for number in 0..sb.segments {
-        let mut segment = super::segment::Segment::default();
-        segment.load(view.device.as_ref(), sb, number).unwrap();
-        for record in segment.records(sb) {
+        for record in super::segment::records(view.device.as_ref(), sb, number) {
             if let Some((word, _)) = record.located(sb.block_bits).find(|(word, _)| words.contains(word)) {
                 return (record.address, word);
             }

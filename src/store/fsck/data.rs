@@ -5,7 +5,7 @@
 
 use super::check::CheckReport;
 use super::gone::{self, Gone};
-use super::segment::Segment;
+use super::segment::Window;
 use super::workers;
 use crate::error::Result;
 use crate::format::checkpoint::Role;
@@ -70,11 +70,11 @@ fn segments(view: &View) -> Vec<(u32, u64)> {
 fn read_batch(view: &View, batch: &[(u32, u64)], all: &mut Read, progress: &dyn Progress) -> Result<()> {
     let sb = &view.state.sb;
     let expected = expected(view, batch, progress)?;
-    let read = workers::map_with(&expected, |segment: &mut Segment, (number, expected)| {
+    let read = workers::map_with(&expected, |window: &mut Window, (number, expected)| {
         progress.check()?;
         let mut expected = expected.clone();
         expected.sort_unstable_by_key(|(key, value)| (value.word, *key));
-        let read = read_segment(view, segment, *number, &expected)?;
+        let read = read_segment(view, window, *number, &expected)?;
         progress.advance(u64::from(sb.segment_size()));
         Ok(read)
     })?;
@@ -118,37 +118,31 @@ fn expected(
     Ok(found)
 }
 
-fn read_segment(view: &View, segment: &mut Segment, number: u32, expected: &[IndexEntry]) -> Result<Read> {
+fn read_segment(view: &View, window: &mut Window, number: u32, expected: &[IndexEntry]) -> Result<Read> {
     let mut read = Read::default();
     if expected.is_empty() {
         return Ok(read);
     }
-    let sb = &view.state.sb;
-    segment.load(view.device.as_ref(), sb, number)?;
-    let mut logged: Vec<(u64, Key)> = Vec::new();
-    for record in segment.records(sb) {
-        let located = record.located(sb.block_bits);
-        logged.extend(located.map(|(address, entry)| (data_address(&record, address, entry), key_of(entry))));
-    }
+    let (sound, mut logged) = sum_segment(view, window, number, expected)?;
     // Records lie one after the other: sorting what is nearly sorted costs less than hashing.
     logged.sort();
     let mut end_before = 0;
-    for (key, value) in expected {
+    for ((key, value), sound) in expected.iter().zip(sound) {
         let stored = u64::from(value.stored_length);
         read.bytes += stored;
         if value.encoding == Encoding::Raw {
             if value.word < end_before {
                 read.overlaps.push(value.word);
             }
-            end_before = value.word + pad(stored, sb.block_bits);
+            end_before = value.word + pad(stored, view.state.sb.block_bits);
         }
         if value.encoding == Encoding::Lost {
             read.lost.push((*key, *value));
-        } else if holds(segment, value) {
+        } else if sound {
             if logged.binary_search(&(value.word, *key)).is_err() {
                 read.unlogged.push((*key, *value));
             }
-        } else if segment.is_unreadable(value.word, stored) {
+        } else if window.is_unreadable(value.word, stored) {
             read.unreadable.push((*key, *value));
         } else {
             read.damaged.push((*key, *value));
@@ -157,11 +151,46 @@ fn read_segment(view: &View, segment: &mut Segment, number: u32, expected: &[Ind
     Ok(read)
 }
 
+/// Reads a segment once: whether what each of `expected` (by address) leads to holds its checksum, and what the
+/// records say lies there.
+fn sum_segment(
+    view: &View,
+    window: &mut Window,
+    number: u32,
+    expected: &[IndexEntry],
+) -> Result<(Vec<bool>, Vec<(u64, Key)>)> {
+    let sb = &view.state.sb;
+    let mut sound = Vec::with_capacity(expected.len());
+    let mut logged = Vec::with_capacity(expected.len());
+    let mut next = sb.segment_address(number);
+    window.walk(view.device.as_ref(), sb, number, &mut |window, _| {
+        window.blocks(&mut next, u64::from(sb.block_size()), &mut |address, bytes| {
+            if let Some(record) = window.record(address, bytes, sb)? {
+                let located = record.located(sb.block_bits);
+                logged.extend(
+                    located.map(|(address, entry)| (data_address(&record, address, entry), key_of(entry))),
+                );
+            }
+            Ok(())
+        });
+        while let Some((_, value)) = expected.get(sound.len()) {
+            if !window.has(value.word, u64::from(value.stored_length)) {
+                return next.min(value.word);
+            }
+            sound.push(holds(window, value));
+        }
+        next
+    })?;
+    // Beyond the end of the device there is nothing.
+    sound.resize(expected.len(), false);
+    Ok((sound, logged))
+}
+
 /// True if what `value` leads to holds its checksum.
-fn holds(segment: &Segment, value: &Value) -> bool {
+fn holds(window: &Window, value: &Value) -> bool {
     match value.encoding {
         Encoding::Zeroes => zeroes_hold(value.raw_length, value.crc),
-        _ => segment.holds(value.word, value.stored_length, value.crc),
+        _ => window.holds(value.word, value.stored_length, value.crc),
     }
 }
 

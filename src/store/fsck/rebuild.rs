@@ -14,6 +14,7 @@ use super::gone::{self, Gone};
 use super::ground::{self, Ground};
 use super::salvage::{Blank, salvage};
 use super::survey::{Found, Survey, survey};
+use super::workers;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, Role, Segment};
@@ -32,6 +33,9 @@ use crate::store::writer::Writer;
 use crate::units::{Epoch, Tag};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Records whose headers are read at once.
+const RECORDS_AT_ONCE: usize = 1 << 10;
 
 /// How to rebuild.
 #[derive(Debug, Clone, Default)]
@@ -154,9 +158,10 @@ impl Rebuild<'_> {
                 digest: 0,
             });
         }
-        let mut superseded = self.collect(&mut state, &old)?;
+        let mut salvaged = Collected::default();
+        let mut superseded = self.collect(&mut state, &old, &mut salvaged)?;
         let salvaged_from = state.next_run;
-        let (mut blanks, mut salvaged) = (Vec::new(), Collected::default());
+        let mut blanks = Vec::new();
         // The newest comes last, and wins.
         for run in runs.iter().rev() {
             let device = self.device;
@@ -205,23 +210,30 @@ impl Rebuild<'_> {
     }
 
     /// Collects the entries of records that the checkpoint covers. Returns versions that newer ones replaced.
-    fn collect(&mut self, state: &mut State, records: &[Found]) -> Result<Vec<IndexEntry>> {
-        let (mut superseded, mut collected) = (Vec::new(), Collected::default());
-        for found in records {
-            self.progress.check()?;
+    fn collect(
+        &mut self,
+        state: &mut State,
+        records: &[Found],
+        collected: &mut Collected,
+    ) -> Result<Vec<IndexEntry>> {
+        let mut superseded = Vec::new();
+        for batch in records.chunks(RECORDS_AT_ONCE) {
             // Free segments may hold old copies of what was moved elsewhere: the new index may lie there by now.
-            let segment = state.sb.segment_of(found.address).and_then(|number| state.segments.get(&number));
-            if segment.is_none_or(|segment| segment.role != Role::Log) {
-                continue;
-            }
-            let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
-            if !holds_chunks(&record) {
-                continue;
-            }
-            let entries = entries_of(&record, state.sb.block_bits).zip(self.intact(state, found, &record));
-            entries.filter(|(_, intact)| *intact).for_each(|(entry, _)| collected.add(entry));
-            if collected.is_full() {
-                superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
+            let role =
+                |address| state.sb.segment_of(address).and_then(|nr| state.segments.get(&nr)).map(|s| s.role);
+            let batch: Vec<&Found> =
+                batch.iter().filter(|found| role(found.address) == Some(Role::Log)).collect();
+            let read = workers::map(&batch, |found| {
+                self.progress.check()?;
+                read_record(self.device.as_ref(), &state.sb, found.address)
+            })?;
+            for (found, record) in batch.into_iter().zip(read).filter(|(_, record)| holds_chunks(record)) {
+                let entries =
+                    entries_of(&record, state.sb.block_bits).zip(self.intact(state, found, &record));
+                entries.filter(|(_, intact)| *intact).for_each(|(entry, _)| collected.add(entry));
+                if collected.is_full() {
+                    superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
+                }
             }
         }
         superseded.append(&mut collected.flush(self.device.as_ref(), state)?);

@@ -1,6 +1,6 @@
 //! Finding every record by looking at every block, and whether its data hold their checksums.
 
-use super::segment::Segment;
+use super::segment::Window;
 use super::workers;
 use crate::block::ReadAt;
 use crate::error::Result;
@@ -10,6 +10,7 @@ use crate::format::superblock::Superblock;
 use crate::format::table::{self, RawOpen};
 use crate::progress::Progress;
 use crate::store::chain::segment_end;
+use crate::store::origin::is_zero;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
@@ -90,11 +91,11 @@ pub fn survey(
         let last = first.saturating_add(u32::try_from(BATCH).unwrap_or(u32::MAX)).min(sb.segments);
         let numbers = with_data(device, sb, first..last);
         progress.advance(u64::from(last - first).saturating_sub(numbers.len() as u64) * size);
-        let sights = workers::map_with(&numbers, |segment: &mut Segment, number| {
+        let sights = workers::map_with(&numbers, |window: &mut Window, number| {
             progress.check()?;
-            segment.load(device, sb, *number)?;
+            let sight = look(device, sb, window, *number)?;
             progress.advance(size);
-            Ok(look(segment, sb))
+            Ok(sight)
         })?;
         for (number, mut sight) in numbers.iter().zip(sights) {
             if !sight.blank {
@@ -128,41 +129,56 @@ fn with_data(device: &dyn ReadAt, sb: &Superblock, range: Range<u32>) -> Vec<u32
     range.filter(has_data).collect()
 }
 
-fn look(segment: &Segment, sb: &Superblock) -> Sight {
-    let mut sight = Sight {
-        blank: segment.is_blank() && segment.unreadable.is_empty(),
-        unreadable: segment.unreadable.len() as u64,
-        last_run: segment
-            .blocks(run::BLOCK_SIZE)
-            .filter_map(run::run_of)
-            .filter(|run| *run < RUN_MAX)
-            .max()
-            .unwrap_or(0),
-        last_checkpoint: segment.checkpoints(sb).max().unwrap_or(0),
-        ..Sight::default()
-    };
-    for record in segment.records(sb) {
-        let open = table::take::<RawOpen>(&mut record.body.as_slice()).ok();
-        sight.seen.push(Seen {
-            sequence: record.sequence,
-            incarnation: record.incarnation,
-            address: record.address,
-            length: record.length(),
-            entries: u32::try_from(record.entries.len()).unwrap_or(u32::MAX),
-            ended: open
-                .filter(|_| record.kind == RecordKind::Open)
-                .map(|raw| (raw.incarnation.get(), raw.end.get())),
+fn look(device: &dyn ReadAt, sb: &Superblock, window: &mut Window, number: u32) -> Result<Sight> {
+    let mut sight = Sight { blank: true, ..Sight::default() };
+    let mut next = sb.segment_address(number);
+    // Data of records whose end was not read yet: address, length, checksum.
+    let mut ahead: Vec<(u64, u32, u32)> = Vec::new();
+    let each = &mut |window: &Window, fresh: u64| {
+        let bytes = window.from(fresh);
+        sight.blank = sight.blank && is_zero(bytes);
+        let runs = bytes.chunks_exact(run::BLOCK_SIZE).filter_map(run::run_of);
+        sight.last_run = runs.filter(|run| *run < RUN_MAX).max().unwrap_or(0).max(sight.last_run);
+        window.blocks(&mut next, u64::from(sb.block_size()), &mut |address, bytes| {
+            if let Some(part) = window.checkpoint(address, bytes)?
+                && part.geometry.uuid == sb.uuid
+            {
+                sight.last_checkpoint = sight.last_checkpoint.max(part.number);
+            }
+            if let Some(record) = window.record(address, bytes, sb)? {
+                let raw = record.located(sb.block_bits).filter(|(_, entry)| entry.encoding == Encoding::Raw);
+                ahead.extend(raw.map(|(address, entry)| (address, entry.stored_length, entry.crc)));
+                sight.seen.push(seen(&record));
+            }
+            Ok(())
         });
-        sight.bad.extend(bad_data(segment, &record, sb));
-    }
-    sight
+        ahead.retain(|(address, length, crc)| {
+            let has = window.has(*address, u64::from(*length));
+            if has && !window.holds(*address, *length, *crc) {
+                sight.bad.push(*address);
+            }
+            !has
+        });
+        ahead.iter().map(|(address, ..)| *address).fold(next, u64::min)
+    };
+    window.walk(device, sb, number, each)?;
+    sight.unreadable = window.unreadable.len() as u64;
+    sight.blank = sight.blank && window.unreadable.is_empty();
+    Ok(sight)
 }
 
-/// Addresses of the data of `record` that do not hold their checksums.
-fn bad_data<'a>(segment: &'a Segment, record: &'a Record, sb: &Superblock) -> impl Iterator<Item = u64> + 'a {
-    let located = record.located(sb.block_bits).filter(|(_, entry)| entry.encoding == Encoding::Raw);
-    let bad = located.filter(|(address, entry)| !segment.holds(*address, entry.stored_length, entry.crc));
-    bad.map(|(address, _)| address)
+fn seen(record: &Record) -> Seen {
+    let open = table::take::<RawOpen>(&mut record.body.as_slice()).ok();
+    Seen {
+        sequence: record.sequence,
+        incarnation: record.incarnation,
+        address: record.address,
+        length: record.length(),
+        entries: u32::try_from(record.entries.len()).unwrap_or(u32::MAX),
+        ended: open
+            .filter(|_| record.kind == RecordKind::Open)
+            .map(|raw| (raw.incarnation.get(), raw.end.get())),
+    }
 }
 
 fn claim(mut seen: Vec<Seen>, sb: &Superblock) -> Vec<Found> {

@@ -8,7 +8,7 @@ use crate::format::run::{IndexEntry, Key};
 use crate::format::superblock::{OFFSETS, Superblock};
 use crate::point::{PointId, PointSource};
 use crate::progress::Silent;
-use crate::store::fsck::segment::Segment;
+use crate::store::fsck::segment::records;
 use crate::store::room::{PLAIN, SWEEP};
 use crate::store::state::{data_address, keeper, key_of};
 use crate::store::{InitOptions, View, Writer};
@@ -97,9 +97,7 @@ pub(super) fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> 
     };
     let mut told = HashSet::new();
     for number in 0..sb.segments {
-        let mut segment = Segment::default();
-        segment.load(view.device.as_ref(), sb, number).unwrap();
-        for record in segment.records(sb) {
+        for record in records(view.device.as_ref(), sb, number) {
             if touched(record.address, u64::from(record.header_length)) {
                 continue;
             }
@@ -273,11 +271,12 @@ fn witnesses_of_a_block(view: &View) -> HashSet<u64> {
     let keys: HashSet<Key> = entries.iter().map(|(key, _)| *key).collect();
     let mut blocks = HashSet::from([piece.address / BLOCK, piece.address / BLOCK + 1]);
     for number in 0..view.state.sb.segments {
-        let mut segment = Segment::default();
-        segment.load(view.device.as_ref(), &view.state.sb, number).unwrap();
         let told = |record: &Record| record.entries.iter().any(|entry| keys.contains(&key_of(entry)));
         blocks.extend(
-            segment.records(&view.state.sb).iter().filter(|record| told(record)).map(|r| r.address / BLOCK),
+            records(view.device.as_ref(), &view.state.sb, number)
+                .iter()
+                .filter(|record| told(record))
+                .map(|r| r.address / BLOCK),
         );
     }
     blocks
@@ -439,16 +438,13 @@ fn what_only_looks_like_a_record_is_not_believed() {
 /// Blocks of the last records of the log: nothing else tells that they were there.
 fn last_blocks(view: &View) -> HashSet<u64> {
     let sb = &view.state.sb;
-    let mut records = Vec::new();
+    let mut found = Vec::new();
     for number in 0..sb.segments {
-        let mut segment = Segment::default();
-        segment.load(view.device.as_ref(), sb, number).unwrap();
-        records.extend(
-            segment.records(sb).iter().map(|record| (record.sequence, record.address, record.length())),
-        );
+        let all = records(view.device.as_ref(), sb, number);
+        found.extend(all.iter().map(|record| (record.sequence, record.address, record.length())));
     }
-    records.sort_unstable();
-    let last = records.iter().filter(|(sequence, ..)| *sequence <= view.state.chain.position.sequence);
+    found.sort_unstable();
+    let last = found.iter().filter(|(sequence, ..)| *sequence <= view.state.chain.position.sequence);
     let blocks = |(_, at, length): &(u64, u64, u64)| at / BLOCK..(at + length).div_ceil(BLOCK);
     last.rev().take(3).flat_map(blocks).collect()
 }

@@ -97,7 +97,7 @@ fn walk_piece(view: &View, run: &Run, piece: &Piece, uses: &mut HashMap<u32, Use
         return Ok(walked);
     };
     for (number, (first, crc)) in directory.iter().enumerate() {
-        let block = view.reader.block(run.number, piece, number, *crc);
+        let block = view.reader.block_once(run.number, piece, number, *crc);
         let Some(entries) = note(block, &mut walked)? else { continue };
         if entries.first().is_some_and(|(key, _)| key != first)
             || walked.last.is_some_and(|last| last >= *first)
