@@ -16,6 +16,9 @@ use crate::progress::Progress;
 use crate::store::state::{Liveness, data_address, key_of, zeroes_hold};
 use crate::store::view::View;
 
+/// Where something lies that a record describes, and what it is.
+type Logged = (u64, Key);
+
 /// Chunks looked for in one go: 56 MiB of them.
 const BATCH_ENTRIES: u64 = 1 << 20;
 
@@ -158,7 +161,7 @@ fn sum_segment(
     window: &mut Window,
     number: u32,
     expected: &[IndexEntry],
-) -> Result<(Vec<bool>, Vec<(u64, Key)>)> {
+) -> Result<(Vec<bool>, Vec<Logged>)> {
     let sb = &view.state.sb;
     let mut sound = Vec::with_capacity(expected.len());
     let mut logged = Vec::with_capacity(expected.len());

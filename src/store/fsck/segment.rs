@@ -35,6 +35,9 @@ pub struct Window {
 /// More bytes are needed than there are in memory.
 pub struct More;
 
+/// What can be told as soon as enough is in memory.
+type Told<T> = std::result::Result<T, More>;
+
 impl Window {
     /// Reads segment `number`, as much of it as the device has, from front to back. `each` sees what is in memory and
     /// from which address on that is new; it says from which address on it needs all that once more.
@@ -122,12 +125,7 @@ impl Window {
 
     /// Shows the blocks from `next` on, each with all that is in memory behind it, and moves `next` on. A block for
     /// which `each` needs more comes again when there is more.
-    pub fn blocks(
-        &self,
-        next: &mut u64,
-        block: u64,
-        each: &mut dyn FnMut(u64, &[u8]) -> std::result::Result<(), More>,
-    ) {
+    pub fn blocks(&self, next: &mut u64, block: u64, each: &mut dyn FnMut(u64, &[u8]) -> Told<()>) {
         loop {
             let bytes = self.from(*next);
             if bytes.is_empty() || each(*next, bytes).is_err() && !self.is_last() {
@@ -142,7 +140,7 @@ impl Window {
     ///
     /// # Errors
     /// [`More`] if it is not wholly in memory.
-    pub fn checkpoint(&self, address: u64, bytes: &[u8]) -> std::result::Result<Option<Part>, More> {
+    pub fn checkpoint(&self, address: u64, bytes: &[u8]) -> Told<Option<Part>> {
         match checkpoint::peek_part(bytes, address) {
             Some(length) if length > bytes.len() => match address + length as u64 <= self.end {
                 true => Err(More),
@@ -158,12 +156,7 @@ impl Window {
     ///
     /// # Errors
     /// [`More`] if its header is not wholly in memory.
-    pub fn record(
-        &self,
-        address: u64,
-        bytes: &[u8],
-        sb: &Superblock,
-    ) -> std::result::Result<Option<Record>, More> {
+    pub fn record(&self, address: u64, bytes: &[u8], sb: &Superblock) -> Told<Option<Record>> {
         match Record::peek(bytes, address, sb.uuid) {
             Some(length) if length > bytes.len() && !self.is_last() => Err(More),
             Some(_) => {
