@@ -7,6 +7,7 @@
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
 //! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
+//! | [`upgrade`] | a store of 2008 made into one of today |
 //! | [`legacy`] | the snapshot store of 2008: recovered in memory, read, checked, repaired |
 //! | [`map`] | where a volume changed, counted in cells |
 //! | [`store`] | the snapshot store engine: log, index, allocation, recovery, checks |
@@ -15,8 +16,8 @@
 //! | [`mod@format`] | bytes only: every on-disk structure both ways, no I/O |
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
-//! Imports run one way: `cmd -> export -> delta -> {store, legacy, point} -> {block, format}`, `map -> point`,
-//! and `cmd -> ui`.
+//! Imports run one way: `cmd -> {export, upgrade} -> delta -> {store, legacy, point} -> {block, format}`,
+//! `map -> point`, and `cmd -> ui`.
 
 pub mod block;
 pub mod cmd;
@@ -32,3 +33,4 @@ pub mod progress;
 pub mod store;
 pub mod ui;
 pub mod units;
+pub mod upgrade;

@@ -14,6 +14,10 @@ fn prepare() -> Dir {
         "thin.xml",
         format!("<superblock data_block_size=\"128\"><diff>{different}</diff></superblock>").as_bytes(),
     );
+    // A store of 2008: its metadata device from the superblock on, after a byte that says how it is opened.
+    let seed = include_bytes!("../testdata/corpus/legacy/seed-0");
+    dir.write("old.snap", &[&[0; 4096], &seed[1..]].concat());
+    dir.write("old.img", &[7; 40 * 512]);
     dir
 }
 

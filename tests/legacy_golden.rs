@@ -71,8 +71,10 @@ impl Case {
             return;
         }
         self.check_images("store.img");
+        self.check_upgrade("store.img");
         if self.dir.path("store-0.4.img").exists() {
             self.check_images("store-0.4.img");
+            self.check_upgrade("store-0.4.img");
         }
         self.check_fsck();
         self.check_changelists();
@@ -218,6 +220,82 @@ impl Case {
         assert!(matches!(page.code, Some(0 | 3)) && page.text().ends_with("</html>\n"), "{}", self.name);
     }
 
+    /// Upgrades `store` and compares the new one with what the collection says, and with the old one.
+    fn check_upgrade(&self, store: &str) {
+        let devices = self.devices();
+        let run = self.dir.ok(&format!("upgrade {store} new.img --size 24M --origin origin.img {devices}"));
+        assert!(run.text().contains("found whole"), "{}: {}", self.name, run.text());
+        let (old, new) = (self.json(&format!("list {store} {devices}")), self.json("list new.img"));
+        let rows = |list: &Value| list["snapshots"].as_array().unwrap().clone();
+        assert_eq!(rows(&old).len(), rows(&new).len(), "{}", self.name);
+        for (old, new) in rows(&old).iter().zip(rows(&new)) {
+            for field in
+                ["id", "tag", "created_secs", "size_bytes", "priority", "use_count", "state", "tainted"]
+            {
+                assert!(!old[field].is_null() && old[field] == new[field], "{}: {field}", self.name);
+            }
+        }
+        let (old, new) = (self.json(&format!("status {store} {devices}")), self.json("status new.img"));
+        let facts = |status: &Value| {
+            let store = &status["store"];
+            [&store["created_secs"], &store["full_policy"], &status["origin"]["size_bytes"]]
+                .map(Value::to_string)
+        };
+        assert_eq!(facts(&old), facts(&new), "{}", self.name);
+        for (tag, image) in self.facts["snapshot_images"].as_object().unwrap() {
+            if let Some(expected) = image["correct"].as_str() {
+                let run = self.dir.ok(&format!("read new.img {tag}"));
+                let found = hex::encode(Sha256::digest(&run.stdout));
+                assert_eq!(found, expected, "{}: snapshot {tag} of {store}, upgraded", self.name);
+            }
+        }
+        self.compare_changelists(store, &rows(&self.json("list new.img")));
+        self.dir.run("fsck -n --data new.img").expect(0);
+        std::fs::remove_file(self.dir.path("new.img")).unwrap();
+    }
+
+    fn json(&self, command: &str) -> Value {
+        self.dir.ok(&format!("{command} --json")).json()
+    }
+
+    /// What differs between neighbours, and between the oldest and the origin, is what it was.
+    fn compare_changelists(&self, store: &str, rows: &[Value]) {
+        let usable = rows.iter().filter(|row| row["state"] == "normal" && row["tainted"] == false);
+        let mut tags: Vec<String> = usable.map(|row| row["tag"].to_string()).collect();
+        tags.push("origin".to_owned());
+        let origin = self.json("status new.img")["origin"]["size_bytes"].as_u64().unwrap();
+        let size = |tag: &String| {
+            let row = rows.iter().find(|row| row["tag"].as_u64() == tag.parse().ok());
+            row.map_or(origin, |row| row["size_bytes"].as_u64().unwrap())
+        };
+        let neighbours = tags.windows(2).map(|pair| (&pair[0], &pair[1]));
+        for (from, to) in
+            neighbours.chain([(&tags[0], &tags[tags.len() - 1])]).filter(|pair| pair.0 != pair.1)
+        {
+            let list = |vol: &str| {
+                self.dir.ok(&format!("changelist {vol} list {from} {to}"));
+                let list = self.dir.read("list");
+                std::fs::remove_file(self.dir.path("list")).unwrap();
+                list
+            };
+            let (old, new) = (list(&format!("{store} {}", self.devices())), list("new.img"));
+            // Several chunks of 2008 may have become one, and it never listed what only the larger of two points has.
+            let (small, large) = (1u64 << bits(&old), 1u64 << bits(&new));
+            let both = size(from).min(size(to));
+            let mut wanted: Vec<u64> = chunks(&old).iter().map(|chunk| chunk * small / large).collect();
+            wanted.dedup();
+            let mut found = chunks(&new);
+            assert!(wanted.iter().all(|chunk| found.contains(chunk)), "{}: {from} {to}", self.name);
+            // A deletion that was cut short left what no copy-out and no write would.
+            if matches!(self.name.as_str(), "crash-after-squash-4k" | "crash-dropped-root-512") {
+                continue;
+            }
+            found.retain(|chunk| (chunk + 1) * large <= both);
+            wanted.retain(|chunk| (chunk + 1) * large <= both);
+            assert!(found == wanted, "{}: changelist {from} {to}: {found:?}, not {wanted:?}", self.name);
+        }
+    }
+
     fn check_changelists(&self) {
         for file in std::fs::read_dir(&self.path).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();
@@ -243,8 +321,15 @@ impl Case {
     }
 }
 
+/// log2 of the chunk size of a changelist.
+fn bits(list: &[u8]) -> u32 {
+    u32::from_le_bytes(list[8..12].try_into().unwrap())
+}
+
 fn chunks(list: &[u8]) -> Vec<u64> {
-    list[20..].chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect()
+    let numbers = list[20..].chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()));
+    // The last one only marks the end.
+    numbers.filter(|chunk| *chunk != u64::MAX).collect()
 }
 
 fn check_all(folder: &Path) -> usize {

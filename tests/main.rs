@@ -27,6 +27,7 @@ mod cli_resume;
 mod cli_signals;
 mod cli_sources;
 mod cli_store;
+mod cli_upgrade;
 mod cli_usage;
 mod corpus;
 mod harness;

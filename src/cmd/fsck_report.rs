@@ -233,7 +233,8 @@ fn print_all(findings: &[Finding], open: bool, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn describe(affected: &Affected) -> String {
+/// The snapshot and its bytes, for people.
+pub fn describe(affected: &Affected) -> String {
     let name = match affected.tag {
         Some(tag) => format!("snapshot {tag}"),
         None => "the state before the pending operation".into(),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const CHUNK_DEFAULT: u32 = 16 << 10;
-const BLOCK_DEFAULT: u32 = 4 << 10;
+pub(super) const BLOCK_DEFAULT: u32 = 4 << 10;
 
 const EXAMPLES: &str = "Examples:
   ddsnap initialize --size 64M new.snap data.img
@@ -163,7 +163,7 @@ fn options(args: &Args, origin: &FileReader) -> Result<InitOptions> {
     })
 }
 
-fn missing_hint(error: Error, store: &Path) -> Error {
+pub(super) fn missing_hint(error: Error, store: &Path) -> Error {
     if error.kind() == Kind::NotFound {
         let path = store.display();
         error.hint(format!("create it first: 'truncate -s SIZE {path}', or let --size SIZE make it"))
@@ -173,7 +173,7 @@ fn missing_hint(error: Error, store: &Path) -> Error {
 }
 
 /// What is on the device that somebody may want to keep.
-fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
+pub(super) fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
     if open::has_superblock(store)? {
         return Ok(Some("a ddsnap store"));
     }

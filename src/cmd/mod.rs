@@ -34,6 +34,7 @@ mod revert;
 mod source;
 mod status;
 mod transfer;
+mod upgrade;
 mod usecount;
 mod write;
 
@@ -99,13 +100,14 @@ enum Command {
     Fsck(fsck::Args),
     Dump(dump::Args),
     Restore(restore::Args),
+    Upgrade(upgrade::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Snapshot stores",
-        &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump", "restore"],
+        &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump", "restore", "upgrade"],
     ),
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
@@ -139,6 +141,7 @@ impl Command {
             Self::Fsck(args) => fsck::run(args, ui),
             Self::Dump(args) => dump::run(args, ui),
             Self::Restore(args) => restore::run(args, ui),
+            Self::Upgrade(args) => upgrade::run(args, ui),
         }
     }
 

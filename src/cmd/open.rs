@@ -247,7 +247,7 @@ pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
     let what = "this is a snapshot store of 2008: it can be read, but nothing changes it";
     Err(Error::new(Kind::Refused, what)
         .at_path(store.path())
-        .hint("'ddsnap export' and 'ddsnap create-delta' carry over what it holds"))
+        .hint("'ddsnap upgrade' makes a store of today of it, with all its snapshots"))
 }
 
 /// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`.

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// First eight bytes of a superblock.
 pub const MAGIC: [u8; 8] = *b"ddsnapSB";
+/// First eight bytes of a superblock of a store that is being filled: none yet, and never one unless it is finished.
+pub const UNFINISHED_MAGIC: [u8; 8] = *b"ddsnapUP";
 /// Newest format version this program writes and reads.
 pub const VERSION: u32 = 1;
 /// Byte offsets of the two copies.
@@ -171,6 +173,13 @@ impl Superblock {
         raw.as_bytes().to_vec()
     }
 
+    /// Decodes one copy of a store that was being filled; `None` if it is not that.
+    #[must_use]
+    pub fn decode_unfinished(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(&UNFINISHED_MAGIC)?;
+        Self::decode(&[&MAGIC[..], rest].concat()).ok()
+    }
+
     /// Decodes and validates the 4096 bytes of one copy.
     ///
     /// # Errors
@@ -282,6 +291,17 @@ mod tests {
     #[test]
     fn round_trips() {
         assert_eq!(Superblock::decode(&sample().encode()).unwrap(), sample());
+    }
+
+    #[test]
+    fn what_is_unfinished_is_no_superblock() {
+        let mut bytes = sample().encode();
+        assert_eq!(Superblock::decode_unfinished(&bytes), None);
+        bytes[..8].copy_from_slice(&UNFINISHED_MAGIC);
+        assert_eq!(Superblock::decode(&bytes).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(Superblock::decode_unfinished(&bytes), Some(sample()));
+        bytes[100] ^= 1;
+        assert_eq!(Superblock::decode_unfinished(&bytes), None);
     }
 
     #[test]

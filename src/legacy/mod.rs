@@ -7,6 +7,7 @@
 //! | `recover` | the journal, and which block is the root of the tree |
 //! | `walk` | the exception tree in order of chunks |
 //! | `space` | allocation bitmaps |
+//! | `preserved` | everything that the tree preserves, past what is damaged in it |
 //! | `check` | looking for damage: every rule, beyond the first that is broken |
 //! | `inspect` | what a dump may see |
 //! | `repair` | what the tree proves, or is left of it, written down |
@@ -16,16 +17,18 @@ mod bits;
 mod blocks;
 mod check;
 pub mod inspect;
+mod preserved;
 mod recover;
 mod repair;
 mod space;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod walk;
 
 pub use crate::format::legacy::superblock::Release;
 pub use check::{Checked, check};
+pub use preserved::{Preserved, Step};
 pub use repair::{Repaired, What, Write, repair};
 pub use store::{Devices, Store};
 

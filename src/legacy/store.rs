@@ -1,6 +1,7 @@
 //! A store of 2008 as a source of points in time.
 
 use super::blocks::Blocks;
+use super::preserved::Preserved;
 use super::recover::{Recovered, recover};
 use super::space::Bitmap;
 use super::walk::{Found, Walk};
@@ -70,6 +71,47 @@ impl Store {
     #[must_use]
     pub fn origin(&self) -> Option<&dyn ReadAt> {
         self.origin.as_deref()
+    }
+
+    /// Everything that the tree preserves, in order of chunks.
+    #[must_use]
+    pub fn preserved(&self) -> Preserved<'_> {
+        Preserved::new(&self.blocks, self.recovered.root)
+    }
+
+    /// The bit of each snapshot in share masks, oldest first; none for one that was squashed.
+    #[must_use]
+    pub fn masks(&self) -> Vec<u64> {
+        self.sb.snapshots.iter().map(Snapshot::mask).collect()
+    }
+
+    /// Where the preserved chunk `physical` begins on [`Store::data`], in bytes; `None` if none can be there.
+    #[must_use]
+    pub fn place(&self, physical: u64) -> Option<u64> {
+        self.ensure_place(physical).ok()
+    }
+
+    /// As [`Store::place`].
+    fn ensure_place(&self, chunk: u64) -> Result<u64> {
+        let bits = self.sb.chunk_bits();
+        // A data space may be larger than its device says only if the device was cut.
+        if chunk >= self.sb.data_space().chunks || (chunk + 1) << bits > self.data.size() {
+            let what = format!("the tree names chunk {chunk}, which lies outside the store");
+            return Err(Error::damaged(what).at_path(self.data.path()));
+        }
+        let sector = (chunk << bits) / SECTOR;
+        let areas = if self.sb.data.is_none() { self.areas.as_slice() } else { &[] };
+        if let Some((name, ..)) = areas.iter().find(|(_, begin, end)| (*begin..*end).contains(&sector)) {
+            let what = format!("the tree names chunk {chunk} for data, where the {name} is");
+            return Err(Error::damaged(what).at_path(self.data.path()));
+        }
+        Ok(chunk << bits)
+    }
+
+    /// The device with the preserved chunks.
+    #[must_use]
+    pub fn data(&self) -> &dyn ReadAt {
+        self.data.as_ref()
     }
 
     fn walk(&self, from: u64) -> Result<Walk<'_>> {
@@ -161,20 +203,7 @@ impl Store {
     }
 
     fn read_preserved(&self, exception: &Exception, skip: u64, target: &mut [u8]) -> Result<()> {
-        let bits = self.sb.chunk_bits();
-        let chunk = exception.physical;
-        // A data space may be larger than its device says only if the device was cut.
-        if chunk >= self.sb.data_space().chunks || (chunk + 1) << bits > self.data.size() {
-            let what = format!("the tree names chunk {chunk}, which lies outside the store");
-            return Err(Error::damaged(what).at_path(self.data.path()));
-        }
-        let sector = (chunk << bits) / SECTOR;
-        let areas = if self.sb.data.is_none() { self.areas.as_slice() } else { &[] };
-        if let Some((name, ..)) = areas.iter().find(|(_, begin, end)| (*begin..*end).contains(&sector)) {
-            let what = format!("the tree names chunk {chunk} for data, where the {name} is");
-            return Err(Error::damaged(what).at_path(self.data.path()));
-        }
-        self.data.read_at(target, (chunk << bits) + skip)
+        self.data.read_at(target, self.ensure_place(exception.physical)? + skip)
     }
 
     /// Reads `range` of the origin into `buf`, which begins at byte `base`.

@@ -14,6 +14,7 @@
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
 //! | `inspect`, `restore` | what a dump may see; a store from what a dump says |
+//! | `intake`, `unpublished` | a store filled with what another one preserved, which is none before it is finished |
 //! | `fsck/` | looking for damage, mending it; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
@@ -23,6 +24,7 @@ mod fingerprint;
 pub mod fsck;
 mod index;
 pub mod inspect;
+mod intake;
 mod merge;
 mod operation;
 mod origin;
@@ -38,12 +40,14 @@ mod snapshots;
 mod space;
 mod state;
 mod types;
+mod unpublished;
 mod view;
 mod writer;
 
 pub use crate::point::volume::{
     FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
 };
+pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, size_for};
 pub use origin_size::Preserved;
 pub use resize::StorePlan;
 pub use revert::Reverted;

@@ -121,7 +121,7 @@ impl Writer {
     /// How many chunks the next record should hold, at least 1: as many entries as fill a block, inside 2 MiB and half
     /// a segment, and cut where the current segment ends. What is left there is lost: records of a MiB that are not
     /// cut waste a quarter of segments of 4 MiB.
-    fn record_chunks(&self) -> usize {
+    pub(super) fn record_chunks(&self) -> usize {
         let state = &self.view.state;
         let left = self.chunks_in(state.chain.left_here(&state.sb));
         index(if left == 0 { self.record_chunks_max() } else { left })
@@ -207,7 +207,7 @@ impl Writer {
     }
 
     /// Appends the stored form of `bytes` to `data` and returns its entry.
-    fn encode_chunk(
+    pub(super) fn encode_chunk(
         &self,
         chunk: u64,
         owner: u64,
@@ -233,7 +233,12 @@ impl Writer {
         }
     }
 
-    fn append_chunks(&mut self, kind: RecordKind, entries: Vec<Entry>, data: Vec<u8>) -> Result<()> {
+    pub(super) fn append_chunks(
+        &mut self,
+        kind: RecordKind,
+        entries: Vec<Entry>,
+        data: Vec<u8>,
+    ) -> Result<()> {
         let bits = self.view.state.sb.block_bits;
         let length = Record::header_length(entries.len(), 0, bits) + data.len() as u64;
         self.ensure_space(length, Need::Ordinary)?;

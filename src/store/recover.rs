@@ -4,6 +4,7 @@
 
 use super::chain::{Chain, segment_end};
 use super::state::State;
+use super::unpublished;
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, decode_part};
@@ -88,7 +89,12 @@ pub fn load_checkpoint(device: &dyn ReadAt) -> Result<State> {
         }
         _ => error,
     };
-    for sb in Superblocks::read(device).newest_first().map_err(lost)? {
+    let found = Superblocks::read(device).newest_first();
+    if found.is_err() && unpublished::is_marked(device)? {
+        return Err(Error::damaged("this is no store yet: an upgrade onto it was not finished")
+            .hint("run the same `ddsnap upgrade` again; nothing here is of value"));
+    }
+    for sb in found.map_err(lost)? {
         if device.size() < sb.end() {
             return Err(Error::damaged(format!(
                 "store is cut short: {} bytes, its superblock says {}",

@@ -10,7 +10,7 @@ use crate::units::Epoch;
 /// Records between two checkpoints, at most: bounds the time of a replay.
 const INTERVAL_RECORDS: u64 = 4096;
 /// Bytes of index for a chunk: its entry, its part in a page of change bits, and the ends of blocks.
-const INDEX_BYTES: u64 = 64;
+pub(super) const INDEX_BYTES: u64 = 64;
 /// Index entries between two checkpoints, at most: bounds the memory table.
 const INTERVAL_ENTRIES: usize = 64 << 10;
 
@@ -94,7 +94,7 @@ impl Writer {
     }
 
     /// Bytes that copy-outs can take before anything has to be given up.
-    fn room(&self) -> u64 {
+    pub(super) fn room(&self) -> u64 {
         let state = &self.view.state;
         let spare = state.free_segments().saturating_sub(state.reserve());
         let segments = spare + state.chain.segments_ahead().len() as u64;

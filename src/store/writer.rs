@@ -47,7 +47,7 @@ pub struct Writer {
     /// A failed write left the tables in doubt: nothing more is written.
     failed: bool,
     /// The last fingerprint, kept for a session that never sees the origin.
-    last_fingerprint: Option<Fingerprint>,
+    pub(super) last_fingerprint: Option<Fingerprint>,
     /// Pages of chunks that need no copy-out, as far as they were asked for.
     pub(super) copied: HashMap<u64, u128>,
     /// The snapshot being written, which making room for it must not give up.
@@ -147,8 +147,9 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
 
 /// Makes the checkpoints of a store that is given up unrecognisable, as long as its superblocks say where they are:
 /// a rescue that finds no superblock could take them for those of the store that comes after it.
-fn forget_checkpoints(store: &dyn WriteAt) -> Result<()> {
-    for sb in Superblocks::read(store).copies.into_iter().flatten() {
+pub(super) fn forget_checkpoints(store: &dyn WriteAt) -> Result<()> {
+    let sound = Superblocks::read(store).copies.into_iter().flatten();
+    for sb in sound.chain(super::unpublished::unfinished(store)?) {
         for extent in sb.copies.iter().flatten() {
             let zeroes = vec![0; sb.block_size() as usize];
             if extent.address.checked_add(u64::from(sb.block_size())).is_some_and(|end| end <= store.size()) {

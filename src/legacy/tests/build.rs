@@ -14,7 +14,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// How a store is laid out.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::legacy) struct Shape {
+pub(crate) struct Shape {
     pub block_bits: u32,
     pub chunk_bits: u32,
     pub separate: bool,
@@ -44,7 +44,7 @@ impl Shape {
 
 /// One transaction in a journal.
 #[derive(Clone, Default)]
-pub(in crate::legacy) struct Transaction {
+pub(crate) struct Transaction {
     /// Home sector and content of each block.
     pub blocks: Vec<(u64, Vec<u8>)>,
     pub deferred: (u64, u32),
@@ -56,7 +56,7 @@ type Child = (u64, u64);
 
 /// A store as bytes, with what was put where.
 #[derive(Clone)]
-pub(in crate::legacy) struct Built {
+pub(crate) struct Built {
     pub shape: Shape,
     pub origin: Vec<u8>,
     /// The data device; empty in the combined layout.
@@ -362,7 +362,7 @@ fn pack(shape: Shape, entries: Entries) -> Vec<(u64, Entries)> {
     leaves
 }
 
-pub(in crate::legacy) fn leaf_block(bits: u32, entries: &[(u32, Vec<(u64, u64)>)]) -> Vec<u8> {
+pub(crate) fn leaf_block(bits: u32, entries: &[(u32, Vec<(u64, u64)>)]) -> Vec<u8> {
     let mut block = vec![0x5a; 1 << bits];
     let head = RawLeaf {
         magic: LEAF_MAGIC.into(),
@@ -390,7 +390,7 @@ pub(in crate::legacy) fn leaf_block(bits: u32, entries: &[(u32, Vec<(u64, u64)>)
     block
 }
 
-pub(in crate::legacy) fn node_block(bits: u32, children: &[Child]) -> Vec<u8> {
+pub(crate) fn node_block(bits: u32, children: &[Child]) -> Vec<u8> {
     let mut block = vec![0; 1 << bits];
     let head = RawNode { count: u32::try_from(children.len()).unwrap().into(), unused: 0.into() };
     block[..8].copy_from_slice(head.as_bytes());

@@ -1,9 +1,9 @@
 //! Stores of 2008 built from models and read back; then damaged in every way that is cheap to think of.
 
-pub(super) mod build;
+pub(crate) mod build;
 mod crash;
 mod hostile;
-mod model;
+pub(crate) mod model;
 
 use super::Store;
 use crate::error::Kind;

@@ -4,7 +4,7 @@
 
 /// A snapshot of the model.
 #[derive(Clone)]
-pub(in crate::legacy) struct Held {
+pub(crate) struct Held {
     pub tag: u32,
     pub bit: u8,
     /// Size in chunks when it was created.
@@ -15,7 +15,7 @@ pub(in crate::legacy) struct Held {
 
 /// An origin with its snapshots, in order of creation.
 #[derive(Clone)]
-pub(in crate::legacy) struct Model {
+pub(crate) struct Model {
     pub origin: Vec<u64>,
     pub snapshots: Vec<Held>,
     next: u64,
@@ -97,18 +97,18 @@ impl Model {
 }
 
 /// The bytes of a version of a chunk.
-pub(in crate::legacy) fn content(version: u64, size: usize) -> Vec<u8> {
+pub(crate) fn content(version: u64, size: usize) -> Vec<u8> {
     let seed = version.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..size as u64).map(|at| (seed.wrapping_mul(at + 1) >> 24).to_le_bytes()[0]).collect()
 }
 
 /// The bytes of a device.
-pub(in crate::legacy) fn image(versions: &[u64], chunk_size: usize) -> Vec<u8> {
+pub(crate) fn image(versions: &[u64], chunk_size: usize) -> Vec<u8> {
     versions.iter().flat_map(|version| content(*version, chunk_size)).collect()
 }
 
 /// A small generator of numbers for models and damages.
-pub(in crate::legacy) struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, bound: usize) -> usize {

@@ -15,6 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["point", "block", "format", "error", "units", "progress"]),
     ("legacy", &["point", "block", "format", "error", "units", "progress"]),
     ("delta", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
+    ("upgrade", &["delta", "store", "legacy", "point", "block", "format", "error", "units", "progress"]),
     ("export", &["delta", "point", "format", "error", "units", "progress"]),
     ("map", &["point", "error", "units", "progress"]),
     ("dump", &["store", "legacy", "block", "format", "error", "units", "progress"]),
@@ -30,8 +31,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cmd",
         &[
-            "ui", "serve", "dm", "dump", "export", "delta", "map", "store", "legacy", "point", "block",
-            "format", "error", "units", "progress",
+            "ui", "serve", "dm", "dump", "export", "upgrade", "delta", "map", "store", "legacy", "point",
+            "block", "format", "error", "units", "progress",
         ],
     ),
 ];

@@ -1,0 +1,279 @@
+//! `upgrade`: a store of 2008 made into one of today.
+
+use super::common::{OldArgs, RateArgs, parse_size};
+use super::fsck_report::describe;
+use super::initialize::{BLOCK_DEFAULT, content, missing_hint};
+use super::open;
+use crate::block::file::{FileReader, FileWriter};
+use crate::block::{ReadAt, WriteAt};
+use crate::error::{Error, Kind, Result};
+use crate::legacy;
+use crate::point::volume::Volume;
+use crate::progress::{Paced, Progress};
+use crate::store::{InitOptions, is_unfinished, size_for};
+use crate::ui::exit::Exit;
+use crate::ui::{Ui, escape, time};
+use crate::upgrade::{CopyOptions, Doubts, Losses, Old, Outcome, Plan, copy, plan, store_options};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap upgrade --dry-run --origin old.img --size 16M old.snap new.snap
+  ddsnap upgrade --origin old.img --size 16M old.snap new.snap";
+
+/// Make a store of today of a store of 2008, with all its snapshots
+///
+/// Every snapshot keeps its tag, time, priority and use count, and reads as before. The old store is only read, the
+/// origin too, which must not be written meanwhile. NEWSTORE is a block device or a file with room enough, all of
+/// which will be used; --dry-run tells how much that is. Until all is in it and was read back it is no store:
+/// interrupted, run the command again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where the origin of the old store is
+    #[arg(long, value_name = "PATH", required = true)]
+    origin: PathBuf,
+    #[command(flatten)]
+    old: OldArgs,
+    /// Overwrite a store or a file system in NEWSTORE without asking
+    #[arg(short, long)]
+    yes: bool,
+    /// Metadata block size of the new store: a power of two from 4k to 64k, at most a chunk [default: 4k]
+    #[arg(short, long = "block-size", value_name = "BLOCK", value_parser = parse_size)]
+    block: Option<u64>,
+    /// Make NEWSTORE as a new sparse file of this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    size: Option<u64>,
+    /// Take over snapshots that can be read only in part: reading what is lost of them is an error for good
+    #[arg(long)]
+    accept_lost: bool,
+    /// Do not read the new store back
+    #[arg(long)]
+    no_verify: bool,
+    /// Only tell what would be taken over, how much room that needs, and what would be overwritten
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    rate: RateArgs,
+    /// The store of 2008
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// Where the new store is to be
+    #[arg(value_name = "NEWSTORE")]
+    new: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::Refused` if something of value would be overwritten, or a snapshot cannot be read in full, and nobody
+/// insists; `Kind::Usage` if STORE is no store of 2008, or NEWSTORE is too small; `Kind::Damaged`, `Kind::Busy`,
+/// `Kind::Io`.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot upgrade {}", args.store.display());
+    upgrade(args, ui).map_err(|error| error.doing(doing()))?;
+    Ok(Exit::Done)
+}
+
+fn upgrade(args: &Args, ui: &Ui) -> Result<()> {
+    open::ensure_output_elsewhere(&args.new, &[&args.store, &args.origin])?;
+    if let Some(meta) = &args.old.meta {
+        open::ensure_output_elsewhere(&args.new, &[meta])?;
+    }
+    open::ensure_not_held(&args.origin)?;
+    let old = old(args, ui)?;
+    let options = options(args, &old.store)?;
+    let plan = plan(&old, ui.progress())?;
+    ui.end_progress();
+    tell_rest(args, &old.store, ui);
+    tell_damage(&plan.losses, &old, ui)?;
+    if args.dry_run {
+        return dry_run(args, &old, &options, &plan, ui);
+    }
+    ensure_accepted(args, &plan.losses, &old)?;
+    let made = args.size.is_some();
+    if made {
+        ensure_room(args, args.size.unwrap_or(0), &options, &plan)?;
+    } else if args.new.exists() {
+        open::ensure_not_held(&args.new)?;
+    }
+    let device: Arc<dyn WriteAt> = Arc::new(match args.size {
+        Some(size) => FileWriter::create(&args.new, size).map_err(|error| match error.kind() {
+            Kind::Exists => error.hint("without --size, the existing file is used as it is"),
+            _ => error,
+        })?,
+        None => FileWriter::open(&args.new).map_err(|error| missing_hint(error, &args.new))?,
+    });
+    let result = fill(args, &old, &device, (&options, &plan), ui);
+    if result.is_err() && made {
+        // It was not there before, so nothing of the user's is lost.
+        let _ = std::fs::remove_file(&args.new);
+    }
+    result
+}
+
+fn options(args: &Args, store: &legacy::Store) -> Result<InitOptions> {
+    let block = args.block.unwrap_or(u64::from(BLOCK_DEFAULT));
+    let block = u32::try_from(block)
+        .map_err(|_| Error::new(Kind::Usage, format!("a block size of {block} bytes is too large")))?;
+    let path = std::fs::canonicalize(&args.origin)
+        .map_err(|error| Error::io("cannot find its absolute path", error).at_path(&args.origin))?;
+    Ok(store_options(store, block, path))
+}
+
+/// Opens the old store, and looks for what reading it does not show.
+fn old(args: &Args, ui: &Ui) -> Result<Old> {
+    let none = || Error::new(Kind::Usage, "this is no snapshot store of 2008").at_path(&args.store);
+    let origin = Some(args.origin.as_path());
+    let store = open::old_store(&args.store, &args.old, origin)?.ok_or_else(none)?;
+    let devices = open::old_devices(&args.store, &args.old, origin)?.ok_or_else(none)?;
+    let checked = legacy::check(&devices, args.old.layout, ui.progress())?;
+    Ok(Old { store, doubts: Doubts::of(&checked.findings) })
+}
+
+/// Says what part of the origin nobody protects.
+fn tell_rest(args: &Args, store: &legacy::Store, ui: &Ui) {
+    let known = store.info().origin_size;
+    let found = store.origin().map_or(known, ReadAt::size);
+    if found > known {
+        ui.warn(&format!(
+            "the origin has {found} bytes, the old store keeps the past of {known}; 'ddsnap resize {} -o {found}' \
+             adds the rest later",
+            args.new.display()
+        ));
+    }
+}
+
+fn tell_damage(losses: &Losses, old: &Old, ui: &Ui) -> Result<()> {
+    for finding in old.doubts.findings() {
+        ui.print(&format!("doubtful: {}: {}", finding.code, escape::line(&finding.text)))?;
+        for affected in &finding.affected {
+            ui.print(&format!("    {}", describe(affected)))?;
+        }
+    }
+    tell_losses(losses, ui)
+}
+
+fn tell_losses(losses: &Losses, ui: &Ui) -> Result<()> {
+    for loss in losses.iter() {
+        ui.print(&format!("lost: {} bytes of {}", loss.bytes, describe(&loss.affected)))?;
+    }
+    Ok(())
+}
+
+fn ensure_accepted(args: &Args, losses: &Losses, old: &Old) -> Result<()> {
+    if args.accept_lost {
+        return Ok(());
+    }
+    let what = match (losses.iter().len(), old.doubts.findings().is_empty()) {
+        (0, true) => return Ok(()),
+        (0, false) => "the old store is damaged, and some of its snapshots may be wrong".to_owned(),
+        (count, _) => format!("{count} of its snapshots cannot be read in full"),
+    };
+    Err(Error::new(Kind::Refused, what).hint(
+        "--accept-lost takes them over all the same: reading what is lost is an error then, never other data",
+    ))
+}
+
+fn ensure_room(args: &Args, size: u64, options: &InitOptions, plan: &Plan) -> Result<()> {
+    let needed = size_for(options, plan.room, Some(size))?;
+    if needed <= size {
+        return Ok(());
+    }
+    let what = format!("it has {size} bytes, what the old store preserves needs up to {needed}");
+    Err(Error::new(Kind::Usage, what)
+        .at_path(&args.new)
+        .hint("use a larger device or file; nothing was changed"))
+}
+
+fn fill(
+    args: &Args,
+    old: &Old,
+    device: &Arc<dyn WriteAt>,
+    (options, plan): (&InitOptions, &Plan),
+    ui: &Ui,
+) -> Result<()> {
+    ensure_room(args, device.size(), options, plan)?;
+    if is_unfinished(device.as_ref())? {
+        ui.explain(&format!(
+            "{} holds an upgrade that was not finished: it begins again",
+            args.new.display()
+        ));
+    } else if let Some(content) = content(device)?
+        && !args.yes
+    {
+        ui.confirm(&format!("{} holds {content}, which would be lost", args.new.display()), "-y")?;
+    }
+    let paced;
+    let progress: &dyn Progress = match args.rate.rate_limit {
+        Some(rate) => {
+            paced = Paced::new(ui.progress(), rate);
+            &paced
+        }
+        None => ui.progress(),
+    };
+    let how =
+        CopyOptions { accept_lost: args.accept_lost, verify: !args.no_verify, now_secs: time::now_secs() };
+    let outcome = copy(old, Arc::clone(device), (options, plan.bytes), how, progress)?;
+    ui.end_progress();
+    if total(&outcome.losses) > total(&plan.losses) {
+        // The medium failed too.
+        tell_losses(&outcome.losses, ui)?;
+    }
+    if !outcome.finished {
+        return ensure_accepted(args, &outcome.losses, old);
+    }
+    summary(args, &old.store, &outcome, ui)
+}
+
+fn total(losses: &Losses) -> u64 {
+    losses.iter().map(|loss| loss.bytes).sum()
+}
+
+fn summary(args: &Args, store: &legacy::Store, outcome: &Outcome, ui: &Ui) -> Result<()> {
+    let snapshots = store.snapshots().len();
+    let checked = match &outcome.check {
+        Some(report) => format!("; {} bytes read back and found whole", report.data_bytes),
+        None => String::new(),
+    };
+    ui.print(&format!(
+        "{}: {snapshots} snapshots, {} chunks of {} bytes in all{checked}",
+        args.new.display(),
+        outcome.chunks,
+        outcome.bytes
+    ))?;
+    ui.explain(&format!("{} was only read and can still be used as it was", args.store.display()));
+    Ok(())
+}
+
+fn dry_run(args: &Args, old: &Old, options: &InitOptions, plan: &Plan, ui: &Ui) -> Result<()> {
+    let needed = size_for(options, plan.room, None)?;
+    ui.print(&format!(
+        "would take over {} snapshots: {} chunks of {} bytes, {} of them written on one snapshot alone",
+        old.store.snapshots().len(),
+        plan.exceptions + plan.overlays,
+        options.chunk_size,
+        plan.overlays
+    ))?;
+    ui.print(&format!("needs a device or file of up to {needed} bytes"))?;
+    ensure_accepted(args, &plan.losses, old)?;
+    let new = args.new.display();
+    if let Some(size) = args.size {
+        ensure_room(args, size, options, plan)?;
+        if args.new.exists() {
+            return Err(Error::new(Kind::Exists, "it is there already")
+                .at_path(&args.new)
+                .hint("without --size, the existing file is used as it is"));
+        }
+        return ui.print(&format!("would create {new} of {size} bytes: --size was given"));
+    }
+    let device = FileReader::open(&args.new).map_err(|error| missing_hint(error, &args.new))?;
+    open::ensure_not_held(&args.new)?;
+    ensure_room(args, device.size(), options, plan)?;
+    let reason = match content(&device)? {
+        _ if is_unfinished(&device)? => "it holds an upgrade that was not finished".to_owned(),
+        Some(content) => format!("it holds {content}, so -y or an answer is needed"),
+        None => "nothing known is on it".to_owned(),
+    };
+    ui.print(&format!("would overwrite {new} of {} bytes: {reason}", device.size()))
+}

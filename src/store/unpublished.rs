@@ -1,0 +1,125 @@
+//! A device on which a store is made that nobody recognises before it is whole.
+
+use crate::block::{ReadAt, WriteAt};
+use crate::error::Result;
+use crate::format::superblock::{FIRST_SEGMENT, MAGIC, OFFSETS, SIZE, Superblock, UNFINISHED_MAGIC};
+use crate::units::index;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The superblocks of a store that was being filled on `device`, as far as they are sound.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn unfinished(device: &dyn ReadAt) -> Result<Vec<Superblock>> {
+    let mut found = Vec::new();
+    for offset in OFFSETS {
+        if offset + SIZE as u64 <= device.size() {
+            let mut bytes = vec![0; SIZE];
+            device.read_at(&mut bytes, offset)?;
+            found.extend(Superblock::decode_unfinished(&bytes));
+        }
+    }
+    Ok(found)
+}
+
+/// True if a store was being filled on `device`, as far as its superblocks tell.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn is_marked(device: &dyn ReadAt) -> Result<bool> {
+    for offset in OFFSETS {
+        let mut magic = [0; MAGIC.len()];
+        if offset + SIZE as u64 <= device.size() {
+            device.read_at(&mut magic, offset)?;
+        }
+        if magic == UNFINISHED_MAGIC {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Writes through to a device, except that its superblocks get another magic until [`Unpublished::publish`]. What is
+/// read back is what was written.
+pub struct Unpublished {
+    inner: Arc<dyn WriteAt>,
+    /// What lies before the first segment.
+    head: Mutex<Vec<u8>>,
+}
+
+impl Unpublished {
+    pub fn new(inner: Arc<dyn WriteAt>) -> Result<Self> {
+        let mut head = vec![0; index(FIRST_SEGMENT.min(inner.size()))];
+        inner.read_at(&mut head, 0)?;
+        Ok(Self { inner, head: Mutex::new(head) })
+    }
+
+    /// Turns what was made into a store: everything durable, then the first superblock, then the second.
+    pub fn publish(&self) -> Result<()> {
+        let head = self.head();
+        for offset in OFFSETS {
+            self.inner.flush()?;
+            let bytes = head.get(index(offset)..).and_then(|rest| rest.get(..SIZE)).unwrap_or(&[]);
+            self.inner.write_at(bytes, offset)?;
+        }
+        self.inner.flush()
+    }
+
+    // What a thread that panicked left is still bytes.
+    fn head(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReadAt for Unpublished {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.inner.read_at(buf, offset)?;
+        if offset < FIRST_SEGMENT {
+            let head = self.head();
+            for (to, from) in buf.iter_mut().zip(head.iter().skip(index(offset))) {
+                *to = *from;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WriteAt for Unpublished {
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if offset >= FIRST_SEGMENT {
+            return self.inner.write_at(buf, offset);
+        }
+        let mut masked = buf.to_vec();
+        for at in OFFSETS {
+            // A superblock is written in one piece, and so is what takes its place.
+            let magic =
+                at.checked_sub(offset).and_then(|skip| masked.get_mut(index(skip)..)?.get_mut(..MAGIC.len()));
+            if let Some(magic) = magic.filter(|magic| **magic == MAGIC || **magic == [0; MAGIC.len()]) {
+                magic.copy_from_slice(&UNFINISHED_MAGIC);
+            }
+        }
+        self.inner.write_at(&masked, offset)?;
+        let mut head = self.head();
+        for (to, from) in head.iter_mut().skip(index(offset)).zip(buf) {
+            *to = *from;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn set_size(&self, size_bytes: u64) -> Result<()> {
+        self.inner.set_size(size_bytes)
+    }
+}

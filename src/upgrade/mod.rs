@@ -1,0 +1,34 @@
+//! A store of 2008 made into one of today, over the same origin.
+//!
+//! The tree of 2008 says of each preserved chunk which snapshots have it, in any combination; a store of today keeps
+//! it for all snapshots from one to another. What does not fit that becomes a chunk of one snapshot alone, as if it
+//! had been written there. The old store is only read; the new one is none before all is in it.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `chain` | which snapshots share an exception, which get a chunk of their own |
+//! | `units` | the tree of 2008 as chunks of the new store, with the places of their bytes |
+//! | `window` | reading many chunks at once, in the order of the device |
+//! | `losses` | what cannot be read, and what can be read but not believed |
+//! | `copy` | the whole way |
+
+mod chain;
+mod copy;
+mod losses;
+#[cfg(test)]
+mod tests;
+mod units;
+mod window;
+
+pub use copy::{CopyOptions, Outcome, Plan, copy, plan, store_options};
+pub use losses::{Doubts, Loss, Losses};
+
+use crate::legacy::Store;
+
+/// A store of 2008, opened with its origin, and what a check of it found.
+pub struct Old {
+    /// The store.
+    pub store: Store,
+    /// What to believe of it less than it says.
+    pub doubts: Doubts,
+}
