@@ -40,5 +40,6 @@ mod store_crash;
 mod store_dump;
 mod store_faults;
 mod store_full;
+mod store_live;
 mod store_model;
 mod store_rebuild;

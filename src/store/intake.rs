@@ -5,6 +5,7 @@
 
 use super::fingerprint;
 use super::fsck::{CheckOptions, CheckReport, check};
+use super::origin::Geometry;
 use super::room::INDEX_BYTES;
 use super::types::InitOptions;
 use super::unpublished::{self, Unpublished};
@@ -184,9 +185,12 @@ impl Intake {
             self.written.insert(chunk.owner.0);
         }
         match chunk.data {
-            Taken::Whole(bytes) => {
-                self.writer.encode_chunk(chunk.chunk, chunk.owner.0, chunk.class, bytes, data)
-            }
+            Taken::Whole(bytes) => Geometry::of(&self.writer.view.state).encode(
+                (chunk.chunk, chunk.owner.0),
+                chunk.class,
+                bytes,
+                data,
+            ),
             Taken::Lost(length) => Entry {
                 chunk: chunk.chunk,
                 owner: chunk.owner.0,

@@ -11,6 +11,7 @@
 //! | `view` | reading points |
 //! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
+//! | `live`, `copied` | many writers at once over one log: the running server |
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
 //! | `inspect`, `restore` | what a dump may see; a store from what a dump says |
@@ -20,11 +21,13 @@
 
 mod chain;
 mod changes;
+mod copied;
 mod fingerprint;
 pub mod fsck;
 mod index;
 pub mod inspect;
 mod intake;
+mod live;
 mod merge;
 mod operation;
 mod origin;
@@ -48,6 +51,7 @@ pub use crate::point::volume::{
     FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
 };
 pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, size_for};
+pub use live::Live;
 pub use origin_size::Preserved;
 pub use resize::StorePlan;
 pub use revert::Reverted;

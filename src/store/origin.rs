@@ -1,15 +1,11 @@
 //! Writing the origin and snapshots: copy out first, commit, then change.
 
-use super::publish::padded;
-use super::state::bit;
+use super::state::{State, bit};
 use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
-use crate::format::record::{ENTRY_SIZE, Encoding, Entry, EntryClass, HEADER_SIZE, Record, RecordKind};
+use crate::format::record::{ENTRY_SIZE, Encoding, Entry, EntryClass, HEADER_SIZE, Record, RecordKind, pad};
 use crate::format::run::{Key, PAGE_BITS};
 use crate::units::{Epoch, index};
-
-/// Pages of the copied-out cache kept before it is started afresh: 24 MiB.
-const COPIED_PAGES_MAX: usize = 512 << 10;
 
 /// Bytes of chunks in one record, at most; a single chunk may be all of it.
 const RECORD_BYTES_MAX: u64 = 2 << 20;
@@ -18,6 +14,73 @@ const RECORD_BYTES_MAX: u64 = 2 << 20;
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().all(|word| u128::from_le_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// What must be known to preserve chunks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    chunk_bits: u32,
+    block_bits: u32,
+    origin_size: u64,
+}
+
+impl Geometry {
+    /// As `state` has it.
+    pub fn of(state: &State) -> Self {
+        let (sb, origin_size) = (&state.sb, state.volume.origin_size);
+        Self { chunk_bits: sb.chunk_bits, block_bits: sb.block_bits, origin_size }
+    }
+
+    /// Reads `chunks` (ascending) of `origin` and makes the entries that preserve them for `epoch`, and their data,
+    /// each padded to the block size.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn copy_out(
+        self,
+        origin: &dyn crate::block::WriteAt,
+        chunks: &[u64],
+        epoch: u64,
+    ) -> Result<(Vec<Entry>, Vec<u8>)> {
+        let mut entries = Vec::with_capacity(chunks.len());
+        let mut data = Vec::new();
+        for run in chunks.chunk_by(|a, b| a + 1 == *b) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let start = first << self.chunk_bits;
+            let mut old = vec![0; index(((last + 1) << self.chunk_bits).min(self.origin_size) - start)];
+            origin.read_at(&mut old, start)?;
+            for (chunk, bytes) in run.iter().zip(old.chunks(1 << self.chunk_bits)) {
+                entries.push(self.encode((*chunk, epoch), EntryClass::Exception, bytes, &mut data));
+            }
+        }
+        Ok((entries, data))
+    }
+
+    /// Appends the stored form of `bytes` to `data` and returns the entry of `chunk` that belongs to `owner`.
+    pub fn encode(
+        self,
+        (chunk, owner): (u64, u64),
+        class: EntryClass,
+        bytes: &[u8],
+        data: &mut Vec<u8>,
+    ) -> Entry {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let zeroes = is_zero(bytes);
+        if !zeroes {
+            data.extend_from_slice(bytes);
+            data.resize(index(pad(data.len() as u64, self.block_bits)), 0);
+        }
+        Entry {
+            chunk,
+            owner,
+            sequence: 0,
+            crc: crc32fast::hash(bytes),
+            raw_length: length,
+            stored_length: if zeroes { 0 } else { length },
+            encoding: if zeroes { Encoding::Zeroes } else { Encoding::Raw },
+            class,
+        }
+    }
 }
 
 impl Writer {
@@ -151,12 +214,12 @@ impl Writer {
     }
 
     /// True if the newest live snapshot still has `chunk` from the origin.
-    pub(super) fn needs_copy(&mut self, chunk: u64) -> Result<bool> {
+    pub(super) fn needs_copy(&self, chunk: u64) -> Result<bool> {
         let Some(newest) = self.view.state.newest_live() else { return Ok(false) };
-        let page = chunk >> PAGE_BITS;
-        if let Some(bits) = self.copied.get(&page) {
-            return Ok(bits & bit(chunk) == 0);
+        if let Some(copied) = self.copied.get(chunk) {
+            return Ok(!copied);
         }
+        let page = chunk >> PAGE_BITS;
         // Epochs since the newest live snapshot: its own, those of younger deleted ones, and the current one.
         let now = self.view.state.epoch;
         let younger = self.view.state.graves.range(newest + 1..).map(|(id, _)| *id).filter(|id| *id < now);
@@ -173,64 +236,17 @@ impl Writer {
                 bits |= value.bits();
             }
         }
-        if self.copied.len() >= COPIED_PAGES_MAX {
-            self.copied.clear();
-        }
-        self.copied.insert(page, bits);
+        self.copied.put(page, bits);
         Ok(bits & bit(chunk) == 0)
     }
 
     fn copy_out_batch(&mut self, chunks: &[u64]) -> Result<()> {
-        let chunk_size = u64::from(self.view.state.sb.chunk_size());
-        let origin_size = self.view.state.volume.origin_size;
-        let epoch = self.view.state.epoch;
-        let mut entries = Vec::with_capacity(chunks.len());
-        let mut data = Vec::new();
-        for run in chunks.chunk_by(|a, b| a + 1 == *b) {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let start = first * chunk_size;
-            let mut old = vec![0; index(((last + 1) * chunk_size).min(origin_size) - start)];
-            self.need_origin()?.read_at(&mut old, start)?;
-            for (chunk, bytes) in run.iter().zip(old.chunks(index(chunk_size))) {
-                entries.push(self.encode_chunk(*chunk, epoch, EntryClass::Exception, bytes, &mut data));
-            }
-        }
+        let state = &self.view.state;
+        let geometry = Geometry::of(state);
+        let (entries, data) = geometry.copy_out(self.need_origin()?, chunks, state.epoch)?;
         self.append_chunks(RecordKind::CopyOut, entries, data)?;
-        for chunk in chunks {
-            // A page that making room dropped from the cache must be read afresh: half a page would have a chunk
-            // copied out twice, the second time with newer data.
-            if let Some(bits) = self.copied.get_mut(&(chunk >> PAGE_BITS)) {
-                *bits |= bit(*chunk);
-            }
-        }
+        chunks.iter().for_each(|chunk| self.copied.mark(*chunk));
         Ok(())
-    }
-
-    /// Appends the stored form of `bytes` to `data` and returns its entry.
-    pub(super) fn encode_chunk(
-        &self,
-        chunk: u64,
-        owner: u64,
-        class: EntryClass,
-        bytes: &[u8],
-        data: &mut Vec<u8>,
-    ) -> Entry {
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let zeroes = is_zero(bytes);
-        if !zeroes {
-            data.extend_from_slice(bytes);
-            data.resize(padded(&self.view.state, data.len()), 0);
-        }
-        Entry {
-            chunk,
-            owner,
-            sequence: 0,
-            crc: crc32fast::hash(bytes),
-            raw_length: length,
-            stored_length: if zeroes { 0 } else { length },
-            encoding: if zeroes { Encoding::Zeroes } else { Encoding::Raw },
-            class,
-        }
     }
 
     pub(super) fn append_chunks(
@@ -271,6 +287,7 @@ impl Writer {
     fn write_overlay(&mut self, id: Epoch, offset: u64, end: u64, data: &[u8]) -> Result<()> {
         self.touch_snapshot(id)?;
         let size = self.view.endpoint(id)?.size_bytes;
+        let geometry = Geometry::of(&self.view.state);
         let chunk_size = u64::from(self.view.state.sb.chunk_size());
         let chunks: Vec<u64> = (offset / chunk_size..=(end - 1) / chunk_size).collect();
         let mut rest = chunks.as_slice();
@@ -293,7 +310,7 @@ impl Writer {
                 }
                 bytes[index(from - start)..index(to - start)]
                     .copy_from_slice(&data[index(from - offset)..index(to - offset)]);
-                entries.push(self.encode_chunk(*chunk, id.0, EntryClass::Overlay, &bytes, &mut stored));
+                entries.push(geometry.encode((*chunk, id.0), EntryClass::Overlay, &bytes, &mut stored));
             }
             self.append_chunks(RecordKind::SnapshotWrite, entries, stored)?;
         }

@@ -237,28 +237,7 @@ impl View {
 
     /// The bytes of a preserved chunk, verified.
     pub(super) fn fetch(&self, value: &Value) -> Result<Vec<u8>> {
-        if value.raw_length > self.state.sb.chunk_size() || value.stored_length > value.raw_length {
-            return Err(Error::damaged("preserved chunk is longer than a chunk").at_offset(value.word));
-        }
-        let mut bytes = vec![0; value.raw_length as usize];
-        match value.encoding {
-            Encoding::Raw => self.device.read_at(&mut bytes, value.word)?,
-            Encoding::Zeroes => {}
-            Encoding::Lost => {
-                return Err(Error::damaged("a preserved chunk is lost: a repair found it gone, and said so")
-                    .at_path(self.device.path()));
-            }
-        }
-        let crc = crc32fast::hash(&bytes);
-        if crc != value.crc {
-            return Err(Error::damaged(format!(
-                "preserved chunk has checksum {crc:08x}, its record says {:08x}",
-                value.crc
-            ))
-            .at_path(self.device.path())
-            .at_offset(value.word));
-        }
-        Ok(bytes)
+        fetch(self.device.as_ref(), self.state.sb.chunk_size(), value)
     }
 
     fn read_snapshot(&self, id: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -316,6 +295,32 @@ impl View {
         }
         self.need_origin()?.read_at(&mut buf[index(range.start - base)..index(range.end - base)], range.start)
     }
+}
+
+/// The bytes that `device` has of a preserved chunk, verified.
+pub(super) fn fetch(device: &dyn ReadAt, chunk_size: u32, value: &Value) -> Result<Vec<u8>> {
+    if value.raw_length > chunk_size || value.stored_length > value.raw_length {
+        return Err(Error::damaged("preserved chunk is longer than a chunk").at_offset(value.word));
+    }
+    let mut bytes = vec![0; value.raw_length as usize];
+    match value.encoding {
+        Encoding::Raw => device.read_at(&mut bytes, value.word)?,
+        Encoding::Zeroes => {}
+        Encoding::Lost => {
+            return Err(Error::damaged("a preserved chunk is lost: a repair found it gone, and said so")
+                .at_path(device.path()));
+        }
+    }
+    let crc = crc32fast::hash(&bytes);
+    if crc != value.crc {
+        return Err(Error::damaged(format!(
+            "preserved chunk has checksum {crc:08x}, its record says {:08x}",
+            value.crc
+        ))
+        .at_path(device.path())
+        .at_offset(value.word));
+    }
+    Ok(bytes)
 }
 
 fn count(counts: &mut [std::collections::BTreeMap<usize, u64>], at: usize, sharers: usize) {

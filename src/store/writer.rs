@@ -1,5 +1,6 @@
 //! Owning a store: opening, appending records, committing, closing.
 
+use super::copied::Copied;
 use super::fingerprint;
 use super::index::BlockReader;
 use super::publish::{self, Plan};
@@ -16,7 +17,7 @@ use crate::format::superblock::{CHUNK_BITS, FIRST_SEGMENT, SEGMENT_BITS, Superbl
 use crate::format::table::{Fingerprint, RawOpen, RawTaint, Volume, encode_fingerprint, put};
 use crate::point::volume::FullPolicy;
 use crate::units::{Uuid, index};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use zerocopy::little_endian::U64;
@@ -45,11 +46,11 @@ pub struct Writer {
     /// The volume record that names the origin's new generation is in the log.
     pub(super) origin_touched: bool,
     /// A failed write left the tables in doubt: nothing more is written.
-    failed: bool,
+    pub(super) failed: bool,
     /// The last fingerprint, kept for a session that never sees the origin.
     pub(super) last_fingerprint: Option<Fingerprint>,
-    /// Pages of chunks that need no copy-out, as far as they were asked for.
-    pub(super) copied: HashMap<u64, u128>,
+    /// Chunks that need no copy-out, as far as they were asked for.
+    pub(super) copied: Copied,
     /// The snapshot being written, which making room for it must not give up.
     pub(super) writing: Option<u64>,
     /// Snapshots that got a new content generation in this session.
@@ -81,6 +82,25 @@ impl Draft {
     /// A record without chunks.
     pub fn plain(kind: RecordKind, epoch: u64, body: Vec<u8>) -> Self {
         Self { kind, epoch, entries: Vec::new(), body, data: Vec::new() }
+    }
+
+    /// Bytes that its record takes in the log.
+    pub fn length(&self, block_bits: u32) -> u64 {
+        Record::header_length(self.entries.len(), self.body.len(), block_bits) + self.data.len() as u64
+    }
+}
+
+/// A record that was made for the end of the log, and its bytes.
+pub(super) struct Composed {
+    at: usize,
+    record: Record,
+    bytes: Vec<u8>,
+}
+
+impl Composed {
+    /// Writes it where it belongs.
+    pub fn write(&self, device: &dyn WriteAt) -> Result<()> {
+        device.write_at(&self.bytes, self.record.address)
     }
 }
 
@@ -230,7 +250,7 @@ impl Writer {
             origin_touched: false,
             failed: false,
             last_fingerprint,
-            copied: HashMap::new(),
+            copied: Copied::default(),
             writing: None,
             touched_snapshots: HashSet::new(),
             keeps_snapshots: false,
@@ -343,20 +363,29 @@ impl Writer {
     }
 
     fn append_started(&mut self, draft: Draft) -> Result<()> {
-        let bits = self.view.state.sb.block_bits;
-        let length =
-            Record::header_length(draft.entries.len(), draft.body.len(), bits) + draft.data.len() as u64;
-        let sb = &self.view.state.sb;
-        let left = self.view.state.chain.left_here(sb);
-        if length > left && left >= self.block() {
-            let skip = Draft::plain(RecordKind::Skip, draft.epoch, Vec::new());
+        if let Some(skip) = self.skip_before(&draft) {
             self.write_record(skip)?;
         }
         self.write_record(draft)
     }
 
+    /// What must end the segment first if `draft` does not fit what is left of it.
+    pub(super) fn skip_before(&self, draft: &Draft) -> Option<Draft> {
+        let sb = &self.view.state.sb;
+        let left = self.view.state.chain.left_here(sb);
+        let skips = draft.length(sb.block_bits) > left && left >= self.block();
+        skips.then(|| Draft::plain(RecordKind::Skip, draft.epoch, Vec::new()))
+    }
+
     fn write_record(&mut self, draft: Draft) -> Result<()> {
-        let state = &mut self.view.state;
+        let composed = self.compose(draft)?;
+        composed.write(self.device.as_ref())?;
+        self.enter(&composed)
+    }
+
+    /// Makes a record of `draft` that belongs at the end of the log.
+    pub(super) fn compose(&self, draft: Draft) -> Result<Composed> {
+        let state = &self.view.state;
         let (at, address) = state
             .chain
             .next_place(&state.sb)
@@ -386,8 +415,12 @@ impl Writer {
             return Err(Error::new(Kind::NoSpace, "the record does not fit its segment"));
         }
         bytes.extend_from_slice(&draft.data);
-        self.device.write_at(&bytes, address)?;
-        state.apply(at, &record)
+        Ok(Composed { at, record, bytes })
+    }
+
+    /// Brings the tables up to date with a record that was written.
+    pub(super) fn enter(&mut self, composed: &Composed) -> Result<()> {
+        self.view.state.apply(composed.at, &composed.record)
     }
 
     /// Makes every appended record durable.

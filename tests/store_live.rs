@@ -1,0 +1,214 @@
+//! Many threads on one store: snapshots keep their bytes while everything changes, also across a crash.
+
+use crate::model::Random;
+use crate::random::seeds;
+use ddsnap::block::memory::Memory;
+use ddsnap::block::record::{DeviceId, Log, Recorder, Replay};
+use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::point::{PointId, PointSource};
+use ddsnap::store::{InitOptions, Live, View, Writer};
+use ddsnap::units::{Epoch, Tag, index};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+const STORE: DeviceId = DeviceId(0);
+const ORIGIN: DeviceId = DeviceId(1);
+const ORIGIN_SIZE: u64 = (1 << 20) + 1000;
+const WRITERS: u64 = 6;
+
+/// A snapshot, what it holds, and how much had been recorded when it had been made.
+struct Snap {
+    id: Epoch,
+    image: Vec<u8>,
+    made: usize,
+}
+
+struct World {
+    store: Memory,
+    origin: Memory,
+    log: Log,
+    live: Live,
+    snaps: Mutex<Vec<Snap>>,
+    deleted: Mutex<Vec<Epoch>>,
+}
+
+impl World {
+    fn new(seed: u64, store_size: u64) -> Self {
+        let (store, origin) =
+            (Memory::new(store_size), Memory::from_bytes(&Random(seed).bytes(index(ORIGIN_SIZE))));
+        let device: Arc<dyn WriteAt> = Arc::new(store.snapshot());
+        let options = InitOptions {
+            chunk_size: 4096,
+            block_size: 4096,
+            origin_path: PathBuf::from("/origin"),
+            origin_size: ORIGIN_SIZE,
+            now_secs: 1,
+        };
+        Writer::initialize(&device, &options).unwrap();
+        let mut bytes = vec![0; index(store_size)];
+        device.read_at(&mut bytes, 0).unwrap();
+        let store = Memory::from_bytes(&bytes);
+        let log = Log::new();
+        let record = |memory: &Memory, id| -> Arc<dyn WriteAt> {
+            Arc::new(Recorder::new(memory.snapshot(), &log, id))
+        };
+        let writer = Writer::open(record(&store, STORE), Some(record(&origin, ORIGIN)), 1).unwrap();
+        let live = Live::start(writer, || 1).unwrap();
+        Self { store, origin, log, live, snaps: Mutex::default(), deleted: Mutex::default() }
+    }
+
+    fn create(&self, tag: u32) {
+        let (id, image) = self
+            .live
+            .change(|writer| {
+                let id = writer.create_snapshot(Tag(tag), None)?.id;
+                let mut image = vec![0; index(ORIGIN_SIZE)];
+                writer.view().read(PointId::Origin, 0, &mut image)?;
+                Ok((id, image))
+            })
+            .unwrap();
+        let made = self.log.len();
+        self.snaps.lock().unwrap().push(Snap { id, image, made });
+    }
+
+    fn delete(&self, random: &mut Random) {
+        let mut snaps = self.snaps.lock().unwrap();
+        let at = random.pick(snaps.len());
+        let id = snaps[at].id;
+        self.deleted.lock().unwrap().push(id);
+        self.live.change(|writer| writer.delete_snapshot(id)).unwrap();
+        snaps.remove(at);
+    }
+
+    fn write(&self, random: &mut Random) {
+        let most = if random.below(4) == 0 { 60_000 } else { 5000 };
+        let length = 1 + random.below(most);
+        let offset = random.below(ORIGIN_SIZE - length);
+        let bytes = match random.below(5) {
+            0 => vec![0; index(length)],
+            _ => random.bytes(index(length)),
+        };
+        self.live.write_origin(offset, &bytes).unwrap();
+        if random.below(8) == 0 {
+            self.live.flush().unwrap();
+        }
+    }
+
+    fn read(&self, random: &mut Random) {
+        let (id, offset, expected) = {
+            let snaps = self.snaps.lock().unwrap();
+            let Some(snap) = snaps.get(random.pick(snaps.len().max(1))) else { return };
+            let length = 1 + random.below(100_000);
+            let offset = random.below(ORIGIN_SIZE - length);
+            (snap.id, offset, snap.image[index(offset)..index(offset + length)].to_vec())
+        };
+        let mut bytes = vec![0; expected.len()];
+        match self.live.read_snapshot(id, offset, &mut bytes) {
+            Ok(()) => assert!(bytes == expected, "snapshot {id} at {offset}"),
+            // It may have been deleted by now.
+            Err(error) => {
+                let deleted = self.deleted.lock().unwrap();
+                assert!(deleted.contains(&id), "{error}");
+            }
+        }
+    }
+
+    /// Writers, readers, and somebody who makes and deletes snapshots.
+    fn run(&self, seed: u64, snapshots: u32, writes: u32) {
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let ended = &ended;
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|number| {
+                    scope.spawn(move || {
+                        let mut random = Random(seed ^ number << 32);
+                        (0..writes).for_each(|_| self.write(&mut random));
+                    })
+                })
+                .collect();
+            for number in 0..2 {
+                scope.spawn(move || {
+                    let mut random = Random(seed ^ (100 + number) << 32);
+                    while !ended.load(Ordering::Relaxed) {
+                        self.read(&mut random);
+                    }
+                });
+            }
+            let mut random = Random(seed ^ 0x5eed);
+            for tag in 0..snapshots {
+                self.create(tag);
+                if self.snaps.lock().unwrap().len() > 4 {
+                    self.delete(&mut random);
+                }
+                std::thread::yield_now();
+            }
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+fn assert_snapshots<'a>(view: &View, snaps: impl IntoIterator<Item = &'a Snap>, what: &str) {
+    for snap in snaps {
+        let mut bytes = vec![0; snap.image.len()];
+        view.read(PointId::Snapshot(snap.id), 0, &mut bytes)
+            .unwrap_or_else(|error| panic!("{what}: snapshot {}: {error}", snap.id));
+        assert!(bytes == snap.image, "{what}: snapshot {}", snap.id);
+    }
+}
+
+fn view(store: &Memory, origin: &Memory) -> View {
+    View::open(Arc::new(store.snapshot()), Some(Arc::new(origin.snapshot()))).unwrap()
+}
+
+#[test]
+fn snapshots_keep_their_bytes_under_many_writers() {
+    for seed in seeds(4) {
+        let world = World::new(seed, 64 << 20);
+        world.run(seed, 20, 150);
+        let World { store, origin, log, live, snaps, .. } = world;
+        live.close().unwrap();
+        let (mut end, mut last) = (Replay::new(&store, STORE), Replay::new(&origin, ORIGIN));
+        for event in log.events() {
+            end.step(&event);
+            last.step(&event);
+        }
+        let all = |replay: &Replay| replay.images(0, 0).next().unwrap().content;
+        let view = view(&all(&end), &all(&last));
+        assert!(view.snapshots().iter().all(|snapshot| !snapshot.tainted));
+        assert_snapshots(&view, &snaps.into_inner().unwrap(), &format!("seed {seed}"));
+        assert_eq!(view.change_bits_against_exceptions().unwrap(), []);
+    }
+}
+
+#[test]
+fn a_crash_under_many_writers_costs_no_snapshot_a_byte() {
+    for seed in seeds(3) {
+        let world = World::new(seed, 64 << 20);
+        world.run(seed, 12, 60);
+        let World { store, origin, log, live, snaps, .. } = world;
+        let written = log.len();
+        drop(live);
+        let snaps = snaps.into_inner().unwrap();
+        let mut random = Random(seed);
+        let (mut stores, mut origins) = (Replay::new(&store, STORE), Replay::new(&origin, ORIGIN));
+        for (n, event) in log.events().iter().enumerate() {
+            stores.step(event);
+            origins.step(event);
+            if random.below(written as u64 / 60 + 1) != 0 {
+                continue;
+            }
+            let images: Vec<_> = origins.images(random.next(), 1).collect();
+            for store in stores.images(random.next(), 2) {
+                let origin = &images[random.pick(images.len())];
+                let what =
+                    format!("seed {seed}, event {n}, store: {}, origin: {}", store.label, origin.label);
+                let view = view(&store.content, &origin.content);
+                assert_snapshots(&view, snaps.iter().filter(|snap| snap.made <= n), &what);
+            }
+        }
+    }
+}
