@@ -30,6 +30,7 @@ pub mod legacy;
 pub mod map;
 pub mod point;
 pub mod progress;
+pub mod serve;
 pub mod store;
 pub mod ui;
 pub mod units;

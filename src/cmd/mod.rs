@@ -31,6 +31,7 @@ mod report;
 mod resize;
 mod restore;
 mod revert;
+mod server;
 mod source;
 mod status;
 mod transfer;
@@ -101,10 +102,11 @@ enum Command {
     Dump(dump::Args),
     Restore(restore::Args),
     Upgrade(upgrade::Args),
+    Server(server::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Snapshot stores",
         &["initialize", "status", "map", "report", "resize", "policy", "fsck", "dump", "restore", "upgrade"],
@@ -112,6 +114,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
+    ("Online", &["server"]),
 ];
 
 impl Command {
@@ -142,6 +145,7 @@ impl Command {
             Self::Dump(args) => dump::run(args, ui),
             Self::Restore(args) => restore::run(args, ui),
             Self::Upgrade(args) => upgrade::run(args, ui),
+            Self::Server(args) => server::run(args, ui),
         }
     }
 

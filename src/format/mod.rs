@@ -7,6 +7,7 @@ pub mod delta;
 pub mod field;
 pub mod legacy;
 pub mod legacy_delta;
+pub mod nbd;
 pub mod qcow2;
 pub mod rbd;
 pub mod record;

@@ -1,0 +1,195 @@
+//! What front ends offer: the live origin, and every snapshot.
+
+use crate::error::{Error, Kind, Result};
+use crate::point::volume::{SnapshotInfo, SnapshotState};
+use crate::store::Live;
+use crate::units::Epoch;
+use std::sync::Arc;
+
+/// A device that clients use, many at a time.
+pub trait Export: Send + Sync {
+    /// Bytes.
+    fn size(&self) -> u64;
+
+    /// True if it cannot be written.
+    fn is_read_only(&self) -> bool;
+
+    /// The size of request that does not make the store work for bytes that nobody asked for.
+    fn preferred_size(&self) -> u32;
+
+    /// Fills `buf` from byte `offset`.
+    ///
+    /// # Errors
+    /// `Kind::Usage` past the end; `Kind::Io`, `Kind::Damaged`; `Kind::NotFound` if it is gone.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes at byte `offset`; durable after [`Export::flush`].
+    ///
+    /// # Errors
+    /// `Kind::Refused` if it is read-only; `Kind::Usage` past the end; `Kind::NoSpace`, `Kind::Io`.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Makes `length` bytes from `offset` zeroes.
+    ///
+    /// # Errors
+    /// As [`Export::write`].
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        let zeroes = vec![0; crate::units::index(length.min(ZEROES))];
+        let mut at = 0;
+        while at < length {
+            let slice = zeroes.get(..crate::units::index((length - at).min(ZEROES))).unwrap_or(&zeroes);
+            self.write(offset + at, slice)?;
+            at += slice.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Nobody needs these bytes. They may stay as they are.
+    ///
+    /// # Errors
+    /// As [`Export::write`].
+    fn discard(&self, offset: u64, length: u64) -> Result<()>;
+
+    /// Makes every write that has returned durable.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    fn flush(&self) -> Result<()>;
+}
+
+/// Zeroes written at a time.
+const ZEROES: u64 = 1 << 20;
+
+/// The exports of a server, by name.
+pub trait Exports: Send + Sync {
+    /// All names, and what each one is, for people.
+    fn names(&self) -> Vec<(String, String)>;
+
+    /// The export `name`.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>>;
+}
+
+/// The live origin.
+struct Origin(Arc<Live>);
+
+impl Export for Origin {
+    fn size(&self) -> u64 {
+        self.0.origin_size()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn preferred_size(&self) -> u32 {
+        self.0.info().chunk_size
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_origin(offset, buf)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.0.write_origin(offset, data)
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        // Forwarding it would preserve what a weekly fstrim discards, all of it.
+        ensure_inside(offset, length, self.size())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A snapshot.
+struct Snapshot {
+    live: Arc<Live>,
+    id: Epoch,
+    size: u64,
+}
+
+impl Snapshot {
+    fn refuse<T>(&self) -> Result<T> {
+        Err(Error::new(Kind::Refused, "snapshots are offered for reading only"))
+    }
+}
+
+impl Export for Snapshot {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn preferred_size(&self) -> u32 {
+        self.live.info().chunk_size
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.live.read_snapshot(self.id, offset, buf)
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> Result<()> {
+        self.refuse()
+    }
+
+    fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+        self.refuse()
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn ensure_inside(offset: u64, length: u64, size: u64) -> Result<()> {
+    match offset.checked_add(length).filter(|end| *end <= size) {
+        Some(_) => Ok(()),
+        None => Err(Error::new(Kind::Usage, format!("{length} bytes at {offset} end past its {size} bytes"))),
+    }
+}
+
+/// The name of the live origin; the empty name stands for it too.
+const ORIGIN: &str = "origin";
+/// What comes before the tag of a snapshot.
+const SNAPSHOT: &str = "snap/";
+
+/// The exports of a store: `origin`, and `snap/TAG` for each snapshot.
+pub struct Volume(pub Arc<Live>);
+
+impl Volume {
+    fn usable(&self) -> impl Iterator<Item = SnapshotInfo> {
+        self.0.snapshots().into_iter().filter(|snapshot| snapshot.state == SnapshotState::Normal)
+    }
+}
+
+impl Exports for Volume {
+    fn names(&self) -> Vec<(String, String)> {
+        let origin = (ORIGIN.to_owned(), "the live origin".to_owned());
+        let describe = |snapshot: SnapshotInfo| {
+            let name = snapshot.name.map(|name| format!(" '{name}'")).unwrap_or_default();
+            (format!("{SNAPSHOT}{}", snapshot.tag), format!("snapshot {}{name}", snapshot.tag))
+        };
+        std::iter::once(origin).chain(self.usable().map(describe)).collect()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn Export>> {
+        if name.is_empty() || name == ORIGIN {
+            return Ok(Arc::new(Origin(Arc::clone(&self.0))));
+        }
+        let wanted = |snapshot: &SnapshotInfo| {
+            name.strip_prefix(SNAPSHOT).is_some_and(|tag| snapshot.tag.to_string() == tag)
+        };
+        let found = self.usable().find(wanted);
+        let found =
+            found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no export '{name}'")))?;
+        Ok(Arc::new(Snapshot { live: Arc::clone(&self.0), id: found.id, size: found.size_bytes }))
+    }
+}

@@ -1,0 +1,13 @@
+//! The online server: block devices over a live store.
+//!
+//! Protocols work on anything that reads and writes; sockets, threads and signals are kept apart from them.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`export`] | what front ends offer: the live origin and the snapshots |
+//! | [`nbd`] | NBD over a connection |
+//! | [`listen`] | sockets, and a connection's threads |
+
+pub mod export;
+pub mod listen;
+pub mod nbd;

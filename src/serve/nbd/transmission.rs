@@ -1,0 +1,258 @@
+//! Requests and replies: several threads take turns at reading a request, do it, and take turns at replying.
+
+use crate::error::{Error, Kind, Result};
+use crate::format::nbd::{
+    CHUNK_SIZE, Chunk, Command, FUA, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno, simple_reply,
+};
+use crate::serve::export::Export;
+use crate::units::index;
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Threads of one connection, at most: as many requests are done at a time.
+const THREADS_MAX: usize = 128;
+/// Bytes of requests and replies of one connection that are in memory at a time, beside one more request.
+const BYTES_MAX: usize = 64 << 20;
+/// Bytes that a thread keeps for its next request.
+const KEPT_MAX: usize = 1 << 20;
+/// A thread waits for memory with a stack that holds no more than calls.
+const STACK_BYTES: usize = 256 << 10;
+
+/// What a client has chosen.
+pub struct Session {
+    /// What it uses.
+    pub export: Arc<dyn Export>,
+    /// It understands structured replies.
+    pub structured: bool,
+}
+
+/// Serves requests until the client disconnects or goes away. `receiver` and `sender` are the two directions of one
+/// connection, which `end` ends: whoever reads it must not wait for a client that no reply reaches.
+///
+/// # Errors
+/// `Kind::Damaged` for what is no request; `Kind::Io`.
+pub fn serve<R: Read + Send, W: Write + Send>(
+    session: &Session,
+    receiver: R,
+    sender: W,
+    end: impl Fn() + Sync,
+) -> Result<()> {
+    let connection = Connection {
+        session,
+        receiver: Mutex::new(receiver),
+        sender: Mutex::new(sender),
+        waiting: AtomicUsize::new(0),
+        threads: AtomicUsize::new(1),
+        ended: AtomicBool::new(false),
+        memory: Budget { used: Mutex::new(0), freed: Condvar::new() },
+        failure: Mutex::new(None),
+        end: &end,
+    };
+    std::thread::scope(|scope| connection.work(scope));
+    let failure = connection.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failure.map_or(Ok(()), Err)
+}
+
+struct Connection<'a, R, W> {
+    session: &'a Session,
+    receiver: Mutex<R>,
+    sender: Mutex<W>,
+    /// Threads that wait for a request.
+    waiting: AtomicUsize,
+    threads: AtomicUsize,
+    ended: AtomicBool,
+    memory: Budget,
+    failure: Mutex<Option<Error>>,
+    end: &'a (dyn Fn() + Sync),
+}
+
+/// Bounds the bytes of requests that are being served.
+struct Budget {
+    used: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Budget {
+    /// Waits until there is room for `bytes`, or nothing else is in memory.
+    fn take(&self, bytes: usize) -> Share<'_> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        while *used > 0 && used.saturating_add(bytes) > BYTES_MAX {
+            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        *used = used.saturating_add(bytes);
+        Share { budget: self, bytes }
+    }
+}
+
+/// Bytes taken from a budget.
+struct Share<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        let mut used = self.budget.used.lock().unwrap_or_else(PoisonError::into_inner);
+        *used = used.saturating_sub(self.bytes);
+        drop(used);
+        self.budget.freed.notify_one();
+    }
+}
+
+impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
+    /// What each thread does.
+    fn work<'scope>(&'scope self, scope: &'scope std::thread::Scope<'scope, '_>) {
+        let mut buf = Vec::new();
+        while !self.ended.load(Ordering::Acquire) {
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            let received = {
+                let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+                let received = self.receive(&mut *receiver, &mut buf);
+                // Before the next thread reads: it must not begin with what comes after the end.
+                if !matches!(received, Ok(Some(_))) {
+                    self.ended.store(true, Ordering::Release);
+                }
+                received
+            };
+            let left = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
+            let (request, share) = match received {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(error) => return self.fail(error),
+            };
+            if left == 0 && self.threads.load(Ordering::Acquire) < THREADS_MAX {
+                self.threads.fetch_add(1, Ordering::AcqRel);
+                let more = std::thread::Builder::new().name("nbd".into()).stack_size(STACK_BYTES);
+                // Without another thread this one does all the work.
+                if more.spawn_scoped(scope, || self.work(scope)).is_err() {
+                    self.threads.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
+            if let Err(error) = self.answer(request, &mut buf) {
+                return self.fail(error);
+            }
+            drop(share);
+            if buf.capacity() > KEPT_MAX {
+                buf = Vec::new();
+            }
+        }
+    }
+
+    /// The next request, with its data in `buf`; `None` if no more will come.
+    fn receive(&self, receiver: &mut R, buf: &mut Vec<u8>) -> Result<Option<(Request, Share<'_>)>> {
+        if self.ended.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let mut bytes = [0; REQUEST_SIZE];
+        match receiver.read_exact(&mut bytes) {
+            // A client that goes away without a word has still ended it.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(Error::io("cannot read a request", error)),
+            Ok(()) => {}
+        }
+        let request = Request::decode(&bytes)?;
+        let length = match request.command {
+            Command::Disconnect => return Ok(None),
+            // There is no way past data of such a length but to read them.
+            Command::Write if request.length > PAYLOAD_MAX => {
+                let what = format!("a write of {} bytes, at most {PAYLOAD_MAX} are taken", request.length);
+                return Err(Error::damaged(what));
+            }
+            Command::Read | Command::Write => index(u64::from(request.length.min(PAYLOAD_MAX))),
+            _ => 0,
+        };
+        let share = self.memory.take(length);
+        if request.command == Command::Write {
+            buf.resize(length, 0);
+            receiver.read_exact(buf).map_err(|error| Error::io("a write was cut short", error))?;
+        }
+        Ok(Some((request, share)))
+    }
+
+    /// Does what `request` asks for, and replies. An error of the export is an answer.
+    fn answer(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
+        if request.command == Command::Read {
+            return self.read(request, buf);
+        }
+        let export = self.session.export.as_ref();
+        let (offset, length) = (request.offset, u64::from(request.length));
+        let durable = |done: Result<()>| match request.flags & FUA {
+            0 => done,
+            _ => done.and_then(|()| export.flush()),
+        };
+        let outcome = match request.command {
+            Command::Write => durable(export.write(offset, buf)),
+            Command::WriteZeroes => durable(export.write_zeroes(offset, length)),
+            Command::Trim => durable(export.discard(offset, length)),
+            Command::Flush => export.flush(),
+            _ => Err(Error::new(Kind::Usage, "this request is not known")),
+        };
+        match outcome {
+            Err(error) => self.refuse(request, &error),
+            Ok(()) if self.session.structured => self.send(&chunk(Chunk::None, true, request.cookie, 0)),
+            Ok(()) => self.send(&simple_reply(0, request.cookie)),
+        }
+    }
+
+    fn read(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
+        if request.length > PAYLOAD_MAX {
+            let what = format!("a read of {} bytes, at most {PAYLOAD_MAX} are taken", request.length);
+            return self.refuse(request, &Error::new(Kind::Usage, what));
+        }
+        // The reply is one write: what begins it lies before the bytes.
+        let head = if self.session.structured { CHUNK_SIZE + 8 } else { 16 };
+        buf.clear();
+        buf.resize(head + index(u64::from(request.length)), 0);
+        let (begin, bytes) = buf.split_at_mut(head);
+        if let Err(error) = self.session.export.read(request.offset, bytes) {
+            return self.refuse(request, &error);
+        }
+        match self.session.structured {
+            true => {
+                let length = request.length.saturating_add(8);
+                begin[..CHUNK_SIZE].copy_from_slice(&chunk(Chunk::Data, true, request.cookie, length));
+                begin[CHUNK_SIZE..].copy_from_slice(&request.offset.to_be_bytes());
+            }
+            false => begin.copy_from_slice(&simple_reply(0, request.cookie)),
+        }
+        self.send(buf)
+    }
+
+    fn refuse(&self, request: Request, error: &Error) -> Result<()> {
+        let number = error_number(error.kind());
+        if !self.session.structured {
+            return self.send(&simple_reply(number, request.cookie));
+        }
+        let text = error.to_string();
+        let text = text.get(..text.floor_char_boundary(1000)).unwrap_or_default().as_bytes();
+        let length = u16::try_from(text.len()).unwrap_or(0);
+        let mut reply =
+            chunk(Chunk::Error, true, request.cookie, u32::from(length).saturating_add(6)).to_vec();
+        reply.extend_from_slice(&number.to_be_bytes());
+        reply.extend_from_slice(&length.to_be_bytes());
+        reply.extend_from_slice(text);
+        self.send(&reply)
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        let mut sender: MutexGuard<'_, W> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sender.write_all(bytes).and_then(|()| sender.flush());
+        sent.map_err(|error| Error::io("cannot answer the client", error))
+    }
+
+    fn fail(&self, error: Error) {
+        self.ended.store(true, Ordering::Release);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        (self.end)();
+    }
+}
+
+fn error_number(kind: Kind) -> u32 {
+    match kind {
+        Kind::Usage => errno::INVAL,
+        Kind::NoSpace => errno::NOSPC,
+        Kind::Refused => errno::PERM,
+        _ => errno::IO,
+    }
+}
