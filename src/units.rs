@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A snapshot's tag: the number its user chose, 0 to 2^32-2 (2^32-1 means the origin, as in 2008).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Tag(pub u32);
 
 impl Tag {
@@ -19,7 +19,7 @@ impl fmt::Display for Tag {
 
 /// An epoch: the time from one snapshot's creation to the next. Only grows; never reused.
 /// A snapshot's internal id is the epoch that its creation began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {
@@ -39,7 +39,7 @@ impl fmt::Display for Chunk {
 }
 
 /// A 128-bit identifier, printed as the usual 8-4-4-4-12 hex groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Uuid(pub [u8; 16]);
 
 impl fmt::Display for Uuid {

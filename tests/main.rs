@@ -24,6 +24,7 @@ mod cli_report;
 mod cli_resize;
 mod cli_restore;
 mod cli_resume;
+mod cli_server;
 mod cli_signals;
 mod cli_sources;
 mod cli_store;

@@ -180,7 +180,7 @@ fn apply_input(
         let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
         let before = writer.view().info().events;
         let result = apply_to_store(&mut writer, input, options, ui.progress());
-        documents::warn_of_events(&before, &writer, ui);
+        documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
         let is_pending = writer.view().info().pending.is_some();
         let closed = if args.dry_run { Ok(()) } else { writer.close() };
         let summary =

@@ -3,6 +3,7 @@
 use super::common::{VolArgs, parse_name, parse_tag, title};
 use super::{documents, open};
 use crate::error::Result;
+use crate::point::volume::{Change, Changed};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 use crate::units::Tag;
@@ -42,13 +43,18 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn create(args: &Args, ui: &Ui) -> Result<String> {
-    let mut writer = open::writer_with_origin(&args.vol)?;
-    open::ensure_complete(writer.view(), &args.vol.vol, false)?;
-    let before = writer.view().info().events;
-    let result = writer.create_snapshot(args.snap, args.name.as_deref());
+    let mut volume = open::changer_with_origin(&args.vol)?;
+    let info = volume.info()?;
+    open::ensure_complete(&info, &args.vol.vol, false)?;
+    let result = volume.change(&Change::Create { tag: args.snap, name: args.name.clone() });
     // What was given up to make room is gone even if the room did not suffice.
-    documents::warn_of_events(&before, &writer, ui);
-    let snapshot = result?;
-    writer.close()?;
-    Ok(format!("created {} of {} bytes", title(&snapshot), snapshot.size_bytes))
+    documents::warn_of_events(&info.events, &volume.info()?, &volume.snapshots()?, ui);
+    let made = result?;
+    volume.close()?;
+    match made {
+        Changed::Snapshot(snapshot) => {
+            Ok(format!("created {} of {} bytes", title(&snapshot), snapshot.size_bytes))
+        }
+        _ => Ok("created".to_owned()),
+    }
 }

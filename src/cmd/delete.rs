@@ -3,6 +3,7 @@
 use super::common::{SnapName, VolArgs, title};
 use super::open;
 use crate::error::{Error, Kind, Result};
+use crate::point::volume::Change;
 use crate::store::SnapshotInfo;
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape};
@@ -43,7 +44,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn delete(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
-        let view = open::current_view(&args.vol.vol)?;
+        let view = open::changer_view(&args.vol.vol)?;
         for snapshot in choose(args, &view.snapshots())? {
             let mut reason = "named on the command line".to_owned();
             if let Some(holder) = holder(&snapshot) {
@@ -53,22 +54,22 @@ fn delete(args: &Args, ui: &Ui) -> Result<()> {
         }
         return Ok(());
     }
-    let mut writer = open::writer(&args.vol.vol)?;
-    let chosen = choose(args, &writer.view().snapshots())?;
+    let mut volume = open::changer(&args.vol.vol)?;
+    let chosen = choose(args, &volume.snapshots()?)?;
     for snapshot in chosen {
         if ui.interrupted() {
             break;
         }
         for hold in &snapshot.holds {
-            writer.release(snapshot.id, hold)?;
+            volume.change(&Change::Release(snapshot.id, hold.clone()))?;
         }
         if let Ok(count @ 1..) = i32::try_from(snapshot.use_count) {
-            writer.add_use_count(snapshot.id, -count)?;
+            volume.change(&Change::UseCount(snapshot.id, -count))?;
         }
-        writer.delete_snapshot(snapshot.id)?;
+        volume.change(&Change::Delete(snapshot.id))?;
         ui.explain(&format!("deleted {}", title(&snapshot)));
     }
-    writer.close()?;
+    volume.close()?;
     ui.progress().check()
 }
 

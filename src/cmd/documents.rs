@@ -3,18 +3,18 @@
 use super::common::{TAINT, state_word, title};
 use crate::point::Identity;
 use crate::point::volume::Legacy;
-use crate::store::{PendingOperation, SnapshotInfo, Writer};
+use crate::store::{PendingOperation, SnapshotInfo, StoreInfo};
 use crate::ui::{Ui, escape, time};
 use serde_json::{Value, json};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Warns of what the store did by itself since it had the events `before`, and of snapshots that may lie.
-pub fn warn_of_events(before: &[(i64, String)], writer: &Writer, ui: &Ui) {
-    for event in writer.view().info().events.iter().filter(|event| !before.contains(event)) {
+pub fn warn_of_events(before: &[(i64, String)], info: &StoreInfo, snapshots: &[SnapshotInfo], ui: &Ui) {
+    for event in info.events.iter().filter(|event| !before.contains(event)) {
         ui.warn(&escape::line(&event.1));
     }
-    for snapshot in writer.view().snapshots().iter().filter(|snapshot| snapshot.tainted) {
+    for snapshot in snapshots.iter().filter(|snapshot| snapshot.tainted) {
         ui.warn(&format!("{} {TAINT}", title(snapshot)));
     }
 }

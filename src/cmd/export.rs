@@ -115,8 +115,8 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
             .hint(format!("'ddsnap read VOL SNAP > {}' insists", args.file.display())));
     }
     let view = open::view_with_origin(&args.vol)?;
-    let origin = open::origin_path(&args.vol, &view.info());
-    let mut inputs = open::inputs(&args.vol.vol, &args.vol.old, origin);
+    let info = view.info();
+    let mut inputs = open::inputs(&info.store_path, &args.vol.old, open::origin_path(&args.vol, &info));
     inputs.extend(args.backing.clone());
     for output in [Some(&args.file), args.bmap.as_ref()].into_iter().flatten() {
         open::ensure_output_elsewhere(output, &inputs)?;
@@ -125,6 +125,7 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Error::new(Kind::Usage, "FILE and the block map are the same").at_path(&args.file));
     }
     let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
+    open::ensure_still(&args.vol.vol, point.id)?;
     match args.format {
         Format::Raw => raw(args, view.as_ref(), &point, ui),
         Format::Qcow2 => overlay_or_image(args, view.as_ref(), &point, ui),

@@ -3,6 +3,7 @@
 use super::common::{SnapName, VolArgs, parse_hold, title};
 use super::open;
 use crate::error::Result;
+use crate::point::volume::{Change, Changed};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 use std::path::Path;
@@ -53,11 +54,11 @@ struct HeldArgs {
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let HeldArgs { vol, snap, name } = &args.held;
     let hold = || {
-        let mut writer = open::writer(&vol.vol)?;
-        let snapshot = snap.snapshot(&writer.view().snapshots())?.clone();
-        let new = writer.hold(snapshot.id, name)?;
-        writer.close()?;
-        let already = if new { "" } else { " already" };
+        let mut volume = open::changer(&vol.vol)?;
+        let snapshot = snap.snapshot(&volume.snapshots()?)?.clone();
+        let made = volume.change(&Change::Hold(snapshot.id, name.clone()))?;
+        volume.close()?;
+        let already = if matches!(made, Changed::New(false)) { " already" } else { "" };
         ui.explain(&format!("{} is{already} held for {name}", title(&snapshot)));
         Ok(Exit::Done)
     };
@@ -73,10 +74,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
     let HeldArgs { vol, snap, name } = &args.held;
     let release = || {
-        let mut writer = open::writer(&vol.vol)?;
-        let snapshot = snap.snapshot(&writer.view().snapshots())?.clone();
-        writer.release(snapshot.id, name)?;
-        writer.close()?;
+        let mut volume = open::changer(&vol.vol)?;
+        let snapshot = snap.snapshot(&volume.snapshots()?)?.clone();
+        volume.change(&Change::Release(snapshot.id, name.clone()))?;
+        volume.close()?;
         ui.explain(&format!("{} is no longer held for {name}", title(&snapshot)));
         Ok(Exit::Done)
     };
@@ -90,9 +91,10 @@ pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
 /// # Errors
 /// `Kind::NotFound`; `Kind::Usage` for the origin, which cannot be held; those of opening the store.
 pub fn move_along(vol: &Path, from: Option<&SnapName>, to: &SnapName, name: &str) -> Result<()> {
-    let mut writer = open::writer(vol)?;
-    let snapshots = writer.view().snapshots();
+    let mut volume = open::changer(vol)?;
+    let snapshots = volume.snapshots()?;
     let id = |snap: &SnapName| snap.snapshot(&snapshots).map(|snapshot| snapshot.id);
-    writer.move_hold(name, from.map(id).transpose()?, id(to)?)?;
-    writer.close()
+    let (from, to) = (from.map(id).transpose()?, id(to)?);
+    volume.change(&Change::MoveHold { name: name.to_owned(), from, to })?;
+    volume.close()
 }

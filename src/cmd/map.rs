@@ -76,7 +76,7 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
         Some(path) => {
             open::ensure_output_elsewhere(
                 path,
-                &open::inputs(&args.vol, &args.old, view.info().origin_path),
+                &open::inputs(&view.info().store_path, &args.old, view.info().origin_path),
             )?;
             let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;
             let head = head(args, &made);

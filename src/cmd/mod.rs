@@ -34,6 +34,7 @@ mod revert;
 mod server;
 mod source;
 mod status;
+mod stop;
 mod transfer;
 mod upgrade;
 mod usecount;
@@ -103,6 +104,7 @@ enum Command {
     Restore(restore::Args),
     Upgrade(upgrade::Args),
     Server(server::Args),
+    Stop(stop::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
@@ -114,7 +116,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
-    ("Online", &["server"]),
+    ("Online", &["server", "stop"]),
 ];
 
 impl Command {
@@ -146,6 +148,7 @@ impl Command {
             Self::Restore(args) => restore::run(args, ui),
             Self::Upgrade(args) => upgrade::run(args, ui),
             Self::Server(args) => server::run(args, ui),
+            Self::Stop(args) => stop::run(args, ui),
         }
     }
 

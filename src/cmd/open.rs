@@ -8,8 +8,9 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
 use crate::legacy;
-use crate::point::volume::Volume;
+use crate::point::volume::{Administer, Volume};
 use crate::point::{Point, PointId};
+use crate::serve::control::Client;
 use crate::store::{SnapshotState, StoreInfo, View, Writer};
 use crate::ui::time;
 use std::fs::Metadata;
@@ -22,6 +23,9 @@ use std::sync::Arc;
 /// # Errors
 /// `Kind::Busy` if a writer holds it; `Kind::Unsupported` for a socket.
 pub fn view(vol: &Path, old: &OldArgs) -> Result<Box<dyn Volume>> {
+    if is_socket(vol) {
+        return Ok(Box::new(Client::connect(vol)?));
+    }
     match old_store(vol, old, None)? {
         Some(store) => Ok(Box::new(store)),
         None => Ok(Box::new(current_view(vol)?)),
@@ -36,11 +40,25 @@ pub fn current_view(vol: &Path) -> Result<View> {
     View::open(store_reader(vol)?, None).map_err(|error| error.at_path(vol))
 }
 
+/// As [`current_view`], or the volume of a server.
+///
+/// # Errors
+/// As [`current_view`].
+pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
+    match is_socket(vol) {
+        true => Ok(Box::new(Client::connect(vol)?)),
+        false => Ok(Box::new(current_view(vol)?)),
+    }
+}
+
 /// Opens a store of any kind for reading data, with its origin.
 ///
 /// # Errors
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
 pub fn view_with_origin(args: &VolArgs) -> Result<Box<dyn Volume>> {
+    if is_socket(&args.vol) {
+        return Ok(Box::new(Client::connect(&args.vol)?));
+    }
     // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
     match old_store(&args.vol, &args.old, args.origin.as_deref())? {
         Some(store) => Ok(Box::new(store)),
@@ -159,6 +177,28 @@ pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
     writer.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
+/// Opens a volume for changing its snapshot table: a store without its origin, or a server.
+///
+/// # Errors
+/// As [`writer`]; `Kind::NotFound` if the server has ended.
+pub fn changer(vol: &Path) -> Result<Box<dyn Administer>> {
+    match is_socket(vol) {
+        true => Ok(Box::new(Client::connect(vol)?)),
+        false => Ok(Box::new(writer(vol)?)),
+    }
+}
+
+/// As [`changer`], a store with its origin.
+///
+/// # Errors
+/// As [`writer_with_origin`]; `Kind::NotFound` if the server has ended.
+pub fn changer_with_origin(args: &VolArgs) -> Result<Box<dyn Administer>> {
+    match is_socket(&args.vol) {
+        true => changer(&args.vol),
+        false => Ok(Box::new(writer_with_origin(args)?)),
+    }
+}
+
 /// As [`writer_with_origin`], for a command that would make the loss final if the origin is another one, or was
 /// changed behind the store's back.
 ///
@@ -224,16 +264,23 @@ pub fn store_writer(vol: &Path) -> Result<FileWriter> {
     Ok(store)
 }
 
-/// Sockets belong to servers, which this version does not have.
+/// True if this is the socket of a server.
+#[must_use]
+pub fn is_socket(vol: &Path) -> bool {
+    std::fs::metadata(vol).is_ok_and(|meta| meta.file_type().is_socket())
+}
+
+/// Refuses the socket of a server, for what only a store itself can do.
 fn refuse_special(vol: &Path) -> Result<()> {
-    match std::fs::metadata(vol) {
-        Ok(meta) if meta.file_type().is_socket() => {
-            Err(Error::new(Kind::Unsupported, "this is a socket: server not available in this version")
-                .at_path(vol)
-                .hint("name the snapshot store itself"))
-        }
-        _ => Ok(()),
+    if !is_socket(vol) {
+        return Ok(());
     }
+    Err(Error::new(
+        Kind::Busy,
+        "this is the socket of a server, through which this command does not work",
+    )
+    .at_path(vol)
+    .hint("'ddsnap stop SOCK' ends the server; then name the snapshot store itself"))
 }
 
 /// Refuses a store of 2008 as something to be changed or overwritten.
@@ -285,8 +332,20 @@ pub fn origin_path(args: &VolArgs, info: &StoreInfo) -> PathBuf {
 
 /// Everything that a command which reads a volume reads, and its result must not overwrite.
 #[must_use]
-pub fn inputs(vol: &Path, old: &OldArgs, origin: PathBuf) -> Vec<PathBuf> {
-    [vol.to_path_buf(), origin].into_iter().chain(old.meta.clone()).collect()
+pub fn inputs(store: &Path, old: &OldArgs, origin: PathBuf) -> Vec<PathBuf> {
+    [store.to_path_buf(), origin].into_iter().chain(old.meta.clone()).collect()
+}
+
+/// Refuses the live origin of a server where all of it must be of one moment.
+///
+/// # Errors
+/// `Kind::Refused`.
+pub fn ensure_still(vol: &Path, point: PointId) -> Result<()> {
+    if point != PointId::Origin || !is_socket(vol) {
+        return Ok(());
+    }
+    let what = "the origin is being written meanwhile";
+    Err(Error::new(Kind::Refused, what).hint("create a snapshot first, and name that"))
 }
 
 fn origin_hint(args: &VolArgs, error: Error) -> Error {
@@ -357,8 +416,8 @@ pub fn ensure_output_elsewhere(output: &Path, inputs: &[impl AsRef<Path>]) -> Re
 ///
 /// # Errors
 /// `Kind::Refused`.
-pub fn ensure_complete(view: &dyn Volume, vol: &Path, accept: bool) -> Result<()> {
-    match view.info().pending {
+pub fn ensure_complete(info: &StoreInfo, vol: &Path, accept: bool) -> Result<()> {
+    match &info.pending {
         Some(pending) if !accept => {
             let what =
                 format!("the origin is between two states: '{}' was begun and not ended", pending.label);
@@ -379,7 +438,7 @@ pub fn ensure_complete(view: &dyn Volume, vol: &Path, accept: bool) -> Result<()
 /// `Kind::NotFound`, `Kind::Refused`.
 pub fn readable_point(view: &dyn Volume, vol: &Path, name: &SnapName, accept: &AcceptArgs) -> Result<Point> {
     let id = if *name == SnapName::Origin {
-        ensure_complete(view, vol, accept.accept_incomplete)?;
+        ensure_complete(&view.info(), vol, accept.accept_incomplete)?;
         PointId::Origin
     } else {
         let snapshots = view.snapshots();

@@ -3,6 +3,7 @@
 use super::common::VolArgs;
 use super::open;
 use crate::error::Result;
+use crate::point::volume::Change;
 use crate::store::FullPolicy;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
@@ -43,7 +44,7 @@ enum Choice {
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let path = &args.vol.vol;
     let policy = match args.policy {
-        None => open::current_view(path).map(|view| view.info().full_policy),
+        None => open::changer_view(path).map(|view| view.info().full_policy),
         Some(choice) => set(args, choice),
     };
     let policy =
@@ -60,8 +61,8 @@ fn set(args: &Args, choice: Choice) -> Result<FullPolicy> {
         Choice::Fail => FullPolicy::Fail,
         Choice::Squash => FullPolicy::Squash,
     };
-    let mut writer = open::writer(&args.vol.vol)?;
-    writer.set_full_policy(policy)?;
-    writer.close()?;
+    let mut volume = open::changer(&args.vol.vol)?;
+    volume.change(&Change::FullPolicy(policy))?;
+    volume.close()?;
     Ok(policy)
 }

@@ -3,6 +3,7 @@
 use super::common::{SnapName, VolArgs};
 use super::open;
 use crate::error::Result;
+use crate::point::volume::Change;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 
@@ -39,8 +40,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn set(args: &Args) -> Result<()> {
-    let mut writer = open::writer(&args.vol.vol)?;
-    let id = args.snap.snapshot(&writer.view().snapshots())?.id;
-    writer.set_priority(id, args.priority)?;
-    writer.close()
+    let mut volume = open::changer(&args.vol.vol)?;
+    let id = args.snap.snapshot(&volume.snapshots()?)?.id;
+    volume.change(&Change::Priority(id, args.priority))?;
+    volume.close()
 }

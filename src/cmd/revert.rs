@@ -69,7 +69,7 @@ fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
     let before = writer.view().info().events;
     let result = snapshot(args, snap, &writer).and_then(|id| writer.revert(id, ui.progress()));
     ui.end_progress();
-    documents::warn_of_events(&before, &writer, ui);
+    documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
     let pending = writer.view().info().pending.is_some();
     let closed = writer.close();
     let reverted = result.map_err(|error| match (pending, error.hint_text()) {
@@ -119,7 +119,7 @@ pub fn roll_back(vol: &VolArgs, dry_run: bool, ui: &Ui) -> Result<()> {
         let label = writer.view().info().pending.map(|pending| pending.label).unwrap_or_default();
         let bytes = writer.roll_back(ui.progress())?;
         ui.end_progress();
-        documents::warn_of_events(&before, &writer, ui);
+        documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
         if dry_run {
             return ui.print(&format!("would put back {bytes} bytes of the origin: '{label}' is incomplete"));
         }

@@ -3,19 +3,20 @@
 use super::common::{OldArgs, VolArgs};
 use super::open;
 use crate::error::{Error, Kind, Result};
+use crate::serve::control::Control;
 use crate::serve::export::{Exports, Volume};
-use crate::serve::listen::{Address, Front, Listener, Report};
+use crate::serve::listen::{Address, Front, Listener, Nbd, Report};
 use crate::store::Live;
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, terminal, time};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
-  ddsnap server data.snap --nbd unix:data.nbd
-  ddsnap server data.snap --origin data.img --nbd tcp:127.0.0.1:10809";
+  ddsnap server data.snap --socket data.sock --nbd unix:data.nbd
+  ddsnap server data.snap --socket data.sock --nbd tcp:127.0.0.1:10809";
 
 /// Offer the live origin and every snapshot of a store as block devices
 ///
@@ -31,8 +32,11 @@ pub struct Args {
     /// The origin, if it is not where the store remembers it
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
+    /// Where commands reach the volume: they take this socket as VOL
+    #[arg(long, value_name = "SOCK")]
+    socket: PathBuf,
     /// Listen for clients of NBD at unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS", required = true)]
+    #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Address>,
 }
 
@@ -46,37 +50,63 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
-    let vol = VolArgs { vol: args.store.clone(), origin: args.origin.clone(), old: OldArgs::default() };
+    let vol = VolArgs { vol: absolute(&args.store)?, origin: args.origin.clone(), old: OldArgs::default() };
     let writer = open::writer_with_origin(&vol)?;
     if let Some(pending) = writer.view().info().pending {
         let what = format!("{} is incomplete on the origin", pending.label);
         let hint = format!("finish it or go back first: 'ddsnap status {}' tells", args.store.display());
         return Err(Error::new(Kind::Refused, what).hint(hint));
     }
-    let live = Arc::new(Live::start(writer, time::now_secs)?);
-    let report: Report = Arc::new(|error| terminal::stderr_line(&format!("ddsnap: server: {error}")));
-    let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(&live)));
-    let fronts = args
-        .nbd
-        .iter()
-        .map(|address| {
-            let listener = Listener::bind(address)?;
-            ui.explain(&format!("listening at {}", listener.address()));
-            Ok(Front::new(listener, Arc::clone(&exports), Arc::clone(&report)))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    drop(exports);
+    let mut live = Arc::new(Live::start(writer, time::now_secs)?);
     let stop = ui.stop_wanted();
-    let outcome = std::thread::scope(|scope| {
+    let report: Report = Arc::new(|error| terminal::stderr_line(&format!("ddsnap: server: {error}")));
+    let control = Control::new(&live, Arc::clone(&stop));
+    let control = Front::new(bind(&Address::Unix(args.socket.clone()), ui)?, control, Arc::clone(&report));
+    let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(&live)));
+    let front = |address| Ok(Front::new(bind(address, ui)?, Nbd(Arc::clone(&exports)), Arc::clone(&report)));
+    let fronts = args.nbd.iter().map(front).collect::<Result<Vec<_>>>()?;
+    drop(exports);
+    std::thread::scope(|scope| {
+        let commands = scope.spawn(|| control.run());
+        let outcome = run_until(&fronts, || stop.load(Ordering::Relaxed) || commands.is_finished());
+        drop(fronts);
+        // Commands that are under way have the store for a moment; new ones are refused.
+        let closed = loop {
+            match Arc::try_unwrap(live) {
+                Ok(live) => break live.close(),
+                Err(shared) => live = shared,
+            }
+            std::thread::sleep(PAUSE);
+        };
+        // Who ended it by a command has waited until now.
+        control.stop();
+        outcome.and(commands.join().unwrap_or(Ok(()))).and(closed).map(|()| Exit::Done)
+    })
+}
+
+/// Commands that are asked elsewhere must know which store is meant.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path)
+        .map_err(|error| Error::io(format!("cannot find it: {error}"), error).at_path(path))
+}
+
+/// How often the end is looked for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+fn bind(address: &Address, ui: &Ui) -> Result<Listener> {
+    let listener = Listener::bind(address)?;
+    ui.explain(&format!("listening at {}", listener.address()));
+    Ok(listener)
+}
+
+/// Runs front ends until `is_over`, or one of them fails.
+fn run_until(fronts: &[Front<Nbd>], is_over: impl Fn() -> bool) -> Result<()> {
+    std::thread::scope(|scope| {
         let running: Vec<_> = fronts.iter().map(|front| scope.spawn(|| front.run())).collect();
-        while !stop.load(Ordering::Relaxed) && !running.iter().any(|thread| thread.is_finished()) {
-            std::thread::sleep(Duration::from_millis(50));
+        while !is_over() && !running.iter().any(|thread| thread.is_finished()) {
+            std::thread::sleep(PAUSE);
         }
         fronts.iter().for_each(Front::stop);
         running.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
-    });
-    drop(fronts);
-    let in_use = || Error::new(Kind::Busy, "the store is still in use");
-    let closed = Arc::into_inner(live).ok_or_else(in_use)?.close();
-    outcome.and(closed).map(|()| Exit::Done)
+    })
 }

@@ -48,7 +48,11 @@ impl Source {
             open::readable_point(view.as_ref(), &vol.vol, name, accept).map(|point| point.id)
         };
         let (from, to) = (from.map(point).transpose()?, point(to)?);
-        let inputs = open::inputs(&vol.vol, &vol.old, open::origin_path(vol, &view.info()));
+        for point in from.into_iter().chain([to]).filter(|_| with_data) {
+            open::ensure_still(&vol.vol, point)?;
+        }
+        let info = view.info();
+        let inputs = open::inputs(&info.store_path, &vol.old, open::origin_path(vol, &info));
         // Snapshots of 2008 can have been written to, and nothing shows it.
         let is_known = view.info().legacy.is_none();
         let is_fixed =

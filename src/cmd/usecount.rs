@@ -3,6 +3,7 @@
 use super::common::{SnapName, VolArgs};
 use super::open;
 use crate::error::Result;
+use crate::point::volume::{Change, Changed};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 
@@ -49,9 +50,12 @@ fn tell(args: &Args) -> Result<u32> {
 }
 
 fn change(args: &Args, diff: i32) -> Result<u32> {
-    let mut writer = open::writer(&args.vol.vol)?;
-    let id = args.snap.snapshot(&writer.view().snapshots())?.id;
-    let count = writer.add_use_count(id, diff)?;
-    writer.close()?;
-    Ok(count)
+    let mut volume = open::changer(&args.vol.vol)?;
+    let snapshot = args.snap.snapshot(&volume.snapshots()?)?.clone();
+    let made = volume.change(&Change::UseCount(snapshot.id, diff))?;
+    volume.close()?;
+    match made {
+        Changed::UseCount(count) => Ok(count),
+        _ => Ok(snapshot.use_count),
+    }
 }

@@ -80,7 +80,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
         ui,
     );
     ui.end_progress();
-    documents::warn_of_events(&before, &writer, ui);
+    documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
     if args.dry_run {
         result?;
         let (from, to) = (args.offset, args.offset + written);
@@ -103,7 +103,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
 fn target(args: &Args, writer: &Writer) -> Result<Target> {
     let view = writer.view();
     let target = if args.snap == SnapName::Origin {
-        open::ensure_complete(view, &args.vol.vol, false)?;
+        open::ensure_complete(&view.info(), &args.vol.vol, false)?;
         Target { snapshot: None, end: view.info().origin_size }
     } else {
         let snapshots = view.snapshots();

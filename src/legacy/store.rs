@@ -301,6 +301,7 @@ impl Volume for Store {
             free_bytes: data_free.unwrap_or(metadata_free) << sb.chunk_bits(),
             data_bytes: sb.data.as_ref().zip(data_free).map_or(0, |(data, free)| used(data, free)),
             metadata_bytes: used(&sb.metadata, metadata_free),
+            store_path: self.data.path().to_path_buf(),
             origin_path: PathBuf::new(),
             origin_size: self.origin_size(),
             created_secs: sb.created_secs.cast_signed(),

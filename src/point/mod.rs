@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
 
 /// Names one point of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum PointId {
     /// A snapshot, by its internal id.
     Snapshot(Epoch),
@@ -27,7 +27,7 @@ pub enum PointId {
 ///
 /// The generation is 0 for a snapshot never written to, and counts up with the first write after each
 /// time it was handed out. For the origin `id` is `u64::MAX`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
     /// The volume whose past this is.
     pub volume: Uuid,
@@ -38,7 +38,7 @@ pub struct Identity {
 }
 
 /// A point and what is known of it without reading its data.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Point {
     /// Which point.
     pub id: PointId,

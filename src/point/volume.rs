@@ -3,6 +3,7 @@
 use super::{Identity, PointSource};
 use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// A store of any kind, opened for reading.
@@ -20,8 +21,82 @@ pub trait Volume: PointSource {
     fn sharing(&self) -> Result<Vec<Sharing>>;
 }
 
+/// A change of the snapshot table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Change {
+    /// Makes a snapshot of the origin as it is now.
+    Create {
+        /// Its number.
+        tag: Tag,
+        /// Its name.
+        name: Option<String>,
+    },
+    /// Deletes a snapshot that nobody needs.
+    Delete(Epoch),
+    /// Sets a priority.
+    Priority(Epoch, i8),
+    /// Adds to a use count.
+    UseCount(Epoch, i32),
+    /// Holds a snapshot for somebody.
+    Hold(Epoch, String),
+    /// Lets go of a snapshot that is held for somebody.
+    Release(Epoch, String),
+    /// Holds what a target needs from here (`None`: from nothing) to there, and lets go of what is older.
+    MoveHold {
+        /// For whom.
+        name: String,
+        /// Where it is.
+        from: Option<Epoch>,
+        /// Where it goes.
+        to: Epoch,
+    },
+    /// Sets what happens when the store is full.
+    FullPolicy(FullPolicy),
+}
+
+/// What came of a change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Changed {
+    /// It was made.
+    Done,
+    /// The snapshot that was made.
+    Snapshot(SnapshotInfo),
+    /// The use count as it is now.
+    UseCount(u32),
+    /// Whether there was anything to do.
+    New(bool),
+}
+
+/// A volume whose snapshot table can be changed. A change is durable when its call returns.
+pub trait Administer {
+    /// Facts of the store as a whole.
+    ///
+    /// # Errors
+    /// `Kind::Io` if it is a server that does not answer.
+    fn info(&self) -> Result<StoreInfo>;
+
+    /// All user-visible snapshots, oldest first, squashed ones included.
+    ///
+    /// # Errors
+    /// As [`Administer::info`].
+    fn snapshots(&self) -> Result<Vec<SnapshotInfo>>;
+
+    /// Makes a change.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`, `Kind::Exists`, `Kind::Usage`; `Kind::Busy` for a snapshot that is needed;
+    /// `Kind::NoSpace`, `Kind::Io`.
+    fn change(&mut self, change: &Change) -> Result<Changed>;
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
 /// What a store does when it is full and no snapshot can be deleted automatically.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FullPolicy {
     /// Fail the origin write; every snapshot stays whole.
     Fail,
@@ -30,7 +105,7 @@ pub enum FullPolicy {
 }
 
 /// Whether a snapshot can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotState {
     /// Usable.
     Normal,
@@ -39,7 +114,7 @@ pub enum SnapshotState {
 }
 
 /// One snapshot as the snapshot table records it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotInfo {
     /// Internal id.
     pub id: Epoch,
@@ -66,7 +141,7 @@ pub struct SnapshotInfo {
 }
 
 /// A long operation that was begun and neither ended nor rolled back.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PendingOperation {
     /// The hidden snapshot that keeps the state before it.
     pub before: Epoch,
@@ -81,7 +156,7 @@ pub struct PendingOperation {
 }
 
 /// Facts of a store as a whole.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StoreInfo {
     /// Identifies this store.
     pub uuid: Uuid,
@@ -101,6 +176,8 @@ pub struct StoreInfo {
     pub data_bytes: u64,
     /// Bytes of index and checkpoints.
     pub metadata_bytes: u64,
+    /// Where the store itself is.
+    pub store_path: PathBuf,
     /// Remembered path of the origin.
     pub origin_path: PathBuf,
     /// Size of the origin in bytes.
@@ -116,6 +193,7 @@ pub struct StoreInfo {
     /// Automatic deletes and squashes, oldest first: time in seconds since 1970 and text for people.
     pub events: Vec<(i64, String)>,
     /// Set for a store of 2008, which has no uuids and no segments.
+    #[serde(skip)]
     pub legacy: Option<Legacy>,
 }
 
@@ -134,7 +212,7 @@ pub struct Legacy {
 }
 
 /// Sharing of one snapshot's exceptions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sharing {
     /// Which snapshot.
     pub id: Epoch,

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{SnapshotInfo, SnapshotState};
-use crate::store::Live;
+use crate::store::{Live, User};
 use crate::units::Epoch;
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl Export for Origin {
     }
 
     fn preferred_size(&self) -> u32 {
-        self.0.info().chunk_size
+        self.0.look(|view| view.info().chunk_size)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -111,6 +111,8 @@ struct Snapshot {
     live: Arc<Live>,
     id: Epoch,
     size: u64,
+    /// It stays while it is open.
+    _user: User,
 }
 
 impl Snapshot {
@@ -129,7 +131,7 @@ impl Export for Snapshot {
     }
 
     fn preferred_size(&self) -> u32 {
-        self.live.info().chunk_size
+        self.live.look(|view| view.info().chunk_size)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -166,7 +168,10 @@ pub struct Volume(pub Arc<Live>);
 
 impl Volume {
     fn usable(&self) -> impl Iterator<Item = SnapshotInfo> {
-        self.0.snapshots().into_iter().filter(|snapshot| snapshot.state == SnapshotState::Normal)
+        self.0
+            .look(|view| view.snapshots())
+            .into_iter()
+            .filter(|snapshot| snapshot.state == SnapshotState::Normal)
     }
 }
 
@@ -190,6 +195,7 @@ impl Exports for Volume {
         let found = self.usable().find(wanted);
         let found =
             found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no export '{name}'")))?;
-        Ok(Arc::new(Snapshot { live: Arc::clone(&self.0), id: found.id, size: found.size_bytes }))
+        let (live, user) = (Arc::clone(&self.0), self.0.open_snapshot(found.id)?);
+        Ok(Arc::new(Snapshot { live, id: found.id, size: found.size_bytes, _user: user }))
     }
 }

@@ -63,10 +63,25 @@ pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
 
     /// Ends both directions, whoever uses them.
     fn end(&self);
+
+    /// Refuses a peer that is not this process's user or the superuser of this machine.
+    ///
+    /// # Errors
+    /// `Kind::Refused`; `Kind::Io`.
+    fn ensure_own_user(&self) -> Result<()>;
+}
+
+/// What becomes of the connections of a front end.
+pub trait Service: Send + Sync + 'static {
+    /// Serves one connection to its end.
+    ///
+    /// # Errors
+    /// What ends it early.
+    fn serve<S: Stream>(&self, stream: S) -> Result<()>;
 }
 
 macro_rules! stream {
-    ($kind:ty) => {
+    ($kind:ty, $own_user:expr) => {
         impl Stream for $kind {
             fn again(&self) -> std::io::Result<Self> {
                 self.try_clone()
@@ -80,12 +95,25 @@ macro_rules! stream {
                 // What is gone already needs no end.
                 let _ = self.shutdown(Shutdown::Both);
             }
+
+            fn ensure_own_user(&self) -> Result<()> {
+                $own_user(self)
+            }
         }
     };
 }
 
-stream!(UnixStream);
-stream!(TcpStream);
+fn peer_is_own(stream: &UnixStream) -> Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)
+        .map_err(|error| Error::io("cannot tell who connects", error.into()))?;
+    match peer.uid.is_root() || peer.uid == rustix::process::geteuid() {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Refused, format!("user {} may not control it", peer.uid.as_raw()))),
+    }
+}
+
+stream!(UnixStream, peer_is_own);
+stream!(TcpStream, |_| Err(Error::new(Kind::Refused, "nobody is known on the network")));
 
 /// A socket that waits for connections.
 pub enum Listener {
@@ -171,9 +199,9 @@ fn bind_unix(path: &Path) -> Result<Listener> {
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// A front end: a listener and its connections.
-pub struct Front {
+pub struct Front<T> {
     listener: Listener,
-    exports: Arc<dyn Exports>,
+    service: Arc<T>,
     report: Report,
     stopping: AtomicBool,
     connections: Mutex<Vec<Connection>>,
@@ -184,12 +212,29 @@ struct Connection {
     thread: JoinHandle<()>,
 }
 
-impl Front {
-    /// Offers `exports` at `listener`.
+impl<T: Service> Front<T> {
+    /// Serves at `listener`.
     #[must_use]
-    pub fn new(listener: Listener, exports: Arc<dyn Exports>, report: Report) -> Self {
+    pub fn new(listener: Listener, service: T, report: Report) -> Self {
         let (stopping, connections) = (AtomicBool::new(false), Mutex::default());
-        Self { listener, exports, report, stopping, connections }
+        Self { listener, service: Arc::new(service), report, stopping, connections }
+    }
+
+    /// Serves a connection in threads of its own.
+    fn start<S: Stream>(&self, stream: S) -> std::io::Result<()> {
+        let (service, report) = (Arc::clone(&self.service), Arc::clone(&self.report));
+        let (ender, last) = (stream.again()?, stream.again()?);
+        let run = move || {
+            if let Err(error) = service.serve(stream) {
+                report(&error);
+            }
+            last.end();
+        };
+        let thread = std::thread::Builder::new().name("connection".into()).spawn(run)?;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| !connection.thread.is_finished());
+        connections.push(Connection { end: Box::new(move || ender.end()), thread });
+        Ok(())
     }
 
     /// Serves connections as they come, until [`Front::stop`].
@@ -219,21 +264,6 @@ impl Front {
         }
     }
 
-    /// Serves a connection in threads of its own.
-    fn start<S: Stream>(&self, stream: S) -> std::io::Result<()> {
-        let (exports, report, ender) = (Arc::clone(&self.exports), Arc::clone(&self.report), stream.again()?);
-        let run = move || {
-            if let Err(error) = converse(stream, exports.as_ref()) {
-                report(&error);
-            }
-        };
-        let thread = std::thread::Builder::new().name("nbd".into()).spawn(run)?;
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| !connection.thread.is_finished());
-        connections.push(Connection { end: Box::new(move || ender.end()), thread });
-        Ok(())
-    }
-
     /// Takes no more connections, ends those there are, and waits for their threads: requests under way are done.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
@@ -248,13 +278,16 @@ impl Front {
     }
 }
 
-fn converse<S: Stream>(mut stream: S, exports: &dyn Exports) -> Result<()> {
-    let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
-    stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
-    let Some(session) = nbd::negotiate(&mut stream, exports)? else { return Ok(()) };
-    stream.set_limit(None).map_err(failed)?;
-    let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
-    let outcome = nbd::serve(&session, stream, sender, || ender.end());
-    ender.end();
-    outcome
+/// Serves NBD.
+pub struct Nbd(pub Arc<dyn Exports>);
+
+impl Service for Nbd {
+    fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
+        let Some(session) = nbd::negotiate(&mut stream, self.0.as_ref())? else { return Ok(()) };
+        stream.set_limit(None).map_err(failed)?;
+        let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
+        nbd::serve(&session, stream, sender, || ender.end())
+    }
 }

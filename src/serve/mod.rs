@@ -6,8 +6,10 @@
 //! |---|---|
 //! | [`export`] | what front ends offer: the live origin and the snapshots |
 //! | [`nbd`] | NBD over a connection |
+//! | [`control`] | commands of a running server |
 //! | [`listen`] | sockets, and a connection's threads |
 
+pub mod control;
 pub mod export;
 pub mod listen;
 pub mod nbd;

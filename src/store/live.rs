@@ -10,13 +10,13 @@
 //! preserved in the meantime, that counts. What it fetches from the store counts if the index still says so afterwards.
 
 use super::origin::Geometry;
-use super::view::fetch;
+use super::users::User;
+use super::view::{View, fetch};
 use super::writer::{Draft, Need, Writer};
 use crate::block::WriteAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Entry, RecordKind, pad};
 use crate::format::run::Value;
-use crate::point::volume::{SnapshotInfo, StoreInfo};
 use crate::units::{Epoch, index};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -92,16 +92,19 @@ impl Live {
         self.shared.origin_size.load(Ordering::Acquire)
     }
 
-    /// Facts of the store as a whole.
-    #[must_use]
-    pub fn info(&self) -> StoreInfo {
-        self.shared.core().view.info()
+    /// Runs `look` on the tables as they are now: nobody changes them meanwhile, so it must not take long.
+    pub fn look<T>(&self, look: impl FnOnce(&View) -> T) -> T {
+        look(&self.shared.core().view)
     }
 
-    /// All user-visible snapshots, oldest first, squashed ones included.
-    #[must_use]
-    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
-        self.shared.core().view.snapshots()
+    /// Opens a snapshot: it stays until the user of it is dropped.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub fn open_snapshot(&self, id: Epoch) -> Result<User> {
+        let core = self.shared.core();
+        core.view.endpoint(id)?;
+        Ok(core.users.add(id.0))
     }
 
     /// Reads the origin from byte `offset`.

@@ -11,6 +11,7 @@
 //! | `view` | reading points |
 //! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
+//! | `users` | who has a snapshot open |
 //! | `live`, `copied` | many writers at once over one log: the running server |
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
@@ -44,6 +45,7 @@ mod space;
 mod state;
 mod types;
 mod unpublished;
+mod users;
 mod view;
 mod writer;
 
@@ -56,5 +58,6 @@ pub use origin_size::Preserved;
 pub use resize::StorePlan;
 pub use revert::Reverted;
 pub use types::InitOptions;
+pub use users::User;
 pub use view::View;
 pub use writer::Writer;

@@ -132,6 +132,7 @@ impl Writer {
                 .values()
                 .filter(|snapshot| !snapshot.hidden && !snapshot.squashed)
                 .filter(|snapshot| snapshot.id != pinned && Some(snapshot.id) != self.writing)
+                .filter(|snapshot| !self.users.uses(snapshot.id))
                 .filter(|snapshot| snapshot.in_use() == in_use && snapshot.holds.is_empty())
                 .min_by_key(|snapshot: &&Snapshot| (snapshot.priority, snapshot.id))
                 .map(|snapshot| (snapshot.id, snapshot.tag))

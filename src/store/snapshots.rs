@@ -7,7 +7,7 @@ use super::writer::{Draft, Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::format::table::{Deletion, HOLD_MAX, HOLDS_MAX, NAME_MAX, Snapshot};
-use crate::point::volume::SnapshotInfo;
+use crate::point::volume::{Administer, Change, Changed, SnapshotInfo, StoreInfo};
 use crate::units::{Epoch, Tag};
 
 impl Writer {
@@ -91,6 +91,10 @@ impl Writer {
         if let Some(name) = snapshot.holds.first() {
             return Err(Error::new(Kind::Busy, format!("snapshot {tag} is held for '{name}'"))
                 .hint("let go of it with `ddsnap release` first"));
+        }
+        if self.users.uses(id.0) {
+            return Err(Error::new(Kind::Busy, format!("snapshot {tag} is open"))
+                .hint("end the clients that use it first"));
         }
         if self.view.state.operation.as_ref().is_some_and(|operation| operation.pinned == id.0) {
             return Err(Error::new(
@@ -222,5 +226,35 @@ impl Writer {
         let held = older.filter(|(_, snapshot)| snapshot.holds.iter().any(|hold| hold == name));
         let held: Vec<u64> = held.map(|(id, _)| *id).collect();
         held.into_iter().try_for_each(|id| self.release(Epoch(id), name))
+    }
+}
+
+impl Administer for Writer {
+    fn info(&self) -> Result<StoreInfo> {
+        Ok(self.view.info())
+    }
+
+    fn snapshots(&self) -> Result<Vec<SnapshotInfo>> {
+        Ok(self.view.snapshots())
+    }
+
+    fn change(&mut self, change: &Change) -> Result<Changed> {
+        let done = |()| Changed::Done;
+        match change {
+            Change::Create { tag, name } => {
+                self.create_snapshot(*tag, name.as_deref()).map(Changed::Snapshot)
+            }
+            Change::Delete(id) => self.delete_snapshot(*id).map(done),
+            Change::Priority(id, priority) => self.set_priority(*id, *priority).map(done),
+            Change::UseCount(id, diff) => self.add_use_count(*id, *diff).map(Changed::UseCount),
+            Change::Hold(id, name) => self.hold(*id, name).map(Changed::New),
+            Change::Release(id, name) => self.release(*id, name).map(done),
+            Change::MoveHold { name, from, to } => self.move_hold(name, *from, *to).map(done),
+            Change::FullPolicy(policy) => self.set_full_policy(*policy).map(done),
+        }
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Self::close(*self)
     }
 }

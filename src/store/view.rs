@@ -85,6 +85,7 @@ impl View {
             free_bytes: (u64::from(state.sb.segments) - used) << state.sb.segment_bits,
             data_bytes: sum(Role::Log) + self.memory_bytes(),
             metadata_bytes: sum(Role::Index),
+            store_path: self.device.path().to_path_buf(),
             origin_path: PathBuf::from(OsStr::from_bytes(&state.volume.path)),
             origin_size: state.volume.origin_size,
             created_secs: state.sb.created_secs,

@@ -8,6 +8,7 @@ use super::recover::{self, OPEN_JUMP, Superblocks};
 use super::room::PLAIN;
 use super::state::State;
 use super::types::InitOptions;
+use super::users::Users;
 use super::view::{View, origin_changed};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
@@ -55,6 +56,8 @@ pub struct Writer {
     pub(super) writing: Option<u64>,
     /// Snapshots that got a new content generation in this session.
     pub(super) touched_snapshots: HashSet<u64>,
+    /// Snapshots that are open.
+    pub(super) users: Users,
     /// A full store fails what is being done rather than give up any snapshot.
     pub(super) keeps_snapshots: bool,
 }
@@ -253,6 +256,7 @@ impl Writer {
             copied: Copied::default(),
             writing: None,
             touched_snapshots: HashSet::new(),
+            users: Users::default(),
             keeps_snapshots: false,
         })
     }

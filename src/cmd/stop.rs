@@ -1,0 +1,36 @@
+//! `stop`: the end of a server.
+
+use crate::error::Result;
+use crate::serve::control::Client;
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap stop data.sock";
+
+/// End a server
+///
+/// Requests under way are done, then the store is closed; the command returns when that has happened.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The socket of the server
+    #[arg(value_name = "SOCK")]
+    socket: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::NotFound` if no server listens there; `Kind::Io`.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let stop = || {
+        let server = Client::connect(&args.socket)?;
+        server.stop()?;
+        server.wait_for_end()
+    };
+    stop().map_err(|error| error.doing(format!("cannot end the server at {}", args.socket.display())))?;
+    ui.explain("the server has ended");
+    Ok(Exit::Done)
+}

@@ -1,0 +1,98 @@
+//! The server's side.
+
+use super::{RANGES_MAX, READ_MAX, Reply, Request, receive, send};
+use crate::error::{Error, Kind, Result};
+use crate::point::volume::{Administer, Changed};
+use crate::point::{PointId, PointSource};
+use crate::serve::listen::{Service, Stream};
+use crate::store::Live;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Answers what commands ask of a live volume.
+pub struct Control {
+    /// Gone when the server has begun to close it.
+    live: Weak<Live>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Control {
+    /// Answers for `live`; `stop` is set when a client ends the server.
+    #[must_use]
+    pub fn new(live: &Arc<Live>, stop: Arc<AtomicBool>) -> Self {
+        Self { live: Arc::downgrade(live), stop }
+    }
+
+    fn answer(&self, request: Request, data: &mut Vec<u8>) -> Result<Reply> {
+        data.clear();
+        let ended = || Error::new(Kind::Busy, "the server is being ended");
+        let live = self.live.upgrade().ok_or_else(ended)?;
+        match request {
+            Request::Describe => live.look(|view| {
+                Ok(Reply::Volume {
+                    info: Box::new(view.info()),
+                    snapshots: view.snapshots(),
+                    points: view.points(),
+                    chunk_bits: view.chunk_bits(),
+                })
+            }),
+            Request::Sharing => live.look(|view| view.sharing()).map(Reply::Sharing),
+            Request::Changed { from, to, start } => changed(&live, from, to, start),
+            Request::Read { point, offset, length } => {
+                if length > READ_MAX {
+                    return Err(Error::new(Kind::Usage, format!("a read of {length} bytes")));
+                }
+                data.resize(length, 0);
+                match point {
+                    PointId::Origin => live.read_origin(offset, data)?,
+                    PointId::Snapshot(id) => live.read_snapshot(id, offset, data)?,
+                }
+                Ok(Reply::Data)
+            }
+            Request::Change(change) => {
+                let changed: Changed = live.change(|writer| Administer::change(writer, &change))?;
+                Ok(Reply::Changed(Box::new(changed)))
+            }
+            Request::Stop => {
+                self.stop.store(true, Ordering::Relaxed);
+                Ok(Reply::Done)
+            }
+        }
+    }
+}
+
+fn changed(live: &Live, from: Option<PointId>, to: PointId, start: u64) -> Result<Reply> {
+    live.look(|view| {
+        let mut ranges = Vec::new();
+        for range in view.changed(from, to)? {
+            let range = range?;
+            if range.end <= start {
+                continue;
+            }
+            if ranges.len() == RANGES_MAX {
+                return Ok(Reply::Ranges { ranges, more: true });
+            }
+            ranges.push((range.start.max(start), range.end));
+        }
+        Ok(Reply::Ranges { ranges, more: false })
+    })
+}
+
+impl Service for Control {
+    fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
+        stream.ensure_own_user()?;
+        let mut data = Vec::new();
+        while let Some(request) = receive(&mut stream)? {
+            let reply = self.answer(request, &mut data).unwrap_or_else(|error| Reply::Failed {
+                kind: error.kind(),
+                what: error.to_string(),
+                hint: error.hint_text().map(str::to_owned),
+            });
+            send(&mut stream, &reply)?;
+            if matches!(reply, Reply::Data) {
+                stream.write_all(&data).map_err(|error| Error::io("cannot answer", error))?;
+            }
+        }
+        Ok(())
+    }
+}
