@@ -275,12 +275,9 @@ fn refuse_special(vol: &Path) -> Result<()> {
     if !is_socket(vol) {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::Busy,
-        "this is the socket of a server, through which this command does not work",
-    )
-    .at_path(vol)
-    .hint("'ddsnap stop SOCK' ends the server; then name the snapshot store itself"))
+    Err(Error::new(Kind::Busy, "this is the socket of a server, through which this command does not work")
+        .at_path(vol)
+        .hint("'ddsnap stop SOCK' ends the server; then name the snapshot store itself"))
 }
 
 /// Refuses a store of 2008 as something to be changed or overwritten.

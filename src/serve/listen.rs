@@ -124,7 +124,8 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens at `address`. A unix socket is for its owner alone (mode 0600); one that a dead server left is taken over.
+    /// Listens at `address`. A unix socket is for its owner alone (mode 0600); one that a dead server left is taken
+    /// over.
     ///
     /// # Errors
     /// `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
@@ -178,6 +179,15 @@ fn is_passing(error: &std::io::Error) -> bool {
     )
 }
 
+/// True if the other side has ended the connection.
+fn is_gone(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| {
+        matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof)
+    })
+}
+
 fn bind_unix(path: &Path) -> Result<Listener> {
     let failed =
         |error: std::io::Error| Error::io(format!("cannot listen there: {error}"), error).at_path(path);
@@ -225,8 +235,10 @@ impl<T: Service> Front<T> {
         let (service, report) = (Arc::clone(&self.service), Arc::clone(&self.report));
         let (ender, last) = (stream.again()?, stream.again()?);
         let run = move || {
-            if let Err(error) = service.serve(stream) {
-                report(&error);
+            match service.serve(stream) {
+                Err(error) if !is_gone(&error) => report(&error),
+                // Who goes away, at whatever moment, needs no word.
+                _ => {}
             }
             last.end();
         };

@@ -386,7 +386,7 @@ impl Shared {
             };
             let mut draft = Draft::plain(RecordKind::CopyOut, epoch, Vec::new());
             for (_, entry, data) in all.by_ref().take(room) {
-                draft.entries.push(entry.clone());
+                draft.entries.push(*entry);
                 draft.data.extend_from_slice(data);
             }
             if let Err(error) = self.append(draft) {

@@ -224,8 +224,8 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         if !self.session.structured {
             return self.send(&simple_reply(number, request.cookie));
         }
-        let text = error.to_string();
-        let text = text.get(..text.floor_char_boundary(1000)).unwrap_or_default().as_bytes();
+        let text: String = error.to_string().chars().take(1000).collect();
+        let text = text.as_bytes();
         let length = u16::try_from(text.len()).unwrap_or(0);
         let mut reply =
             chunk(Chunk::Error, true, request.cookie, u32::from(length).saturating_add(6)).to_vec();
