@@ -116,7 +116,7 @@ const CASES: &[Case] = &[
     Case { name: "no-such-count", damage: |_| {}, args: "priority data.snap @9 0", code: 1 },
     Case { name: "tag-taken", damage: |_| {}, args: "create data.snap 1", code: 1 },
     Case { name: "name-taken", damage: |_| {}, args: "create data.snap 5 --name monday", code: 1 },
-    Case { name: "socket", damage: make_socket, args: "list socket", code: 3 },
+    Case { name: "socket", damage: make_socket, args: "list socket", code: 1 },
     Case { name: "export-folder-missing", damage: |_| {}, args: "export data.snap 1 no/where.img", code: 1 },
     Case {
         name: "export-onto-folder",

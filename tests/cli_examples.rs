@@ -21,6 +21,16 @@ fn prepare() -> Dir {
     dir
 }
 
+/// An example with what a person does in another window.
+fn complete(words: &str, line: &str) -> String {
+    let begun = "until ddsnap list data.sock > /dev/null 2>&1; do sleep 0.02; done";
+    match words {
+        "server" => format!("{line} & {begun}; ddsnap stop data.sock && wait $!"),
+        "stop" => format!("ddsnap server data.snap --socket data.sock & {begun}; {line} && wait $!"),
+        _ => line.to_owned(),
+    }
+}
+
 #[test]
 fn examples_of_the_help_run() {
     let mut count = 0;
@@ -29,7 +39,7 @@ fn examples_of_the_help_run() {
         let examples = help.lines().skip_while(|line| *line != "Examples:").skip(1);
         for line in examples.take_while(|line| !line.is_empty()) {
             let dir = prepare();
-            let run = dir.shell(line);
+            let run = dir.shell(&complete(&words, line));
             assert_eq!(run.code, Some(0), "an example of '{words}':{}", run.describe());
             count += 1;
         }

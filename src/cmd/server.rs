@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
   ddsnap server data.snap --socket data.sock --nbd unix:data.nbd
-  ddsnap server data.snap --socket data.sock --nbd tcp:127.0.0.1:10809";
+  ddsnap server data.snap --origin data.img --socket data.sock --nbd unix:data.nbd";
 
 /// Offer the live origin and every snapshot of a store as block devices
 ///
