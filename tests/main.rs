@@ -20,6 +20,7 @@ mod cli_import;
 mod cli_legacy;
 mod cli_map;
 mod cli_model;
+mod cli_pages;
 mod cli_report;
 mod cli_resize;
 mod cli_restore;
