@@ -40,6 +40,15 @@ pub(super) fn sys_block(number: u64) -> PathBuf {
     Path::new("/sys/dev/block").join(number_of(number))
 }
 
+/// The file behind loop device `number`, or behind the one that it is a partition of. None if it is no loop device.
+#[must_use]
+pub fn backing_file(number: u64) -> Option<PathBuf> {
+    let sys = sys_block(number);
+    let names = ["loop/backing_file", "../loop/backing_file"];
+    let name = names.iter().find_map(|name| fs::read(sys.join(name)).ok())?;
+    Some(PathBuf::from(OsString::from_vec(name.trim_ascii_end().to_vec())))
+}
+
 impl Kernel {
     fn held_by(&self, path: &Path) -> Result<Option<String>> {
         let meta =

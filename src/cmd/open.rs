@@ -288,7 +288,7 @@ pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
     if !legacy::is_store(store)? {
         return Ok(());
     }
-    let what = "this is a snapshot store of 2008: it can be read, but nothing changes it";
+    let what = "this is a snapshot store of 2008: it can be read, and only fsck changes it";
     Err(Error::new(Kind::Refused, what)
         .at_path(store.path())
         .hint("'ddsnap upgrade' makes a store of today of it, with all its snapshots"))
@@ -385,13 +385,32 @@ pub fn ensure_not_held(path: &Path) -> Result<()> {
 /// True if both paths are one file or one device.
 #[must_use]
 pub fn is_same(a: &Path, b: &Path) -> bool {
-    let key = |meta: Metadata| {
-        if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev() + 1, meta.ino()) }
-    };
-    match (std::fs::metadata(a), std::fs::metadata(b)) {
-        (Ok(a), Ok(b)) => key(a) == key(b),
+    match (lowest(a), lowest(b)) {
+        (Some(a), Some(b)) => a == b,
         _ => false,
     }
+}
+
+/// What the bytes of `path` lie in: a loop device has those of a file.
+fn lowest(path: &Path) -> Option<(u64, u64)> {
+    // Loop devices over one another: more than the kernel lets there be.
+    const DEPTH_MAX: usize = 16;
+    let mut meta = std::fs::metadata(path).ok()?;
+    for _ in 0..DEPTH_MAX {
+        let behind = match meta.file_type().is_block_device() {
+            true => mount::backing_file(meta.rdev()).and_then(|path| std::fs::metadata(path).ok()),
+            false => None,
+        };
+        match behind {
+            Some(behind) => meta = behind,
+            None => break,
+        }
+    }
+    Some(key(&meta))
+}
+
+fn key(meta: &Metadata) -> (u64, u64) {
+    if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev() + 1, meta.ino()) }
 }
 
 /// Refuses to write a result over the volume it comes from.

@@ -69,7 +69,9 @@ pub(super) fn true_root(
     blocks: &Blocks,
     deferred: &BTreeSet<u64>,
 ) -> Result<Root> {
-    let root = lower_root(root, blocks, sb.metadata, deferred)?;
+    // A shutdown saves the root that there is. If that is free in the bitmap, the bitmap is wrong: what lies beside
+    // the root's first child is not given up for that.
+    let root = if sb.is_busy() { lower_root(root, blocks, sb.metadata, deferred)? } else { root };
     higher_root(sb, root, blocks, deferred)
 }
 
