@@ -155,7 +155,7 @@ impl Case {
         let mut bytes = self.dir.read("store.img");
         let word = |at: usize| u64::from_le_bytes(bytes[4096 + at..4104 + at].try_into().unwrap());
         let (root, bitmap, bits) = (word(16), word(1616), word(1656) & 0xff);
-        let block = root * 512 >> bits;
+        let block = (root * 512) >> bits;
         bytes[usize::try_from(bitmap * 512 + block / 8).unwrap()] &= !(1u8 << (block % 8));
         self.dir.write("free-root.img", &bytes);
         self.dir.run("fsck -y free-root.img");
