@@ -194,6 +194,8 @@ fn commands_do_the_same_through_a_server() {
     dir.ok("priority sock 10 -5");
     dir.ok("policy sock squash");
     dir.run("create sock 10").expect(1).says("exists already");
+    dir.run("create sock 12 --origin data.img").expect(2).says("leave out --origin");
+    dir.run("read sock 1 --meta data.img").expect(2).says("leave out --origin");
     let open = Nbd::open(&dir, "snap/10");
     dir.run("delete sock 10").expect(4).says("is open");
     drop(open);

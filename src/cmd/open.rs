@@ -18,13 +18,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Opens a store of any kind for reading its tables, without its origin.
+/// Opens a store of any kind for reading its tables, without its origin, or the volume of a server.
 ///
 /// # Errors
-/// `Kind::Busy` if a writer holds it; `Kind::Unsupported` for a socket.
+/// `Kind::Busy` if a writer holds it; `Kind::NotFound` if the server has ended.
 pub fn view(vol: &Path, old: &OldArgs) -> Result<Box<dyn Volume>> {
     if is_socket(vol) {
-        return Ok(Box::new(Client::connect(vol)?));
+        return Ok(Box::new(server(vol, old, None)?));
     }
     match old_store(vol, old, None)? {
         Some(store) => Ok(Box::new(store)),
@@ -57,7 +57,7 @@ pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
 pub fn view_with_origin(args: &VolArgs) -> Result<Box<dyn Volume>> {
     if is_socket(&args.vol) {
-        return Ok(Box::new(Client::connect(&args.vol)?));
+        return Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?));
     }
     // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
     match old_store(&args.vol, &args.old, args.origin.as_deref())? {
@@ -194,7 +194,7 @@ pub fn changer(vol: &Path) -> Result<Box<dyn Administer>> {
 /// As [`writer_with_origin`]; `Kind::NotFound` if the server has ended.
 pub fn changer_with_origin(args: &VolArgs) -> Result<Box<dyn Administer>> {
     match is_socket(&args.vol) {
-        true => changer(&args.vol),
+        true => Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?)),
         false => Ok(Box::new(writer_with_origin(args)?)),
     }
 }
@@ -268,6 +268,15 @@ pub fn store_writer(vol: &Path) -> Result<FileWriter> {
 #[must_use]
 pub fn is_socket(vol: &Path) -> bool {
     std::fs::metadata(vol).is_ok_and(|meta| meta.file_type().is_socket())
+}
+
+/// The volume of a server, which has its devices open and takes no others.
+fn server(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Client> {
+    if origin.is_some() || old.meta.is_some() || old.layout.is_some() {
+        let what = "a server knows its devices: leave out --origin, --meta and --layout";
+        return Err(Error::new(Kind::Usage, what).at_path(vol));
+    }
+    Client::connect(vol)
 }
 
 /// Refuses the socket of a server, for what only a store itself can do.

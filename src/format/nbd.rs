@@ -115,16 +115,12 @@ pub enum Command {
     Trim,
     /// Zeroes.
     WriteZeroes,
-    /// What is known of these bytes.
-    BlockStatus,
     /// Something else.
     Other(u16),
 }
 
 /// Flag of a request: durable when it returns.
 pub const FUA: u16 = 1;
-/// Flag of a block status request: one extent is enough.
-pub const REQ_ONE: u16 = 1 << 3;
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,7 +163,6 @@ impl Request {
                 3 => Command::Flush,
                 4 => Command::Trim,
                 6 => Command::WriteZeroes,
-                7 => Command::BlockStatus,
                 other => Command::Other(other),
             },
             cookie: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
@@ -257,13 +252,11 @@ pub fn simple_reply(error: u32, cookie: u64) -> [u8; 16] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunk {
     /// Nothing more than that it is done.
-    None = 0,
+    None,
     /// Where the bytes are from, and the bytes.
-    Data = 1,
-    /// What is known of a range in a context.
-    Status = 5,
+    Data,
     /// What went wrong.
-    Error = 0x8001,
+    Error,
 }
 
 /// Bytes that begin a chunk of a structured reply.
@@ -275,7 +268,6 @@ pub fn chunk(kind: Chunk, is_last: bool, cookie: u64, length: u32) -> [u8; CHUNK
     let kind: u16 = match kind {
         Chunk::None => 0,
         Chunk::Data => 1,
-        Chunk::Status => 5,
         Chunk::Error => 0x8001,
     };
     let mut reply = [0; CHUNK_SIZE];

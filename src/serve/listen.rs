@@ -245,6 +245,10 @@ impl<T: Service> Front<T> {
         let thread = std::thread::Builder::new().name("connection".into()).spawn(run)?;
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|connection| !connection.thread.is_finished());
+        // One that came while `stop` was taking those there are: nobody else would end it.
+        if self.stopping.load(Ordering::Acquire) {
+            ender.end();
+        }
         connections.push(Connection { end: Box::new(move || ender.end()), thread });
         Ok(())
     }
