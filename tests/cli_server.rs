@@ -240,6 +240,17 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
 }
 
 #[test]
+fn no_result_overwrites_an_origin_that_is_elsewhere() {
+    let dir = volume();
+    std::fs::rename(dir.path("data.img"), dir.path("moved.img")).unwrap();
+    dir.write("data.img", b"something else");
+    let line = "ddsnap server data.snap --origin moved.img --socket sock & \
+                until ddsnap list sock > /dev/null 2>&1; do sleep 0.02; done; \
+                ddsnap export sock 1 moved.img; echo $? >&2; ddsnap stop sock && wait $!";
+    dir.shell(line).expect(0).says("would overwrite its own input");
+}
+
+#[test]
 fn clients_that_make_no_sense_do_no_harm() {
     let dir = volume();
     let server = Server::start(&dir);

@@ -50,7 +50,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
-    let vol = VolArgs { vol: absolute(&args.store)?, origin: args.origin.clone(), old: OldArgs::default() };
+    let origin = args.origin.as_deref().map(absolute).transpose()?;
+    let vol = VolArgs { vol: absolute(&args.store)?, origin, old: OldArgs::default() };
     let writer = open::writer_with_origin(&vol)?;
     if let Some(pending) = writer.view().info().pending {
         let what = format!("{} is incomplete on the origin", pending.label);
@@ -84,7 +85,7 @@ fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
     })
 }
 
-/// Commands that are asked elsewhere must know which store is meant.
+/// Commands that are given elsewhere must know which devices are meant, lest a result overwrites one.
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path)
         .map_err(|error| Error::io(format!("cannot find it: {error}"), error).at_path(path))

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::record::{Entry, RecordKind, pad};
 use crate::format::run::Value;
 use crate::units::{Epoch, index};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
@@ -84,6 +85,12 @@ impl Live {
             .spawn(move || committing.commit_jobs(&queue))
             .map_err(|error| Error::io("cannot start a thread", error))?;
         Ok(Self { shared, jobs: Some(jobs), committer: Some(committer) })
+    }
+
+    /// Where the origin is, which may be elsewhere than the store remembers.
+    #[must_use]
+    pub fn origin_path(&self) -> &Path {
+        self.shared.origin.path()
     }
 
     /// Bytes of the origin.

@@ -2,7 +2,7 @@
 
 use super::{RANGES_MAX, READ_MAX, Reply, Request, receive, send};
 use crate::error::{Error, Kind, Result};
-use crate::point::volume::{Administer, Changed};
+use crate::point::volume::{Administer, Changed, StoreInfo};
 use crate::point::{PointId, PointSource};
 use crate::serve::listen::{Service, Stream};
 use crate::store::Live;
@@ -30,7 +30,10 @@ impl Control {
         match request {
             Request::Describe => live.look(|view| {
                 Ok(Reply::Volume {
-                    info: Box::new(view.info()),
+                    info: Box::new(StoreInfo {
+                        origin_path: live.origin_path().to_path_buf(),
+                        ..view.info()
+                    }),
                     snapshots: view.snapshots(),
                     points: view.points(),
                     chunk_bits: view.chunk_bits(),
