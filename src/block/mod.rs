@@ -12,6 +12,7 @@
 //! | [`memory`] | a sparse device in memory |
 //! | [`overlay`] | writes kept in memory over something that is only read (`--dry-run`) |
 //! | [`record`] | logs every write and flush, and builds what a crash may leave behind (tests) |
+//! | [`counted`] | counts what is done with a device |
 //! | [`faulty`] | fails, freezes or flips bits on demand (tests) |
 //! | [`part`] | files that are kept for whoever goes on with them |
 //! | [`mount`] | who holds a device or file already |
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub mod counted;
 pub mod faulty;
 pub mod file;
 mod lock;

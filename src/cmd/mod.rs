@@ -152,6 +152,14 @@ impl Command {
         }
     }
 
+    /// What SIGHUP means to it.
+    fn hangup(&self) -> signals::Hangup {
+        match self {
+            Self::Server(args) => args.hangup(),
+            _ => signals::Hangup::Stops,
+        }
+    }
+
     /// The status for an error of `kind`; two commands have their own.
     fn exit_of(&self, kind: Kind) -> Exit {
         match (self, Exit::of_kind(kind)) {
@@ -197,7 +205,7 @@ fn run(args: &[OsString]) -> Exit {
         Ok(cli) => cli,
         Err(error) => return tell_usage(&error, args),
     };
-    let stop_wanted = match signals::install() {
+    let stop_wanted = match signals::install(cli.command.hangup()) {
         Ok(flag) => flag,
         Err(error) => {
             terminal::stderr_line(&format!("ddsnap: cannot listen to signals: {error}"));

@@ -1,6 +1,7 @@
 //! Opening stores and origins, and refusing what must not be opened.
 
 use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, VolArgs};
+use crate::block::counted::{Counting, Counts};
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
 use crate::block::overlay::Overlay;
@@ -167,14 +168,36 @@ pub fn writer(vol: &Path) -> Result<Writer> {
 /// As [`writer`]; `Kind::Busy` if the origin is mounted or in use; `Kind::NotFound` if it is not where it is
 /// remembered.
 pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
-    let writer = writer(&args.vol)?;
+    writer_over(args, |store| Arc::new(store), |origin| Arc::new(origin))
+}
+
+/// As [`writer_with_origin`], counting what is done with both.
+///
+/// # Errors
+/// As [`writer_with_origin`].
+pub fn counted_writer(args: &VolArgs, store: &Arc<Counts>, origin: &Arc<Counts>) -> Result<Writer> {
+    writer_over(
+        args,
+        |device| Arc::new(Counting::new(device, store)),
+        |device| Arc::new(Counting::new(device, origin)),
+    )
+}
+
+/// As [`writer_with_origin`], on what is made of both devices.
+fn writer_over(
+    args: &VolArgs,
+    over_store: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
+    over_origin: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
+) -> Result<Writer> {
+    let store = over_store(store_writer(&args.vol)?);
+    let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
     ensure_not_the_store(&args.vol, &path)?;
     ensure_not_held(&path).map_err(|error| origin_hint(args, error))?;
     let origin = FileWriter::open_origin_write(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
-    writer.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
+    writer.with_origin(over_origin(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
 /// Opens a volume for changing its snapshot table: a store without its origin, or a server.

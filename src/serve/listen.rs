@@ -1,21 +1,15 @@
-//! Sockets: who listens, and what becomes of a connection.
+//! Sockets: addresses, who listens, streams.
 
-use super::export::Exports;
-use super::nbd;
 use crate::error::{Error, Kind, Result};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// How long a client may take to choose what it wants.
-const NEGOTIATION: Duration = Duration::from_secs(30);
 
 /// Where a front end listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,15 +65,6 @@ pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
     fn ensure_own_user(&self) -> Result<()>;
 }
 
-/// What becomes of the connections of a front end.
-pub trait Service: Send + Sync + 'static {
-    /// Serves one connection to its end.
-    ///
-    /// # Errors
-    /// What ends it early.
-    fn serve<S: Stream>(&self, stream: S) -> Result<()>;
-}
-
 macro_rules! stream {
     ($kind:ty, $own_user:expr) => {
         impl Stream for $kind {
@@ -116,79 +101,136 @@ stream!(UnixStream, peer_is_own);
 stream!(TcpStream, |_| Err(Error::new(Kind::Refused, "nobody is known on the network")));
 
 /// A socket that waits for connections.
-pub enum Listener {
-    /// Of this machine. The file is removed with it.
-    Unix(UnixListener, PathBuf),
-    /// Of the network.
+pub struct Listener {
+    socket: Socket,
+    /// The file of a socket that was made here.
+    file: Option<PathBuf>,
+    /// Readable once nobody shall wait any more. The socket itself may belong to a service manager, which goes on
+    /// using it, so it is not shut down.
+    ended: OwnedFd,
+}
+
+enum Socket {
+    Unix(UnixListener),
     Tcp(TcpListener),
+}
+
+/// A connection that was accepted.
+pub enum Accepted {
+    /// Of this machine.
+    Unix(UnixStream),
+    /// Of the network.
+    Tcp(TcpStream),
 }
 
 impl Listener {
     /// Listens at `address`. A unix socket is for its owner alone (mode 0600); one that a dead server left is taken
-    /// over.
+    /// over, and its file is removed with the listener.
     ///
     /// # Errors
     /// `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
-            Address::Unix(path) => bind_unix(path),
+            Address::Unix(path) => {
+                Self::new(Socket::Unix(bind_unix(path)?), Some(path.clone())).map_err(|error| error.at_path(path))
+            }
             Address::Tcp(address) => {
                 let failed = |error| Error::io(format!("cannot listen at tcp:{address}: {error}"), error);
                 let list: Vec<_> = address.to_socket_addrs().map_err(failed)?.collect();
-                TcpListener::bind(list.as_slice()).map(Self::Tcp).map_err(failed)
+                Self::new(Socket::Tcp(TcpListener::bind(list.as_slice()).map_err(failed)?), None)
             }
         }
+    }
+
+    /// Takes a socket of this machine on which somebody else made this process listen.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn of_unix(socket: UnixListener) -> Result<Self> {
+        Self::new(Socket::Unix(socket), None)
+    }
+
+    /// As [`Listener::of_unix`], for one of the network.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn of_tcp(socket: TcpListener) -> Result<Self> {
+        Self::new(Socket::Tcp(socket), None)
+    }
+
+    fn new(socket: Socket, file: Option<PathBuf>) -> Result<Self> {
+        let failed = |error: std::io::Error| Error::io(format!("cannot listen: {error}"), error);
+        match &socket {
+            Socket::Unix(socket) => socket.set_nonblocking(true),
+            Socket::Tcp(socket) => socket.set_nonblocking(true),
+        }
+        .map_err(failed)?;
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
+        Ok(Self { socket, file, ended })
     }
 
     /// Where it listens, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> Address {
-        match self {
-            Self::Unix(_, path) => Address::Unix(path.clone()),
-            Self::Tcp(listener) => {
-                Address::Tcp(listener.local_addr().map(|address| address.to_string()).unwrap_or_default())
+        match &self.socket {
+            Socket::Unix(socket) => {
+                let address = socket.local_addr();
+                let path = address.as_ref().ok().and_then(|address| address.as_pathname());
+                Address::Unix(path.unwrap_or(Path::new("")).to_path_buf())
+            }
+            Socket::Tcp(socket) => {
+                Address::Tcp(socket.local_addr().map(|address| address.to_string()).unwrap_or_default())
             }
         }
     }
 
-    /// Makes a waiting [`Front::run`] return.
-    fn end(&self) {
-        // What fails here was no longer listening.
-        let _ = match self {
-            Self::Unix(listener, _) => rustix::net::shutdown(listener, rustix::net::Shutdown::Both),
-            Self::Tcp(listener) => rustix::net::shutdown(listener, rustix::net::Shutdown::Both),
-        };
+    /// The next connection; `None` after [`Listener::end`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn accept(&self) -> std::io::Result<Option<Accepted>> {
+        loop {
+            let ready = {
+                let socket = match &self.socket {
+                    Socket::Unix(socket) => PollFd::new(socket, PollFlags::IN),
+                    Socket::Tcp(socket) => PollFd::new(socket, PollFlags::IN),
+                };
+                let mut wanted = [socket, PollFd::new(&self.ended, PollFlags::IN)];
+                rustix::io::retry_on_intr(|| poll(&mut wanted, None))?;
+                wanted.map(|wanted| !wanted.revents().is_empty())
+            };
+            if ready[1] {
+                return Ok(None);
+            }
+            let accepted = match &self.socket {
+                Socket::Unix(socket) => socket.accept().map(|(stream, _)| Accepted::Unix(stream)),
+                Socket::Tcp(socket) => socket.accept().map(|(stream, _)| Accepted::Tcp(stream)),
+            };
+            match accepted {
+                // Who was there a moment ago has gone away.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                accepted => return accepted.map(Some),
+            }
+        }
+    }
+
+    /// Makes [`Listener::accept`] return `None` from now on.
+    pub fn end(&self) {
+        // Any number will do. It fails only when it was written too often to be counted, and is readable then.
+        let _ = rustix::io::write(&self.ended, &[1; 8]);
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Some(path) = &self.file {
             // Somebody may have removed it.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-fn is_passing(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let known = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(
-        known,
-        Some(Errno::CONNABORTED | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::INTR)
-    )
-}
-
-/// True if the other side has ended the connection.
-fn is_gone(error: &Error) -> bool {
-    use std::io::ErrorKind;
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    source.is_some_and(|source| {
-        matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof)
-    })
-}
-
-fn bind_unix(path: &Path) -> Result<Listener> {
+fn bind_unix(path: &Path) -> Result<UnixListener> {
     let failed =
         |error: std::io::Error| Error::io(format!("cannot listen there: {error}"), error).at_path(path);
     if let Ok(meta) = std::fs::symlink_metadata(path) {
@@ -202,108 +244,5 @@ fn bind_unix(path: &Path) -> Result<Listener> {
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(Listener::Unix(listener, path.to_path_buf()))
-}
-
-/// Tells of connections that failed.
-pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
-
-/// A front end: a listener and its connections.
-pub struct Front<T> {
-    listener: Listener,
-    service: Arc<T>,
-    report: Report,
-    stopping: AtomicBool,
-    connections: Mutex<Vec<Connection>>,
-}
-
-struct Connection {
-    end: Box<dyn Fn() + Send>,
-    thread: JoinHandle<()>,
-}
-
-impl<T: Service> Front<T> {
-    /// Serves at `listener`.
-    #[must_use]
-    pub fn new(listener: Listener, service: T, report: Report) -> Self {
-        let (stopping, connections) = (AtomicBool::new(false), Mutex::default());
-        Self { listener, service: Arc::new(service), report, stopping, connections }
-    }
-
-    /// Serves a connection in threads of its own.
-    fn start<S: Stream>(&self, stream: S) -> std::io::Result<()> {
-        let (service, report) = (Arc::clone(&self.service), Arc::clone(&self.report));
-        let (ender, last) = (stream.again()?, stream.again()?);
-        let run = move || {
-            match service.serve(stream) {
-                Err(error) if !is_gone(&error) => report(&error),
-                // Who goes away, at whatever moment, needs no word.
-                _ => {}
-            }
-            last.end();
-        };
-        let thread = std::thread::Builder::new().name("connection".into()).spawn(run)?;
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| !connection.thread.is_finished());
-        // One that came while `stop` was taking those there are: nobody else would end it.
-        if self.stopping.load(Ordering::Acquire) {
-            ender.end();
-        }
-        connections.push(Connection { end: Box::new(move || ender.end()), thread });
-        Ok(())
-    }
-
-    /// Serves connections as they come, until [`Front::stop`].
-    ///
-    /// # Errors
-    /// `Kind::Io` if the socket fails.
-    pub fn run(&self) -> Result<()> {
-        loop {
-            let accepted = match &self.listener {
-                Listener::Unix(listener, _) => listener.accept().and_then(|(stream, _)| self.start(stream)),
-                Listener::Tcp(listener) => listener.accept().and_then(|(stream, _)| {
-                    // Requests are small and answered one by one.
-                    stream.set_nodelay(true)?;
-                    self.start(stream)
-                }),
-            };
-            match accepted {
-                _ if self.stopping.load(Ordering::Acquire) => return Ok(()),
-                Ok(()) => {}
-                // One that is gone before it was accepted, or a moment without descriptors: the next may do.
-                Err(error) if is_passing(&error) => {
-                    (self.report)(&Error::io(format!("cannot accept a connection: {error}"), error));
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                Err(error) => return Err(Error::io(format!("cannot accept connections: {error}"), error)),
-            }
-        }
-    }
-
-    /// Takes no more connections, ends those there are, and waits for their threads: requests under way are done.
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.listener.end();
-        let connections =
-            std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
-        connections.iter().for_each(|connection| (connection.end)());
-        for connection in connections {
-            // A panic in it has been told already.
-            let _ = connection.thread.join();
-        }
-    }
-}
-
-/// Serves NBD.
-pub struct Nbd(pub Arc<dyn Exports>);
-
-impl Service for Nbd {
-    fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
-        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
-        stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
-        let Some(session) = nbd::negotiate(&mut stream, self.0.as_ref())? else { return Ok(()) };
-        stream.set_limit(None).map_err(failed)?;
-        let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
-        nbd::serve(&session, stream, sender, || ender.end())
-    }
+    Ok(listener)
 }

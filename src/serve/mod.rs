@@ -7,9 +7,13 @@
 //! | [`export`] | what front ends offer: the live origin and the snapshots |
 //! | [`nbd`] | NBD over a connection |
 //! | [`control`] | commands of a running server |
-//! | [`listen`] | sockets, and a connection's threads |
+//! | [`listen`] | sockets, addresses, streams |
+//! | [`front`] | a listener and its connections |
+//! | [`notify`] | what a service manager is told |
 
 pub mod control;
 pub mod export;
+pub mod front;
 pub mod listen;
 pub mod nbd;
+pub mod notify;

@@ -12,6 +12,7 @@
 use super::origin::Geometry;
 use super::users::User;
 use super::view::{View, fetch};
+use super::work::{Figures, Operation, Work};
 use super::writer::{Draft, Need, Writer};
 use crate::block::WriteAt;
 use crate::error::{Error, Kind, Result};
@@ -46,6 +47,7 @@ struct Shared {
     origin: Arc<dyn WriteAt>,
     origin_size: AtomicU64,
     clock: fn() -> i64,
+    work: Work,
 }
 
 /// Chunks to be preserved, and who waits for that.
@@ -77,6 +79,7 @@ impl Live {
             origin_size: AtomicU64::new(writer.view.state.volume.origin_size),
             core: RwLock::new(writer),
             clock,
+            work: Work::default(),
         });
         let (jobs, queue) = mpsc::channel();
         let committing = Arc::clone(&shared);
@@ -99,6 +102,12 @@ impl Live {
         self.shared.origin_size.load(Ordering::Acquire)
     }
 
+    /// What was done since the start, and is being done. Takes no lock.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.shared.work.now()
+    }
+
     /// Runs `look` on the tables as they are now: nobody changes them meanwhile, so it must not take long.
     pub fn look<T>(&self, look: impl FnOnce(&View) -> T) -> T {
         look(&self.shared.core().view)
@@ -119,6 +128,7 @@ impl Live {
     /// # Errors
     /// `Kind::Usage` past the end; `Kind::Io`.
     pub fn read_origin(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let _running = self.shared.work.begin(Operation::ReadOrigin(buf.len()));
         self.ensure_inside(offset, buf.len() as u64)?;
         self.shared.origin.read_at(buf, offset)
     }
@@ -130,6 +140,7 @@ impl Live {
     /// `Kind::Usage` past the end; `Kind::NoSpace` if the store is full, with nothing written from some chunk on;
     /// `Kind::Io`.
     pub fn write_origin(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let _running = self.shared.work.begin(Operation::WriteOrigin(data.len()));
         self.ensure_inside(offset, data.len() as u64)?;
         let mut at = offset;
         for slice in data.chunks(index(SLICE)) {
@@ -172,6 +183,7 @@ impl Live {
         let (done, wait) = mpsc::sync_channel(1);
         let stopped = || Error::new(Kind::Io, "the store is being closed");
         let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
+        let _queued = self.shared.work.queue();
         jobs.send(Job { entries, data, done }).map_err(|_| stopped())?;
         wait.recv().map_err(|_| stopped())?
     }
@@ -181,6 +193,7 @@ impl Live {
     /// # Errors
     /// `Kind::Io`.
     pub fn flush(&self) -> Result<()> {
+        let _running = self.shared.work.begin(Operation::Flush);
         self.shared.origin.flush()
     }
 
@@ -189,6 +202,7 @@ impl Live {
     /// # Errors
     /// `Kind::NotFound` if there is none; `Kind::Usage` past its end; `Kind::Damaged` for what is lost; `Kind::Io`.
     pub fn read_snapshot(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let _running = self.shared.work.begin(Operation::ReadSnapshot(buf.len()));
         let mut at = offset;
         for slice in buf.chunks_mut(index(SLICE)) {
             self.read_slice(id, at, slice)?;
@@ -224,6 +238,7 @@ impl Live {
     /// What `work` says.
     pub fn change<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         let shared = &self.shared;
+        let _running = shared.work.begin(Operation::Change);
         let _closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
         let _log = shared.log();
         let mut core = shared.core_mut();
@@ -349,6 +364,9 @@ impl Shared {
             let (appended, outcome) = self.append_jobs(&jobs);
             // Also what was appended before an error: it counts, and is not copied out again.
             let committed = self.commit();
+            if committed.is_ok() {
+                self.work.committed(jobs.iter().take(appended).map(|job| job.entries.len()).sum());
+            }
             for (number, job) in jobs.iter().enumerate() {
                 let result = match (&committed, &outcome) {
                     (Err(error), _) => Err(again(error)),

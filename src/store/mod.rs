@@ -47,6 +47,7 @@ mod types;
 mod unpublished;
 mod users;
 mod view;
+mod work;
 mod writer;
 
 pub use crate::point::volume::{
@@ -60,4 +61,5 @@ pub use revert::Reverted;
 pub use types::InitOptions;
 pub use users::User;
 pub use view::View;
+pub use work::Figures;
 pub use writer::Writer;

@@ -7,6 +7,7 @@ pub mod draw;
 pub mod escape;
 pub mod exit;
 pub mod input;
+pub mod log;
 pub mod output;
 pub mod progress;
 pub mod report;

@@ -1,4 +1,4 @@
-//! A release archive that can be unpacked anywhere: binary, manual pages, completions, licences.
+//! A release archive that can be unpacked anywhere: binary, manual pages, completions, units of systemd, licences.
 
 use crate::shell::{cargo, root, run as shell};
 use crate::{docs, man};
@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 /// What goes along with the binary: place in the project, place in the archive.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("man", "share/man/man8"),
     ("completions", "share/ddsnap/completions"),
+    ("systemd", "lib/systemd/system"),
     ("LICENSE-MIT", "LICENSE-MIT"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("README.md", "README.md"),

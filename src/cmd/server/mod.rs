@@ -1,0 +1,267 @@
+//! `server`: a live volume, offered to whoever connects.
+
+mod daemon;
+mod plan;
+mod service;
+
+use super::common::{OldArgs, VolArgs, parse_size};
+use super::open;
+use crate::block::counted::Counts;
+use crate::error::{Error, Kind, Result};
+use crate::serve::control::Control;
+use crate::serve::export::{Exports, Volume};
+use crate::serve::front::{Front, Nbd, Report, Serve};
+use crate::serve::listen::{Address, Listener};
+use crate::store::{Figures, Live};
+use crate::ui::exit::Exit;
+use crate::ui::log::Log;
+use crate::ui::{Ui, signals, time};
+use daemon::Stage;
+use plan::Plan;
+use service::{Inherited, PidFile, Service};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap server data.snap --socket data.sock --nbd unix:data.nbd
+  ddsnap server data.snap --origin data.img --socket data.sock --nbd unix:data.nbd
+  ddsnap server data.snap --socket data.sock --daemonize --pidfile data.pid --logfile data.log";
+
+/// Offer the live origin and every snapshot of a store as block devices
+///
+/// Clients of NBD see 'origin', which can be written while snapshots keep what it was, and 'snap/TAG' for each
+/// snapshot. The server runs until it is told to end (SIGTERM, SIGINT, 'ddsnap stop'); it then ends what is under way
+/// and closes the store.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+#[command(override_usage = "ddsnap server [OPTIONS] STORE --socket SOCK\n       \
+                            ddsnap server [OPTIONS] STORE ORIGIN AGENT_SOCK SOCK")]
+pub struct Args {
+    /// The snapshot store: a block device or a file
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// As in 2008: the origin, the socket of an agent (there is none any more) and the socket for commands; the server
+    /// then goes to the background unless -f is given
+    #[arg(value_name = "ORIGIN AGENT_SOCK SOCK", num_args = 0..=4, hide_possible_values = true)]
+    old: Vec<PathBuf>,
+    /// The origin, if it is not where the store remembers it
+    #[arg(long, value_name = "PATH")]
+    origin: Option<PathBuf>,
+    /// Where commands reach the volume: they take this socket as VOL
+    #[arg(long, value_name = "SOCK")]
+    socket: Option<PathBuf>,
+    /// Listen for clients of NBD at unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    nbd: Vec<Address>,
+    /// Go to the background once everything is up; the exit status tells whether it is
+    #[arg(long, conflicts_with = "foreground")]
+    daemonize: bool,
+    /// Stay in the foreground, which is what happens but for a command line of 2008
+    #[arg(short, long)]
+    foreground: bool,
+    /// Write the process id to FILE while the server is up
+    #[arg(short, long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+    /// Append messages to FILE instead of standard error once the server is up; SIGHUP opens it anew
+    #[arg(short, long, value_name = "FILE")]
+    logfile: Option<PathBuf>,
+    /// Size of the block cache; no longer means anything
+    #[arg(short = 'k', long, value_name = "SIZE", value_parser = parse_size, hide = true)]
+    cachesize: Option<u64>,
+    /// Recount free space; no longer means anything
+    #[arg(short = 'D', hide = true)]
+    recount: bool,
+    /// Deferred journal; no longer means anything
+    #[arg(short = 'X', hide = true)]
+    deferred: bool,
+}
+
+impl Args {
+    /// SIGHUP opens the log anew, where somebody sends it for that; otherwise a terminal has gone away.
+    pub fn hangup(&self) -> signals::Hangup {
+        match self.logfile.is_some() || service::is_managed() || Stage::of_this() == Stage::Server {
+            true => signals::Hangup::IsHeard,
+            false => signals::Hangup::Stops,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What opening says; `Kind::Io`.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot serve {}", args.store.display());
+    let plan = Plan::of(args).map_err(|error| error.doing(doing()))?;
+    match (plan.in_background, Stage::of_this()) {
+        (true, Stage::First) => {
+            plan.warn(ui);
+            daemon::launch()
+        }
+        (true, Stage::Session) => daemon::lead(),
+        (true, Stage::Server) => plan.leave_folder().and_then(|plan| serve(&plan, ui)).inspect_err(|error| {
+            daemon::tell_failure(error.kind(), ui);
+        }),
+        (false, _) => {
+            plan.warn(ui);
+            serve(&plan, ui)
+        }
+    }
+    .map_err(|error| error.doing(doing()))
+}
+
+fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
+    let log = Arc::new(Log::open(plan.logfile.as_deref(), ui.verbose() || service::is_managed())?);
+    let inherited = Inherited::of_environment()?;
+    if plan.socket.is_none() && inherited.control.is_none() {
+        return Err(Error::new(Kind::Usage, "commands would not reach it").hint("--socket SOCK names a socket"));
+    }
+    let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
+    let live = Arc::new(open_live(plan, &devices)?);
+    let stop = ui.stop_wanted();
+    let report: Report = {
+        let log = Arc::clone(&log);
+        Arc::new(move |error| log.line(&error.to_string()))
+    };
+    let bind = |address: &Address| {
+        let listener = Listener::bind(address)?;
+        log.note(&format!("listening at {}", listener.address()));
+        Ok(listener)
+    };
+    let listener = match (&plan.socket, inherited.control) {
+        (Some(path), _) => bind(&Address::Unix(path.clone()))?,
+        (None, Some(listener)) => listener,
+        (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
+    };
+    let control = Front::new(listener, Control::new(&live, Arc::clone(&stop)), Arc::clone(&report));
+    let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(&live)));
+    let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
+    let bound = plan.nbd.iter().map(bind).collect::<Result<Vec<_>>>()?;
+    for listener in bound.into_iter().chain(inherited.nbd) {
+        fronts.push(Box::new(Front::new(listener, Nbd(Arc::clone(&exports)), Arc::clone(&report))));
+    }
+    drop(exports);
+    let service = Service::of_environment(&log);
+    let hangups = match plan.hangup {
+        signals::Hangup::IsHeard => signals::hangups(),
+        signals::Hangup::Stops => Ok(Arc::default()),
+    };
+    let hangups = hangups.map_err(|error| Error::io("cannot listen to signals", error))?;
+    let mut house = House { service, log, hangups, live: Arc::downgrade(&live), devices };
+    service::keep_in_memory(&house.log);
+    let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
+    house.open(plan, ui)?;
+    let outcome = keep(live, &control, fronts, &mut house, &stop);
+    drop(pidfile);
+    house.log.note("ended");
+    outcome.map(|()| Exit::Done)
+}
+
+fn open_live(plan: &Plan, devices: &[Arc<Counts>; 2]) -> Result<Live> {
+    let origin = plan.origin.as_deref().map(plan::existing).transpose()?;
+    let vol = VolArgs { vol: plan::existing(&plan.store)?, origin, old: OldArgs::default() };
+    let writer = open::counted_writer(&vol, &devices[0], &devices[1])?;
+    if let Some(pending) = writer.view().info().pending {
+        let what = format!("{} is incomplete on the origin", pending.label);
+        let hint = format!("finish it or go back first: 'ddsnap status {}' tells", plan.store.display());
+        return Err(Error::new(Kind::Refused, what).hint(hint));
+    }
+    Live::start(writer, time::now_secs)
+}
+
+/// How often the end is looked for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Serves until `stop` is set, then ends everything.
+fn keep(
+    mut live: Arc<Live>,
+    control: &dyn Serve,
+    fronts: Vec<Box<dyn Serve>>,
+    house: &mut House,
+    stop: &AtomicBool,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let commands = scope.spawn(|| control.run());
+        let outcome = run_until(fronts, house, || stop.load(Ordering::Relaxed) || commands.is_finished());
+        // Commands that are under way have the store for a moment; new ones are refused.
+        let live = loop {
+            match Arc::try_unwrap(live) {
+                Ok(live) => break live,
+                Err(shared) => live = shared,
+            }
+            house.look_after(PAUSE);
+        };
+        let closing = scope.spawn(|| live.close());
+        while !closing.is_finished() {
+            house.look_after(PAUSE);
+        }
+        let closed = closing.join().unwrap_or_else(|_| Err(Error::new(Kind::Io, "closing the store failed")));
+        // Who ended it by a command has waited until now.
+        control.stop();
+        outcome.and(commands.join().unwrap_or(Ok(()))).and(closed)
+    })
+}
+
+/// Runs front ends until `is_over`, or one of them fails.
+fn run_until(fronts: Vec<Box<dyn Serve>>, house: &mut House, is_over: impl Fn() -> bool) -> Result<()> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = fronts.iter().map(|front| scope.spawn(|| front.run())).collect();
+        while !is_over() && !running.iter().any(|thread| thread.is_finished()) {
+            house.look_after(PAUSE);
+        }
+        house.service.stopping("ending what is under way");
+        house.log.note("ending");
+        let stopping = scope.spawn(|| fronts.iter().for_each(|front| front.stop()));
+        while !stopping.is_finished() {
+            house.look_after(PAUSE);
+        }
+        running.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+    })
+}
+
+/// What goes on beside serving.
+struct House {
+    service: Service,
+    log: Arc<Log>,
+    hangups: Arc<AtomicBool>,
+    live: Weak<Live>,
+    /// The store's and the origin's.
+    devices: [Arc<Counts>; 2],
+}
+
+impl House {
+    /// Everything is up.
+    fn open(&self, plan: &Plan, ui: &Ui) -> Result<()> {
+        self.log.switch()?;
+        if plan.in_background {
+            if !self.log.has_file() {
+                daemon::silence()?;
+            }
+            daemon::tell_up(ui)?;
+        }
+        self.log.note(&format!("serving {}", plan.store.display()));
+        self.service.ready("serving");
+        Ok(())
+    }
+
+    /// Waits for `time` and does what has come up.
+    fn look_after(&mut self, time: Duration) {
+        std::thread::sleep(time);
+        if self.hangups.swap(false, Ordering::Relaxed) {
+            self.service.reloading();
+            match self.log.switch() {
+                Ok(()) => self.log.note("the log was opened anew"),
+                Err(error) => self.log.line(&error.to_string()),
+            }
+            self.service.ready("serving");
+        }
+        // Once it is being closed, the devices tell whether something happens.
+        let figures = self.live.upgrade().map(|live| live.figures());
+        let figures = figures.unwrap_or(Figures { running: 1, ..Figures::default() });
+        let counted = self.devices.iter().map(|counts| counts.now());
+        let done = counted.map(|now| now.reads + now.writes + now.flushes).sum::<u64>() + figures.ended;
+        self.service.beat(&figures, done);
+    }
+}

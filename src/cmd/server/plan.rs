@@ -1,0 +1,118 @@
+//! What a command line asks for, of today or of 2008.
+
+use super::Args;
+use crate::error::{Error, Kind, Result};
+use crate::serve::listen::Address;
+use crate::ui::{Ui, signals};
+use std::path::{Path, PathBuf};
+
+/// What to serve, and how.
+pub struct Plan {
+    /// The store.
+    pub store: PathBuf,
+    /// The origin, if it is not where the store remembers it.
+    pub origin: Option<PathBuf>,
+    /// The socket for commands, unless one is inherited.
+    pub socket: Option<PathBuf>,
+    /// Where to listen for clients of NBD.
+    pub nbd: Vec<Address>,
+    /// Where the process id goes.
+    pub pidfile: Option<PathBuf>,
+    /// Where messages go.
+    pub logfile: Option<PathBuf>,
+    /// Not in the foreground.
+    pub in_background: bool,
+    /// What SIGHUP means.
+    pub hangup: signals::Hangup,
+    /// What was asked for and means nothing any more.
+    ignored: Vec<&'static str>,
+}
+
+impl Plan {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// `Kind::Usage`.
+    pub fn of(args: &Args) -> Result<Self> {
+        let mut plan = Self {
+            store: args.store.clone(),
+            origin: args.origin.clone(),
+            socket: args.socket.clone(),
+            nbd: args.nbd.clone(),
+            pidfile: args.pidfile.clone(),
+            logfile: args.logfile.clone(),
+            in_background: args.daemonize,
+            hangup: args.hangup(),
+            ignored: Vec::new(),
+        };
+        plan.take_old(args)?;
+        let given = [(args.cachesize.is_some(), "-k"), (args.recount, "-D"), (args.deferred, "-X")];
+        plan.ignored.extend(given.into_iter().filter(|(given, _)| *given).map(|(_, name)| name));
+        Ok(plan)
+    }
+
+    /// Takes the operands of 2008.
+    fn take_old(&mut self, args: &Args) -> Result<()> {
+        let wrong = |what: &str| {
+            let hint = "'ddsnap server STORE --socket SOCK', or as in 2008: STORE ORIGIN AGENT_SOCK SOCK";
+            Err(Error::new(Kind::Usage, what).hint(hint))
+        };
+        match args.old.as_slice() {
+            [] => Ok(()),
+            _ if args.origin.is_some() || args.socket.is_some() => {
+                wrong("ORIGIN and SOCK are given twice, as operands and as options")
+            }
+            [origin, _agent, socket] => {
+                self.origin = Some(origin.clone());
+                self.socket = Some(socket.clone());
+                self.in_background = !args.foreground;
+                self.ignored.push("AGENT_SOCK");
+                Ok(())
+            }
+            [_, meta, _, _] => {
+                let what = format!("{} is one operand too many: a store has its metadata itself", meta.display());
+                Err(Error::new(Kind::Usage, what)
+                    .hint("leave META out; 'ddsnap upgrade' makes a store of today of one of 2008"))
+            }
+            _ => wrong("some operands are missing"),
+        }
+    }
+
+    /// Warns of what means nothing any more.
+    pub fn warn(&self, ui: &Ui) {
+        if !self.ignored.is_empty() {
+            ui.warn(&format!("ignored, for it no longer means anything: {}", self.ignored.join(", ")));
+        }
+    }
+
+    /// Makes all paths absolute and goes to the root, so that no file system is kept from being unmounted.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn leave_folder(mut self) -> Result<Self> {
+        let failed = |error| Error::io("cannot leave the current folder", error);
+        let absolute = |path: &mut PathBuf| {
+            *path = std::path::absolute(&path).map_err(failed)?;
+            Ok::<(), Error>(())
+        };
+        absolute(&mut self.store)?;
+        let others = [&mut self.origin, &mut self.socket, &mut self.pidfile, &mut self.logfile];
+        others.into_iter().flatten().try_for_each(absolute)?;
+        for address in &mut self.nbd {
+            if let Address::Unix(path) = address {
+                absolute(path)?;
+            }
+        }
+        std::env::set_current_dir("/").map_err(failed)?;
+        Ok(self)
+    }
+}
+
+/// Commands that are given elsewhere must know which devices are meant, lest a result overwrites one.
+///
+/// # Errors
+/// `Kind::NotFound`, `Kind::Io`.
+pub fn existing(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path)
+        .map_err(|error| Error::io(format!("cannot find it: {error}"), error).at_path(path))
+}

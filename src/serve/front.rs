@@ -1,0 +1,153 @@
+//! Front ends: a listener, and what becomes of its connections.
+
+use super::export::Exports;
+use super::listen::{Accepted, Listener, Stream};
+use super::nbd;
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a client may take to choose what it wants.
+const NEGOTIATION: Duration = Duration::from_secs(30);
+
+/// What becomes of the connections of a front end.
+pub trait Service: Send + Sync + 'static {
+    /// Serves one connection to its end.
+    ///
+    /// # Errors
+    /// What ends it early.
+    fn serve<S: Stream>(&self, stream: S) -> Result<()>;
+}
+
+fn is_passing(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let known = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        known,
+        Some(Errno::CONNABORTED | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::INTR)
+    )
+}
+
+/// True if the other side has ended the connection.
+fn is_gone(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| {
+        matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof)
+    })
+}
+
+/// Tells of connections that failed.
+pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
+
+/// A front end: a listener and its connections.
+pub struct Front<T> {
+    listener: Listener,
+    service: Arc<T>,
+    report: Report,
+    stopping: AtomicBool,
+    connections: Mutex<Vec<Connection>>,
+}
+
+struct Connection {
+    end: Box<dyn Fn() + Send>,
+    thread: JoinHandle<()>,
+}
+
+/// Something that serves until it is stopped.
+pub trait Serve: Send + Sync {
+    /// Serves connections as they come, until [`Serve::stop`].
+    ///
+    /// # Errors
+    /// `Kind::Io` if the socket fails.
+    fn run(&self) -> Result<()>;
+
+    /// Takes no more connections, ends those there are, and waits for their threads: requests under way are done.
+    fn stop(&self);
+}
+
+impl<T: Service> Front<T> {
+    /// Serves at `listener`.
+    #[must_use]
+    pub fn new(listener: Listener, service: T, report: Report) -> Self {
+        let (stopping, connections) = (AtomicBool::new(false), Mutex::default());
+        Self { listener, service: Arc::new(service), report, stopping, connections }
+    }
+
+    /// Serves a connection in threads of its own.
+    fn start<S: Stream>(&self, stream: S) -> std::io::Result<()> {
+        let (service, report) = (Arc::clone(&self.service), Arc::clone(&self.report));
+        let (ender, last) = (stream.again()?, stream.again()?);
+        let run = move || {
+            match service.serve(stream) {
+                Err(error) if !is_gone(&error) => report(&error),
+                // Who goes away, at whatever moment, needs no word.
+                _ => {}
+            }
+            last.end();
+        };
+        let thread = std::thread::Builder::new().name("connection".into()).spawn(run)?;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| !connection.thread.is_finished());
+        // One that came while `stop` was taking those there are: nobody else would end it.
+        if self.stopping.load(Ordering::Acquire) {
+            ender.end();
+        }
+        connections.push(Connection { end: Box::new(move || ender.end()), thread });
+        Ok(())
+    }
+}
+
+impl<T: Service> Serve for Front<T> {
+    fn run(&self) -> Result<()> {
+        loop {
+            let started = match self.listener.accept() {
+                Ok(None) => return Ok(()),
+                Ok(Some(Accepted::Unix(stream))) => self.start(stream),
+                Ok(Some(Accepted::Tcp(stream))) => {
+                    // Requests are small and answered one by one. Where it cannot be had, answers come later.
+                    let _ = stream.set_nodelay(true);
+                    self.start(stream)
+                }
+                Err(error) => Err(error),
+            };
+            match started {
+                Ok(()) => {}
+                // One that is gone before it was accepted, or a moment without descriptors: the next may do.
+                Err(error) if is_passing(&error) => {
+                    (self.report)(&Error::io(format!("cannot accept a connection: {error}"), error));
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(error) => return Err(Error::io(format!("cannot accept connections: {error}"), error)),
+            }
+        }
+    }
+
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.listener.end();
+        let connections =
+            std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
+        connections.iter().for_each(|connection| (connection.end)());
+        for connection in connections {
+            // A panic in it has been told already.
+            let _ = connection.thread.join();
+        }
+    }
+}
+
+/// Serves NBD.
+pub struct Nbd(pub Arc<dyn Exports>);
+
+impl Service for Nbd {
+    fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
+        let Some(session) = nbd::negotiate(&mut stream, self.0.as_ref())? else { return Ok(()) };
+        stream.set_limit(None).map_err(failed)?;
+        let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
+        nbd::serve(&session, stream, sender, || ender.end())
+    }
+}
