@@ -53,7 +53,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -71,7 +71,15 @@ pub const TARGETS: [Target; 17] = [
     ("yaml", yaml),
     ("import", import),
     ("legacy", legacy),
+    ("http", http),
 ];
+
+pub fn http(data: &[u8]) {
+    if let Ok(request) = ddsnap::format::http::Request::decode(data) {
+        assert!(request.path.starts_with('/') && !request.path.contains(['?', ' ', '\n']));
+    }
+    let _ = ddsnap::format::http::is_whole(data);
+}
 
 pub fn superblock(data: &[u8]) {
     if let Ok(sb) = Superblock::decode(data) {

@@ -68,7 +68,10 @@ fn a_server_in_the_background_tells_whether_it_is_up() {
     kill_process(daemon.0, Signal::TERM).unwrap();
     until("it does not end", || !daemon.is_there());
     assert!(log(&dir, "log").ends_with("ended\n"), "{}", log(&dir, "log"));
-    assert_eq!(dir.names().iter().filter(|name| ["pid", "pid2", "sock", "nbd"].contains(&name.as_str())).count(), 0);
+    assert_eq!(
+        dir.names().iter().filter(|name| ["pid", "pid2", "sock", "nbd"].contains(&name.as_str())).count(),
+        0
+    );
     dir.ok("fsck -n --data data.snap").says_out("clean");
 }
 
@@ -204,10 +207,13 @@ fn the_units_are_sound() {
     for name in ["ddsnap@.service", "ddsnap@.socket"] {
         let text = std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
         // It must be there to be found sound.
-        assert!(name.ends_with("socket") || text.contains("ExecStart=/usr/bin/ddsnap server ${STORE} --socket "));
+        assert!(
+            name.ends_with("socket") || text.contains("ExecStart=/usr/bin/ddsnap server ${STORE} --socket ")
+        );
         dir.write(name, text.replace("/usr/bin/ddsnap", DDSNAP).as_bytes());
     }
-    let checked = dir.shell("systemd-analyze verify --man=no ./ddsnap@data.service ./ddsnap@data.socket").expect(0);
+    let checked =
+        dir.shell("systemd-analyze verify --man=no ./ddsnap@data.service ./ddsnap@data.socket").expect(0);
     assert_eq!(checked.stderr.trim(), "", "{}", checked.describe());
     dir.write("ddsnap@.service", b"[Service]\nType=notify\nExecStart=/nowhere/ddsnap\n");
     let broken = dir.shell("systemd-analyze verify --man=no ./ddsnap@data.service");

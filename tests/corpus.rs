@@ -245,6 +245,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "rbd" => rbd_seeds(),
         "qcow2" => vec![qcow2_seed()],
         "yaml" => yaml_seeds(),
+        "http" => vec![b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".to_vec()],
         // Written by the tests of the reader, which make such stores.
         "legacy" => Vec::new(),
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],

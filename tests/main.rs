@@ -19,6 +19,7 @@ mod cli_fsck;
 mod cli_import;
 mod cli_legacy;
 mod cli_map;
+mod cli_metrics;
 mod cli_model;
 mod cli_pages;
 mod cli_report;

@@ -51,7 +51,12 @@ impl Counts {
         }
     }
 
-    fn note<T>(&self, count: &AtomicU64, bytes: Option<(&AtomicU64, usize)>, outcome: Result<T>) -> Result<T> {
+    fn note<T>(
+        &self,
+        count: &AtomicU64,
+        bytes: Option<(&AtomicU64, usize)>,
+        outcome: Result<T>,
+    ) -> Result<T> {
         count.fetch_add(1, Ordering::Relaxed);
         if outcome.is_err() {
             self.errors.fetch_add(1, Ordering::Relaxed);

@@ -4,17 +4,21 @@ use super::common::{OldArgs, SnapName, TAINT, title};
 use super::{documents, open};
 use crate::error::{Kind, Result};
 use crate::point::volume::{Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
+use crate::serve::control::Client;
+use crate::serve::figures::ServerFigures;
 use crate::ui::exit::Exit;
-use crate::ui::{Ui, size, time};
+use crate::ui::{Ui, size, terminal, time};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "Examples:
   ddsnap status data.snap
   ddsnap status --state data.snap 2
-  ddsnap status --json data.snap";
+  ddsnap status --json data.snap
+  ddsnap status --watch=1 data.snap | head -n 3";
 
-/// Show how full a store is and what its snapshots share
+/// Show how full a store is, what its snapshots share, and what a server is doing
 ///
 /// The columns count chunks: all that a snapshot needs, those no other snapshot needs (Unshared), and those
 /// it shares. With -v, column KX counts the chunks shared with exactly K others.
@@ -45,6 +49,10 @@ pub struct Args {
     /// Print one JSON document (schema ddsnap.status/1)
     #[arg(long)]
     json: bool,
+    /// Print it again every SECONDS [default: 2], until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          conflicts_with_all = ["size", "state", "list", "last"], value_parser = clap::value_parser!(u32).range(1..))]
+    watch: Option<u32>,
 }
 
 impl Args {
@@ -60,14 +68,40 @@ impl Args {
 /// What opening the store says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let doing = || format!("cannot tell the status of {}", args.vol.display());
-    answer(args, ui).map_err(|error| error.doing(doing()))
+    match args.watch {
+        None => answer(args, None, ui).map(|(exit, _)| exit),
+        Some(seconds) => watch(args, seconds.into(), ui),
+    }
+    .map_err(|error| error.doing(doing()))
 }
 
-fn answer(args: &Args, ui: &Ui) -> Result<Exit> {
+/// Answers again and again.
+fn watch(args: &Args, seconds: u64, ui: &Ui) -> Result<Exit> {
+    let mut before = None;
+    while !ui.interrupted() && !ui.reader_gone() {
+        if terminal::stdout_is_terminal() && !args.json {
+            // From the upper left corner, on an empty screen.
+            ui.print_text("\x1b[H\x1b[2J")?;
+        }
+        before = answer(args, before.as_ref(), ui)?.1;
+        if !args.json && !ui.verbose() {
+            ui.print("")?;
+        }
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < until && !ui.interrupted() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(if ui.interrupted() { Exit::Interrupted } else { Exit::Done })
+}
+
+/// Answers; with the figures of the server, if it is one. `before` are those of the last answer.
+fn answer(args: &Args, before: Option<&ServerFigures>, ui: &Ui) -> Result<(Exit, Option<ServerFigures>)> {
     let view = open::view(&args.vol, &args.old)?;
     let snapshots = view.snapshots();
+    let mut figures = None;
     if args.state {
-        return state(args, &snapshots);
+        return state(args, &snapshots).map(|exit| (exit, None));
     }
     if args.list || args.last {
         let skip = if args.last { snapshots.len().saturating_sub(1) } else { 0 };
@@ -76,9 +110,68 @@ fn answer(args: &Args, ui: &Ui) -> Result<Exit> {
     } else if args.size {
         ui.print(&(size_bytes(args, &view.info(), &snapshots, ui)? / 512).to_string())?;
     } else {
-        whole(args, view.as_ref(), snapshots, ui)?;
+        // The columns are those of 2008 where only they are asked for.
+        if open::is_socket(&args.vol) && (args.snap.is_none() || args.json) {
+            figures = Some(Client::connect(&args.vol)?.figures()?);
+        }
+        whole(args, view.as_ref(), snapshots, figures.as_ref(), ui)?;
+        if let Some(figures) = figures.as_ref().filter(|_| !args.json) {
+            ui.print_text(&server_text(figures, before))?;
+        }
     }
-    Ok(Exit::Done)
+    Ok((Exit::Done, figures))
+}
+
+/// What a server is doing.
+fn server_text(now: &ServerFigures, before: Option<&ServerFigures>) -> String {
+    let seconds = before.map(|before| now.uptime_secs.saturating_sub(before.uptime_secs).max(1));
+    let rate = |of: fn(&ServerFigures) -> u64| match (before, seconds) {
+        (Some(before), Some(seconds)) => {
+            format!(
+                "{} ({}/s)",
+                size::grouped(of(now)),
+                size::grouped(of(now).saturating_sub(of(before)) / seconds)
+            )
+        }
+        _ => size::grouped(of(now)),
+    };
+    let count = size::grouped;
+    let lines = [
+        format!(
+            "Server: up {} s, {} connections ({} ever), {} exports open, {} operations running",
+            count(now.uptime_secs),
+            count(now.connections),
+            count(now.connections_total),
+            count(now.exports_open),
+            count(now.volume.running)
+        ),
+        format!(
+            "Origin: {} reads of {} bytes, {} writes of {} bytes, {} flushes",
+            rate(|now| now.volume.origin_reads),
+            rate(|now| now.volume.origin_read_bytes),
+            rate(|now| now.volume.origin_writes),
+            rate(|now| now.volume.origin_written_bytes),
+            rate(|now| now.volume.flushes)
+        ),
+        format!(
+            "Snapshots: {} reads of {} bytes, {} changes of the table",
+            rate(|now| now.volume.snapshot_reads),
+            rate(|now| now.volume.snapshot_read_bytes),
+            rate(|now| now.volume.changes)
+        ),
+        format!(
+            "Copied out: {} chunks in {} commits, {} writers waiting",
+            rate(|now| now.volume.copied_chunks),
+            rate(|now| now.volume.commits),
+            count(now.volume.queued)
+        ),
+        format!(
+            "Log since the last checkpoint: {} records, {} bytes",
+            count(now.log_records),
+            count(now.log_bytes)
+        ),
+    ];
+    lines.map(|line| line + "\n").concat()
 }
 
 fn state(args: &Args, snapshots: &[SnapshotInfo]) -> Result<Exit> {
@@ -124,7 +217,13 @@ impl Row {
     }
 }
 
-fn whole(args: &Args, view: &dyn Volume, snapshots: Vec<SnapshotInfo>, ui: &Ui) -> Result<()> {
+fn whole(
+    args: &Args,
+    view: &dyn Volume,
+    snapshots: Vec<SnapshotInfo>,
+    figures: Option<&ServerFigures>,
+    ui: &Ui,
+) -> Result<()> {
     let info = view.info();
     let rows = rows(snapshots, &view.sharing()?);
     let shown: Vec<&Row> = match &args.snap {
@@ -137,7 +236,9 @@ fn whole(args: &Args, view: &dyn Volume, snapshots: Vec<SnapshotInfo>, ui: &Ui) 
         None => rows.iter().collect(),
     };
     if args.json {
-        return ui.json(&document(&info, &rows, &shown));
+        let mut document = document(&info, &rows, &shown);
+        document["server"] = json!(figures);
+        return ui.json(&document);
     }
     for line in lines(&info, &rows, &shown, args.snap.is_none(), ui.verbose()) {
         ui.print(&line)?;

@@ -44,7 +44,10 @@ impl<'a> Request<'a> {
         let line = std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line)).map_err(|_| wrong())?;
         let words: Vec<&str> = line.splitn(4, ' ').collect();
         let [method, target, "HTTP/1.0" | "HTTP/1.1"] = *words.as_slice() else { return Err(wrong()) };
-        if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic()) || !target.starts_with('/') {
+        if method.is_empty()
+            || !method.bytes().all(|byte| byte.is_ascii_alphabetic())
+            || !target.starts_with('/')
+        {
             return Err(wrong());
         }
         let method = match method {

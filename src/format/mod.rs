@@ -5,6 +5,7 @@ pub mod changelist;
 pub mod checkpoint;
 pub mod delta;
 pub mod field;
+pub mod http;
 pub mod legacy;
 pub mod legacy_delta;
 pub mod nbd;

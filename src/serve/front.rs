@@ -1,6 +1,7 @@
 //! Front ends: a listener, and what becomes of its connections.
 
 use super::export::Exports;
+use super::figures::Traffic;
 use super::listen::{Accepted, Listener, Stream};
 use super::nbd;
 use crate::error::{Error, Result};
@@ -139,14 +140,21 @@ impl<T: Service> Serve for Front<T> {
 }
 
 /// Serves NBD.
-pub struct Nbd(pub Arc<dyn Exports>);
+pub struct Nbd {
+    /// What there is.
+    pub exports: Arc<dyn Exports>,
+    /// Where clients are counted.
+    pub traffic: Arc<Traffic>,
+}
 
 impl Service for Nbd {
     fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
         let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        let _present = self.traffic.connect();
         stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
-        let Some(session) = nbd::negotiate(&mut stream, self.0.as_ref())? else { return Ok(()) };
+        let Some(session) = nbd::negotiate(&mut stream, self.exports.as_ref())? else { return Ok(()) };
         stream.set_limit(None).map_err(failed)?;
+        let _open = self.traffic.open();
         let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
         nbd::serve(&session, stream, sender, || ender.end())
     }

@@ -41,6 +41,15 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// From where a socket may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// From wherever the address is known.
+    Anywhere,
+    /// From this machine only.
+    ThisMachine,
+}
+
 /// Both directions of a connection.
 pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
     /// A second handle of the same connection.
@@ -128,15 +137,18 @@ impl Listener {
     /// over, and its file is removed with the listener.
     ///
     /// # Errors
-    /// `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
-    pub fn bind(address: &Address) -> Result<Self> {
+    /// `Kind::Refused` if it could be reached from further than `reach`; `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
+    pub fn bind(address: &Address, reach: Reach) -> Result<Self> {
         match address {
-            Address::Unix(path) => {
-                Self::new(Socket::Unix(bind_unix(path)?), Some(path.clone())).map_err(|error| error.at_path(path))
-            }
+            Address::Unix(path) => Self::new(Socket::Unix(bind_unix(path)?), Some(path.clone()))
+                .map_err(|error| error.at_path(path)),
             Address::Tcp(address) => {
                 let failed = |error| Error::io(format!("cannot listen at tcp:{address}: {error}"), error);
                 let list: Vec<_> = address.to_socket_addrs().map_err(failed)?.collect();
+                if reach == Reach::ThisMachine && !list.iter().all(|address| address.ip().is_loopback()) {
+                    let what = format!("other machines can reach tcp:{address}");
+                    return Err(Error::new(Kind::Refused, what));
+                }
                 Self::new(Socket::Tcp(TcpListener::bind(list.as_slice()).map_err(failed)?), None)
             }
         }
@@ -165,7 +177,8 @@ impl Listener {
             Socket::Tcp(socket) => socket.set_nonblocking(true),
         }
         .map_err(failed)?;
-        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| failed(error.into()))?;
         Ok(Self { socket, file, ended })
     }
 

@@ -34,7 +34,9 @@ impl Metrics {
     }
 
     fn answer(&self, head: &[u8]) -> Vec<u8> {
-        let Ok(request) = Request::decode(head) else { return response("400 Bad Request", "no HTTP/1\n", true) };
+        let Ok(request) = Request::decode(head) else {
+            return response("400 Bad Request", "no HTTP/1\n", true);
+        };
         let with_body = request.method != Method::Head;
         match (request.method, request.path) {
             (Method::Other, _) => response("405 Method Not Allowed\r\nAllow: GET, HEAD", "only GET\n", true),
@@ -115,8 +117,9 @@ fn response(status: &str, body: &str, with_body: bool) -> Vec<u8> {
         false => "text/plain; charset=utf-8",
     };
     let length = body.len();
-    let mut text =
-        format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let mut text = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
     if with_body {
         text.push_str(body);
     }
@@ -178,7 +181,11 @@ fn text(figures: &ServerFigures, info: &StoreInfo, snapshots: &[SnapshotInfo]) -
         ("operation=\"read\",point=\"snapshot\"", volume.snapshot_read_bytes),
     ];
     text.family("operation_bytes_total", "counter", "Bytes of these operations.", &bytes);
-    text.counter("changes_total", "Operations that stopped all writers, as creating a snapshot.", volume.changes);
+    text.counter(
+        "changes_total",
+        "Operations that stopped all writers, as creating a snapshot.",
+        volume.changes,
+    );
     text.counter("copied_chunks_total", "Chunks that were copied out.", volume.copied_chunks);
     text.counter("commits_total", "Commits of copied chunks, one flush each.", volume.commits);
     text.gauge("commit_queue", "Writers that wait for a commit.", volume.queued);
@@ -187,7 +194,12 @@ fn text(figures: &ServerFigures, info: &StoreInfo, snapshots: &[SnapshotInfo]) -
     text.devices("device_reads_total", "Reads of a device.", |now| now.reads, figures);
     text.devices("device_read_bytes_total", "Bytes read from a device.", |now| now.read_bytes, figures);
     text.devices("device_writes_total", "Writes of a device.", |now| now.writes, figures);
-    text.devices("device_written_bytes_total", "Bytes written to a device.", |now| now.written_bytes, figures);
+    text.devices(
+        "device_written_bytes_total",
+        "Bytes written to a device.",
+        |now| now.written_bytes,
+        figures,
+    );
     text.devices("device_flushes_total", "Flushes of a device.", |now| now.flushes, figures);
     text.devices("device_errors_total", "Operations of a device that failed.", |now| now.errors, figures);
     volume_text(&mut text, info, snapshots);

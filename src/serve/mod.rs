@@ -7,13 +7,17 @@
 //! | [`export`] | what front ends offer: the live origin and the snapshots |
 //! | [`nbd`] | NBD over a connection |
 //! | [`control`] | commands of a running server |
+//! | [`figures`] | what a server tells of itself |
+//! | [`metrics`] | figures for monitoring, over HTTP |
 //! | [`listen`] | sockets, addresses, streams |
 //! | [`front`] | a listener and its connections |
 //! | [`notify`] | what a service manager is told |
 
 pub mod control;
 pub mod export;
+pub mod figures;
 pub mod front;
 pub mod listen;
+pub mod metrics;
 pub mod nbd;
 pub mod notify;

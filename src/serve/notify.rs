@@ -76,7 +76,10 @@ mod tests {
         }
         Manager::none().tell("READY=1");
         for wrong in ["", "vsock:2:1234", "relative"] {
-            assert_eq!(Manager::at(OsStr::new(wrong)).err().map(|error| error.kind()), Some(Kind::Unsupported));
+            assert_eq!(
+                Manager::at(OsStr::new(wrong)).err().map(|error| error.kind()),
+                Some(Kind::Unsupported)
+            );
         }
     }
 }

@@ -32,6 +32,12 @@ pub struct View {
 }
 
 impl View {
+    /// Records since the last checkpoint, and their bytes: what a recovery would have to replay.
+    #[must_use]
+    pub fn log_since_checkpoint(&self) -> (u64, u64) {
+        (self.state.log_records, self.state.log_bytes)
+    }
+
     /// Opens a store for reading; replays its log in memory. `origin` is needed to read data only.
     ///
     /// # Errors

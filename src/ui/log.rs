@@ -57,7 +57,10 @@ impl Log {
     pub fn line(&self, text: &str) {
         let text = escape::line(text);
         match self.dated.load(Ordering::Relaxed) {
-            true => terminal::stderr_line(&format!("{} {text}", time::rfc3339(time::now_secs()).unwrap_or_default())),
+            true => terminal::stderr_line(&format!(
+                "{} {text}",
+                time::rfc3339(time::now_secs()).unwrap_or_default()
+            )),
             false => terminal::stderr_line(&format!("ddsnap: server: {text}")),
         }
     }

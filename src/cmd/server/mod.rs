@@ -10,9 +10,11 @@ use crate::block::counted::Counts;
 use crate::error::{Error, Kind, Result};
 use crate::serve::control::Control;
 use crate::serve::export::{Exports, Volume};
+use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
-use crate::serve::listen::{Address, Listener};
-use crate::store::{Figures, Live};
+use crate::serve::listen::{Address, Listener, Reach};
+use crate::serve::metrics::Metrics;
+use crate::store::Live;
 use crate::ui::exit::Exit;
 use crate::ui::log::Log;
 use crate::ui::{Ui, signals, time};
@@ -20,8 +22,8 @@ use daemon::Stage;
 use plan::Plan;
 use service::{Inherited, PidFile, Service};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 const EXAMPLES: &str = "Examples:
@@ -55,6 +57,13 @@ pub struct Args {
     /// Listen for clients of NBD at unix:PATH or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Address>,
+    /// Listen at addresses that other machines reach, though whoever connects may read and write everything
+    #[arg(long)]
+    insecure: bool,
+    /// Offer figures in the text format of Prometheus, as http://ADDRESS/metrics, at unix:PATH or HOST:PORT of this
+    /// machine
+    #[arg(long, value_name = "ADDRESS", value_parser = plan::parse_metrics)]
+    metrics: Vec<Address>,
     /// Go to the background once everything is up; the exit status tells whether it is
     #[arg(long, conflicts_with = "foreground")]
     daemonize: bool,
@@ -116,7 +125,9 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
     let log = Arc::new(Log::open(plan.logfile.as_deref(), ui.verbose() || service::is_managed())?);
     let inherited = Inherited::of_environment()?;
     if plan.socket.is_none() && inherited.control.is_none() {
-        return Err(Error::new(Kind::Usage, "commands would not reach it").hint("--socket SOCK names a socket"));
+        return Err(
+            Error::new(Kind::Usage, "commands would not reach it").hint("--socket SOCK names a socket")
+        );
     }
     let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
     let live = Arc::new(open_live(plan, &devices)?);
@@ -125,22 +136,34 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
         let log = Arc::clone(&log);
         Arc::new(move |error| log.line(&error.to_string()))
     };
-    let bind = |address: &Address| {
-        let listener = Listener::bind(address)?;
+    let bind = |address: &Address, reach| {
+        let listener = Listener::bind(address, reach)?;
         log.note(&format!("listening at {}", listener.address()));
         Ok(listener)
     };
     let listener = match (&plan.socket, inherited.control) {
-        (Some(path), _) => bind(&Address::Unix(path.clone()))?,
+        (Some(path), _) => bind(&Address::Unix(path.clone()), Reach::ThisMachine)?,
         (None, Some(listener)) => listener,
         (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
     };
-    let control = Front::new(listener, Control::new(&live, Arc::clone(&stop)), Arc::clone(&report));
+    let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
+    let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
+    let control = Front::new(listener, control, Arc::clone(&report));
     let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(&live)));
     let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
-    let bound = plan.nbd.iter().map(bind).collect::<Result<Vec<_>>>()?;
-    for listener in bound.into_iter().chain(inherited.nbd) {
-        fronts.push(Box::new(Front::new(listener, Nbd(Arc::clone(&exports)), Arc::clone(&report))));
+    let reach = if plan.insecure { Reach::Anywhere } else { Reach::ThisMachine };
+    let unsafe_hint = |error: Error| match error.kind() {
+        Kind::Refused => error.hint("whoever reaches it reads and writes all; --insecure insists"),
+        _ => error,
+    };
+    let bound = plan.nbd.iter().map(|address| bind(address, reach).map_err(unsafe_hint));
+    for listener in bound.collect::<Result<Vec<_>>>()?.into_iter().chain(inherited.nbd) {
+        let nbd = Nbd { exports: Arc::clone(&exports), traffic: figures.traffic() };
+        fronts.push(Box::new(Front::new(listener, nbd, Arc::clone(&report))));
+    }
+    for address in &plan.metrics {
+        let listener = bind(address, Reach::ThisMachine)?;
+        fronts.push(Box::new(Front::new(listener, Metrics::new(&figures), Arc::clone(&report))));
     }
     drop(exports);
     let service = Service::of_environment(&log);
@@ -149,7 +172,7 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
         signals::Hangup::Stops => Ok(Arc::default()),
     };
     let hangups = hangups.map_err(|error| Error::io("cannot listen to signals", error))?;
-    let mut house = House { service, log, hangups, live: Arc::downgrade(&live), devices };
+    let mut house = House { service, log, hangups, figures };
     service::keep_in_memory(&house.log);
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
     house.open(plan, ui)?;
@@ -226,9 +249,7 @@ struct House {
     service: Service,
     log: Arc<Log>,
     hangups: Arc<AtomicBool>,
-    live: Weak<Live>,
-    /// The store's and the origin's.
-    devices: [Arc<Counts>; 2],
+    figures: Arc<Collector>,
 }
 
 impl House {
@@ -257,11 +278,7 @@ impl House {
             }
             self.service.ready("serving");
         }
-        // Once it is being closed, the devices tell whether something happens.
-        let figures = self.live.upgrade().map(|live| live.figures());
-        let figures = figures.unwrap_or(Figures { running: 1, ..Figures::default() });
-        let counted = self.devices.iter().map(|counts| counts.now());
-        let done = counted.map(|now| now.reads + now.writes + now.flushes).sum::<u64>() + figures.ended;
-        self.service.beat(&figures, done);
+        let (running, done) = self.figures.pulse();
+        self.service.beat(running, done);
     }
 }

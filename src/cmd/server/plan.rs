@@ -16,6 +16,10 @@ pub struct Plan {
     pub socket: Option<PathBuf>,
     /// Where to listen for clients of NBD.
     pub nbd: Vec<Address>,
+    /// Whoever reaches it may use it.
+    pub insecure: bool,
+    /// Where to offer figures.
+    pub metrics: Vec<Address>,
     /// Where the process id goes.
     pub pidfile: Option<PathBuf>,
     /// Where messages go.
@@ -39,6 +43,8 @@ impl Plan {
             origin: args.origin.clone(),
             socket: args.socket.clone(),
             nbd: args.nbd.clone(),
+            insecure: args.insecure,
+            metrics: args.metrics.clone(),
             pidfile: args.pidfile.clone(),
             logfile: args.logfile.clone(),
             in_background: args.daemonize,
@@ -70,7 +76,8 @@ impl Plan {
                 Ok(())
             }
             [_, meta, _, _] => {
-                let what = format!("{} is one operand too many: a store has its metadata itself", meta.display());
+                let what =
+                    format!("{} is one operand too many: a store has its metadata itself", meta.display());
                 Err(Error::new(Kind::Usage, what)
                     .hint("leave META out; 'ddsnap upgrade' makes a store of today of one of 2008"))
             }
@@ -98,7 +105,7 @@ impl Plan {
         absolute(&mut self.store)?;
         let others = [&mut self.origin, &mut self.socket, &mut self.pidfile, &mut self.logfile];
         others.into_iter().flatten().try_for_each(absolute)?;
-        for address in &mut self.nbd {
+        for address in self.nbd.iter_mut().chain(&mut self.metrics) {
             if let Address::Unix(path) = address {
                 absolute(path)?;
             }
@@ -106,6 +113,16 @@ impl Plan {
         std::env::set_current_dir("/").map_err(failed)?;
         Ok(self)
     }
+}
+
+/// An address for figures: that of a client of NBD, or `HOST:PORT`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_metrics(text: &str) -> std::result::Result<Address, String> {
+    let is_short = text.split_once(':').is_some_and(|(scheme, _)| !matches!(scheme, "unix" | "tcp"));
+    let address = if is_short { format!("tcp:{text}").parse() } else { text.parse() };
+    address.map_err(|_: String| format!("'{text}' is no address: write unix:PATH or HOST:PORT"))
 }
 
 /// Commands that are given elsewhere must know which devices are meant, lest a result overwrites one.

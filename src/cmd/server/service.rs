@@ -4,7 +4,6 @@
 use crate::error::{Error, Kind, Result};
 use crate::serve::listen::Listener;
 use crate::serve::notify::Manager;
-use crate::store::Figures;
 use crate::ui::log::Log;
 use listenfd::ListenFd;
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -75,21 +74,21 @@ impl Service {
 
     /// Tells that the server is alive, if it is time to: when it has nothing to do, or has done something since it
     /// was asked last. `done` only grows, with anything that is done at all.
-    pub fn beat(&mut self, figures: &Figures, done: u64) {
+    pub fn beat(&mut self, running: u64, done: u64) {
         let Some(watchdog) = &mut self.watchdog else { return };
         if watchdog.last.elapsed() < watchdog.every {
             return;
         }
         watchdog.last = Instant::now();
-        if is_alive(figures, done, watchdog.seen) {
+        if is_alive(running, done, watchdog.seen) {
             self.manager.tell("WATCHDOG=1");
         }
         watchdog.seen = done;
     }
 }
 
-fn is_alive(figures: &Figures, done: u64, seen: u64) -> bool {
-    figures.running == 0 || done != seen
+fn is_alive(running: u64, done: u64, seen: u64) -> bool {
+    running == 0 || done != seen
 }
 
 /// Sockets that a service manager has opened.
@@ -198,9 +197,8 @@ mod tests {
 
     #[test]
     fn who_has_work_and_does_nothing_is_not_alive() {
-        let figures = |running| Figures { running, ..Figures::default() };
-        assert!(is_alive(&figures(0), 5, 5), "nothing to do");
-        assert!(is_alive(&figures(3), 6, 5));
-        assert!(!is_alive(&figures(3), 5, 5));
+        assert!(is_alive(0, 5, 5), "nothing to do");
+        assert!(is_alive(3, 6, 5));
+        assert!(!is_alive(3, 5, 5));
     }
 }

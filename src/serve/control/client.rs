@@ -4,6 +4,7 @@ use super::{READ_MAX, Reply, Request, receive, send};
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{Administer, Change, Changed, Sharing, SnapshotInfo, StoreInfo, Volume};
 use crate::point::{Changes, ChunkRange, Point, PointId, PointSource};
+use crate::serve::figures::ServerFigures;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -35,6 +36,17 @@ impl Client {
             Reply::Volume { info, snapshots, points, chunk_bits } => {
                 Ok(Self { stream, info: *info, snapshots, points, chunk_bits })
             }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// What the server has done.
+    ///
+    /// # Errors
+    /// `Kind::Io`; `Kind::Busy` if it is being ended.
+    pub fn figures(&self) -> Result<ServerFigures> {
+        match self.ask(&Request::Figures)? {
+            Reply::Figures(figures) => Ok(*figures),
             _ => Err(unexpected()),
         }
     }

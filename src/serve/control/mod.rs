@@ -15,6 +15,7 @@ pub use server::Control;
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{Change, Changed, Sharing, SnapshotInfo, StoreInfo};
 use crate::point::{Point, PointId};
+use crate::serve::figures::ServerFigures;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -33,6 +34,8 @@ enum Request {
     Describe,
     /// Who shares what.
     Sharing,
+    /// What the server has done.
+    Figures,
     /// Chunks that differ, from the first run that ends behind chunk `start`.
     Changed { from: Option<PointId>, to: PointId, start: u64 },
     /// Bytes of a point.
@@ -53,6 +56,7 @@ enum Reply {
         chunk_bits: u32,
     },
     Sharing(Vec<Sharing>),
+    Figures(Box<ServerFigures>),
     /// Runs of chunks; `more` may follow.
     Ranges {
         ranges: Vec<(u64, u64)>,

@@ -4,6 +4,7 @@ use super::{RANGES_MAX, READ_MAX, Reply, Request, receive, send};
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{Administer, Changed, StoreInfo};
 use crate::point::{PointId, PointSource};
+use crate::serve::figures::Collector;
 use crate::serve::front::Service;
 use crate::serve::listen::Stream;
 use crate::store::Live;
@@ -14,14 +15,15 @@ use std::sync::{Arc, Weak};
 pub struct Control {
     /// Gone when the server has begun to close it.
     live: Weak<Live>,
+    figures: Arc<Collector>,
     stop: Arc<AtomicBool>,
 }
 
 impl Control {
-    /// Answers for `live`; `stop` is set when a client ends the server.
+    /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
     #[must_use]
-    pub fn new(live: &Arc<Live>, stop: Arc<AtomicBool>) -> Self {
-        Self { live: Arc::downgrade(live), stop }
+    pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
+        Self { live: Arc::downgrade(live), figures, stop }
     }
 
     fn answer(&self, request: Request, data: &mut Vec<u8>) -> Result<Reply> {
@@ -41,6 +43,7 @@ impl Control {
                 })
             }),
             Request::Sharing => live.look(|view| view.sharing()).map(Reply::Sharing),
+            Request::Figures => Ok(Reply::Figures(Box::new(self.figures.collect()?))),
             Request::Changed { from, to, start } => changed(&live, from, to, start),
             Request::Read { point, offset, length } => {
                 if length > READ_MAX {
