@@ -21,18 +21,24 @@ use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_finger
 use ddsnap::format::vcdiff;
 use ddsnap::legacy;
 use ddsnap::point::import::{Import, ImportOptions};
-use ddsnap::point::volume::Volume as _;
+use ddsnap::point::volume::{SnapshotState, Volume as _};
 use ddsnap::point::{Point, PointId, PointSource};
 use ddsnap::progress::Silent;
+use ddsnap::serve::control::Control;
+use ddsnap::serve::export::Volume as Exported;
+use ddsnap::serve::listen::{Service, Stream};
+use ddsnap::serve::nbd as protocol;
 use ddsnap::store::fsck::{CheckOptions, Leave, RebuildOptions, check, rebuild, repair};
 use ddsnap::store::restore::{Target as Place, restore};
-use ddsnap::store::{InitOptions, View, Writer};
+use ddsnap::store::{InitOptions, Live, View, Writer};
 use ddsnap::units::{self, Tag, Uuid};
 use sha2::Digest;
 use std::collections::BTreeMap;
-use std::io::Cursor;
+use std::io::{Cursor, Read, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// The store that record targets decode for.
 pub const STORE: Superblock = Superblock {
@@ -53,7 +59,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -72,6 +78,8 @@ pub const TARGETS: [Target; 18] = [
     ("import", import),
     ("legacy", legacy),
     ("http", http),
+    ("nbd", nbd),
+    ("control", control),
 ];
 
 pub fn http(data: &[u8]) {
@@ -379,6 +387,131 @@ fn build() -> ddsnap::error::Result<Sample> {
     Ok(Sample { store: store.snapshot(), older, origin, images })
 }
 
+fn sample() -> &'static Sample {
+    static SAMPLE: OnceLock<Option<Sample>> = OnceLock::new();
+    let Some(sample) = SAMPLE.get_or_init(|| build().ok()) else { panic!("the sample store cannot be made") };
+    sample
+}
+
+/// A client of a server, which says everything before it listens; one connection, however often it is cloned.
+#[derive(Clone)]
+struct Client {
+    says: Arc<Mutex<Cursor<Vec<u8>>>>,
+    hears: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Client {
+    fn new(says: &[u8]) -> Self {
+        Self { says: Arc::new(Mutex::new(Cursor::new(says.to_vec()))), hears: Arc::default() }
+    }
+
+    /// What it heard since it was last asked.
+    fn take_heard(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.hears.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Read for Client {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.says.lock().unwrap_or_else(PoisonError::into_inner).read(buf)
+    }
+}
+
+impl Write for Client {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.hears.lock().unwrap_or_else(PoisonError::into_inner).write(buf)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for Client {
+    fn again(&self) -> std::io::Result<Self> {
+        Ok(self.clone())
+    }
+
+    fn set_limit(&self, _limit: Option<Duration>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn end(&self) {}
+
+    fn ensure_own_user(&self) -> ddsnap::error::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lets `client` talk to a server of the sample store. Whatever it says, snapshots that are left read as before.
+fn serve(client: impl FnOnce(&Arc<Live>)) {
+    let sample = sample();
+    let (store, origin) = (Arc::new(sample.store.snapshot()), Arc::new(sample.origin.snapshot()));
+    let view = || View::open(Arc::<Memory>::clone(&store), Some(Arc::<Memory>::clone(&origin)));
+    let before = view().map(|view| view.snapshots()).unwrap_or_default();
+    assert_eq!(before.len(), sample.images.len());
+    let writer = Writer::open(Arc::<Memory>::clone(&store), Some(Arc::<Memory>::clone(&origin)), 6);
+    let Ok(live) = writer.and_then(|writer| Live::start(writer, || 7)) else { panic!("no server begins") };
+    let live = Arc::new(live);
+    client(&live);
+    let Some(live) = Arc::into_inner(live) else { panic!("a connection outlives its end") };
+    if let Err(error) = live.close() {
+        panic!("the server does not close its store: {error}");
+    }
+    let view = match view() {
+        Ok(view) => view,
+        Err(error) => panic!("the store cannot be opened any more: {error}"),
+    };
+    for snapshot in view.snapshots().iter().filter(|snapshot| snapshot.state == SnapshotState::Normal) {
+        let Some(image) =
+            before.iter().find(|old| old.id == snapshot.id).and_then(|old| sample.images.get(&old.tag.0))
+        else {
+            continue;
+        };
+        let mut bytes = vec![0; image.len()];
+        let read = view.read(PointId::Snapshot(snapshot.id), 0, &mut bytes);
+        assert!(read.is_ok() && bytes == *image, "snapshot {} reads otherwise", snapshot.tag);
+    }
+}
+
+/// An NBD client from its flags on. Replies that say their own length follow one another to the end.
+pub fn nbd(data: &[u8]) {
+    serve(|live| {
+        let mut client = Client::new(data);
+        let exports = Exported(Arc::clone(live));
+        let Ok(Some(session)) = protocol::negotiate(&mut client, &exports) else { return };
+        let _ = client.take_heard();
+        let _ = protocol::serve(&session, client.clone(), client.clone(), || client.end());
+        let heard = client.take_heard();
+        let mut rest = heard.as_slice();
+        while session.structured && !rest.is_empty() {
+            let Some((head, after)) = rest.split_first_chunk::<20>() else { panic!("a reply is cut short") };
+            assert_eq!(head[..4], [0x66, 0x8e, 0x33, 0xef]);
+            let length = u32::from_be_bytes([head[16], head[17], head[18], head[19]]);
+            let Some(after) = after.get(length as usize..) else { panic!("a reply is cut short") };
+            rest = after;
+        }
+    });
+}
+
+/// A client of the control socket: documents, each after its length. Each is answered by a document, until bytes come.
+pub fn control(data: &[u8]) {
+    serve(|live| {
+        let client = Client::new(data);
+        let _ = Control::new(live, Arc::new(AtomicBool::new(false))).serve(client.clone());
+        let heard = client.take_heard();
+        let mut rest = heard.as_slice();
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let document = after.split_at_checked(u32::from_be_bytes(*length) as usize);
+            let Some((document, after)) = document else { panic!("an answer is cut short") };
+            assert!(matches!(document, [b'{', .., b'}'] | [b'"', .., b'"']));
+            // How many bytes were asked for stands in the request.
+            rest = if document == b"\"Data\"" { &[] } else { after };
+        }
+        assert!(rest.is_empty(), "an answer is cut short");
+    });
+}
+
 /// Whatever lies there is dumped to its end, and says whether all was sound.
 fn dump_all(device: &Arc<dyn ReadAt>) {
     for (hex, chunk) in [(false, None), (true, None), (true, Some(3))] {
@@ -507,8 +640,7 @@ fn assert_honest(view: &View, sample: &Sample, what: &str) {
 /// Damages a sound store, in as many ways as `data` holds times [`DAMAGE_BYTES`]. What can still be read must read
 /// as it was, as it is and after every repair; what a repair is not sure of it must mark.
 pub fn store(data: &[u8]) {
-    static SAMPLE: OnceLock<Option<Sample>> = OnceLock::new();
-    let Some(sample) = SAMPLE.get_or_init(|| build().ok()) else { panic!("the sample store cannot be made") };
+    let sample = sample();
     let damaged = sample.store.snapshot();
     for edit in data.as_chunks::<DAMAGE_BYTES>().0 {
         let _ = damage(&damaged, &sample.older, edit);

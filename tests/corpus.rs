@@ -228,6 +228,75 @@ fn yaml_seeds() -> Vec<Vec<u8>> {
     ["", "--anonymous"].map(|way| dir.ok(&format!("dump --format yaml {way} data.snap")).stdout).to_vec()
 }
 
+/// Clients that choose in different ways, and use what they chose.
+fn nbd_seeds() -> Vec<Vec<u8>> {
+    let option = |number: u32, data: &[u8]| {
+        let length = u32::try_from(data.len()).unwrap();
+        [&b"IHAVEOPT"[..], &number.to_be_bytes(), &length.to_be_bytes(), data].concat()
+    };
+    let go = |name: &str| {
+        let length = u32::try_from(name.len()).unwrap();
+        option(7, &[&length.to_be_bytes()[..], name.as_bytes(), &[0, 2, 0, 1, 0, 3]].concat())
+    };
+    // Flags, command, offset, length, data.
+    let request = |flags: u16, command: u16, offset: u64, length: u32, data: &[u8]| {
+        let cookie = u64::from(command) << 32 | offset;
+        let head = [&0x2560_9513u32.to_be_bytes()[..], &flags.to_be_bytes(), &command.to_be_bytes()];
+        let rest = [&cookie.to_be_bytes()[..], &offset.to_be_bytes(), &length.to_be_bytes(), data];
+        [head.concat(), rest.concat()].concat()
+    };
+    let uses = [
+        request(0, 0, 5000, 100, &[]),
+        request(1, 1, 70_000, 16, b"sixteen letters."),
+        request(0, 6, 9000, 8192, &[]),
+        request(0, 4, 4096, 4096, &[]),
+        request(0, 3, 0, 0, &[]),
+        request(0, 0, u64::MAX, 2, &[]),
+        request(0, 9, 0, 0, &[]),
+        request(0, 2, 0, 0, &[]),
+    ]
+    .concat();
+    let queries = option(9, &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, b'q']);
+    let (fixed, zeroes) = (3u32.to_be_bytes(), 1u32.to_be_bytes());
+    vec![
+        [&fixed[..], &option(8, &[]), &option(3, &[]), &queries, &go("origin"), &uses].concat(),
+        [&fixed[..], &go("none"), &go("snap/5"), &uses].concat(),
+        [&zeroes[..], &option(1, b""), &uses].concat(),
+        [&fixed[..], &option(99, b"what"), &option(2, &[])].concat(),
+    ]
+}
+
+/// Everything that a command can ask of a server.
+fn control_seeds() -> Vec<Vec<u8>> {
+    let say = |documents: &[&str]| {
+        let frame =
+            |text: &&str| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
+        documents.iter().flat_map(frame).collect()
+    };
+    vec![
+        say(&[
+            "\"Describe\"",
+            "\"Sharing\"",
+            "{\"Changed\":{\"from\":null,\"to\":\"Origin\",\"start\":0}}",
+            "{\"Changed\":{\"from\":{\"Snapshot\":1},\"to\":{\"Snapshot\":6},\"start\":3}}",
+            "{\"Read\":{\"point\":{\"Snapshot\":3},\"offset\":100,\"length\":5000}}",
+        ]),
+        say(&[
+            "{\"Change\":{\"Create\":{\"tag\":77,\"name\":\"noon\"}}}",
+            "{\"Change\":{\"Delete\":1}}",
+            "{\"Change\":{\"Priority\":[3,-5]}}",
+            "{\"Change\":{\"UseCount\":[3,1]}}",
+            "{\"Change\":{\"Hold\":[3,\"offsite\"]}}",
+            "{\"Change\":{\"MoveHold\":{\"name\":\"offsite\",\"from\":3,\"to\":5}}}",
+            "{\"Change\":{\"Release\":[5,\"offsite\"]}}",
+            "{\"Change\":{\"FullPolicy\":\"Squash\"}}",
+            "\"Describe\"",
+            "\"Stop\"",
+        ]),
+        say(&["\"Destroy\"", "{\"Read\":{}}"]),
+    ]
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -246,6 +315,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "qcow2" => vec![qcow2_seed()],
         "yaml" => yaml_seeds(),
         "http" => vec![b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".to_vec()],
+        "nbd" => nbd_seeds(),
+        "control" => control_seeds(),
         // Written by the tests of the reader, which make such stores.
         "legacy" => Vec::new(),
         _ => vec![vec![0; 12], [&0x0001_0000u32.to_le_bytes()[..], &[9; 8]].concat()],

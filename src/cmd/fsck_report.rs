@@ -149,7 +149,11 @@ impl Outcome {
             for write in old.writes.iter().take(WRITES) {
                 let differ = write.old.iter().zip(&write.new).filter(|(old, new)| old != new).count();
                 let (offset, size, what) = (write.offset, write.new.len(), write.what.name());
-                ui.print(&format!("    {size} bytes at byte {offset}: {what}, {differ} of them change"))?;
+                let change = match write.old.is_empty() {
+                    true => "where it is free".to_owned(),
+                    false => format!("{differ} of them change"),
+                };
+                ui.print(&format!("    {size} bytes at byte {offset}: {what}, {change}"))?;
             }
             if old.writes.len() > WRITES {
                 ui.print(&format!("    and {} more (--json has them)", old.writes.len() - WRITES))?;
@@ -192,9 +196,10 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// The writes of a repair of a store of 2008; what they replace is told as long as it is there.
+    /// The writes of a repair of a store of 2008; what they replace is told as long as it is there, and
+    /// if it means anything.
     fn writes(&self, writes: &[legacy::Write]) -> Vec<Value> {
-        let bytes = |bytes: &[u8]| self.dry_run.then(|| hex::encode(bytes));
+        let bytes = |bytes: &[u8]| (self.dry_run && !bytes.is_empty()).then(|| hex::encode(bytes));
         let write = |write: &legacy::Write| {
             json!({
                 "offset": write.offset,

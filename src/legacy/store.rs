@@ -17,7 +17,7 @@ use crate::units::{Epoch, Tag, Uuid, index};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a store of 2008 lies on.
 #[derive(Clone)]
@@ -42,7 +42,13 @@ pub struct Store {
     free: (u64, Option<u64>),
     data: Arc<dyn ReadAt>,
     origin: Option<Arc<dyn ReadAt>>,
+    /// Leaves read last, the newest first.
+    recent: Mutex<VecDeque<Arc<Found>>>,
 }
+
+/// Leaves kept: a few for each thread that reads, as far as they fit into so many bytes of blocks.
+const RECENT_LEAVES: u64 = 16;
+const RECENT_BYTES: u64 = 4 << 20;
 
 impl Store {
     /// Opens a store; replays its journal in memory if it was not shut down cleanly. `release` says which layout its
@@ -64,7 +70,8 @@ impl Store {
         let free = free(&sb, &blocks, &recovered)?;
         let (data, origin) = (devices.store, devices.origin);
         let areas = sb.areas();
-        Ok(Self { sb, faults: chosen.faults, blocks, recovered, areas, free, data, origin })
+        let (faults, recent) = (chosen.faults, Mutex::default());
+        Ok(Self { sb, faults, blocks, recovered, areas, free, data, origin, recent })
     }
 
     /// The origin, if it was given.
@@ -172,38 +179,61 @@ impl Store {
     fn read_snapshot(&self, mask: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
         let bits = self.sb.chunk_bits();
         let end = offset + buf.len() as u64;
-        let mut walk = self.walk(offset >> bits)?;
-        // What lies before this has been read.
+        // What lies before this has been read, but for one run of chunks.
         let mut done = offset;
-        while done < end {
-            let Some(found) = walk.next_leaf()? else { break };
-            for entry in &found.leaf.entries {
+        let mut run = Run { place: 0, bytes: done..done };
+        let mut next = Some(offset >> bits).filter(|_| done < end);
+        while let Some(chunk) = next {
+            let Some(found) = self.leaf_of(chunk)? else { break };
+            let skipped = found.leaf.entries.partition_point(|entry| u64::from(entry.chunk) < chunk);
+            for entry in found.leaf.entries.iter().skip(skipped) {
                 let begin = u64::from(entry.chunk) << bits;
-                let from = begin.max(done);
-                let to = (begin + self.chunk_size()).min(end);
-                if from >= to {
-                    if begin >= end {
-                        break;
-                    }
-                    continue;
+                if begin >= end {
+                    break;
                 }
                 let owned = found.leaf.of(entry).iter().find(|exception| exception.share & mask != 0);
                 let Some(exception) = owned else { continue };
+                let from = begin.max(done);
+                let to = (begin + self.chunk_size()).min(end);
                 self.read_origin(done..from, offset, buf)?;
-                let target = &mut buf[index(from - offset)..index(to - offset)];
-                self.read_preserved(exception, from - begin, target)?;
+                let place = self.ensure_place(exception.physical)? + (from - begin);
+                if !run.take(place, from..to) {
+                    self.read_run(&run, offset, buf)?;
+                    run = Run { place, bytes: from..to };
+                }
                 done = to;
             }
-            let last = found.leaf.entries.last();
-            if last.is_some_and(|entry| u64::from(entry.chunk) << bits >= end) {
-                break;
-            }
+            next = found.high.filter(|high| high.checked_mul(1 << bits).is_some_and(|high| high < end));
         }
+        self.read_run(&run, offset, buf)?;
         self.read_origin(done..end, offset, buf)
     }
 
-    fn read_preserved(&self, exception: &Exception, skip: u64, target: &mut [u8]) -> Result<()> {
-        self.data.read_at(target, self.ensure_place(exception.physical)? + skip)
+    /// The leaf that `chunk` belongs to: mostly it is that of the chunk before.
+    fn leaf_of(&self, chunk: u64) -> Result<Option<Arc<Found>>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let covers = |found: &&Arc<Found>| found.low <= chunk && found.high.is_none_or(|high| chunk < high);
+        if let Some(found) = recent().iter().find(covers) {
+            return Ok(Some(Arc::clone(found)));
+        }
+        let Some(found) = self.walk(chunk)?.next_leaf()? else { return Ok(None) };
+        let found = Arc::new(found);
+        let mut recent = recent();
+        let kept = RECENT_LEAVES.min(RECENT_BYTES / self.blocks.size);
+        recent.truncate(index(kept.saturating_sub(1)));
+        recent.push_front(Arc::clone(&found));
+        Ok(Some(found))
+    }
+
+    /// Reads `run` into `buf`, which begins at byte `base` of the snapshot.
+    fn read_run(&self, run: &Run, base: u64, buf: &mut [u8]) -> Result<()> {
+        let bytes = &run.bytes;
+        match bytes.is_empty() {
+            true => Ok(()),
+            false => {
+                self.data.read_at(&mut buf[index(bytes.start - base)..index(bytes.end - base)], run.place)
+            }
+        }
     }
 
     /// Reads `range` of the origin into `buf`, which begins at byte `base`.
@@ -228,6 +258,27 @@ impl Store {
             return Err(Error::damaged(what).at_path(origin.path()));
         }
         origin.read_at(&mut buf[index(range.start - base)..index(range.end - base)], range.start)
+    }
+}
+
+/// Preserved bytes of a snapshot that follow one another in the store as well.
+struct Run {
+    /// The first one in the store.
+    place: u64,
+    /// Which they are of the snapshot.
+    bytes: Range<u64>,
+}
+
+impl Run {
+    /// Takes `more`, which lies at byte `place` of the store, if that continues it.
+    fn take(&mut self, place: u64, more: Range<u64>) -> bool {
+        let follows =
+            self.bytes.end == more.start && self.place + (self.bytes.end - self.bytes.start) == place;
+        if follows && !self.bytes.is_empty() {
+            self.bytes.end = more.end;
+            return true;
+        }
+        false
     }
 }
 

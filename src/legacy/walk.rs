@@ -28,8 +28,9 @@ struct Group {
 
 /// A leaf, with the chunks that it may have.
 pub(super) struct Found {
-    /// First chunk that belongs into it.
+    /// First chunk that belongs into it, and one past the last (`None`: all further ones).
     pub low: u64,
+    pub high: Option<u64>,
     /// Sectors of the block, or of several that are read together.
     pub sectors: Vec<u64>,
     /// What they hold.
@@ -158,7 +159,7 @@ impl<'a, C: Care> Walk<'a, C> {
                 1 => parts.pop().unwrap_or_default(),
                 _ => together(&parts),
             };
-            return Ok(Some(Found { low: group.low, sectors, leaf }));
+            return Ok(Some(Found { low: group.low, high: group.high, sectors, leaf }));
         }
     }
 

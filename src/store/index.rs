@@ -131,6 +131,47 @@ impl BlockReader {
     }
 }
 
+/// A run that is not written: entries in order, each key once, and change bits.
+pub struct Loose {
+    run: Run,
+    entries: Arc<Vec<IndexEntry>>,
+    /// The change bits.
+    pub changes: MemTable,
+}
+
+impl Loose {
+    /// Run `number`: exceptions and overlays, and change bits.
+    pub fn new(number: u64, entries: Vec<IndexEntry>, changes: MemTable) -> Self {
+        let run = Run { number, entries: entries.len() as u64, from: Key::MIN, pieces: Vec::new() };
+        Self { run, entries: Arc::new(entries), changes }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.run.number
+    }
+
+    /// Its exceptions and overlays, in order.
+    pub fn entries(&self) -> &[IndexEntry] {
+        &self.entries
+    }
+
+    /// The change bits of `all`, united.
+    pub fn all_changes(all: &[Self]) -> MemTable {
+        let mut united = MemTable::new();
+        for (key, value) in all.iter().flat_map(|loose| &loose.changes) {
+            unite(&mut united, *key, value.bits());
+        }
+        united
+    }
+}
+
+/// Adds change `bits` to those that `table` keeps under `key`.
+pub fn unite(table: &mut MemTable, key: Key, bits: u128) {
+    let slot = table.entry(key).or_insert_with(|| Value::from_bits(0));
+    *slot = Value::from_bits(slot.bits() | bits);
+}
+
 /// One of the ways to read a block.
 type Read = fn(&BlockReader, u64, &Piece, usize, u32) -> Result<Arc<Vec<IndexEntry>>>;
 
@@ -162,6 +203,12 @@ impl<'a> RunCursor<'a> {
             cursor.settle()?;
         }
         Ok(cursor)
+    }
+
+    /// A cursor at the first entry of `loose`, without its change bits.
+    fn loose(reader: &'a BlockReader, loose: &'a Loose) -> Self {
+        let entries = Some(Arc::clone(&loose.entries));
+        Self { reader, run: &loose.run, piece: 0, directory: None, block: 0, entries, at: 0 }
     }
 
     /// The entry under the cursor.
@@ -208,6 +255,7 @@ impl<'a> RunCursor<'a> {
 /// Walks memory table and runs together in key order. Where several hold a key the newest wins; change
 /// bits are united.
 pub struct Scan<'a> {
+    reader: &'a BlockReader,
     memory: std::iter::Peekable<btree_map::Range<'a, Key, Value>>,
     cursors: Vec<RunCursor<'a>>,
     /// Values the last [`Scan::next_entry`] passed over because a newer one won.
@@ -220,7 +268,15 @@ impl<'a> Scan<'a> {
     /// A walk over `memory` and `runs` (newest first) from `key` on.
     pub fn new(reader: &'a BlockReader, memory: &'a MemTable, runs: &'a [Run], key: Key) -> Result<Self> {
         let cursors = runs.iter().map(|run| RunCursor::seek(reader, run, key)).collect::<Result<_>>()?;
-        Ok(Self { memory: memory.range(key..).peekable(), cursors, superseded: Vec::new(), source: None })
+        let memory = memory.range(key..).peekable();
+        Ok(Self { reader, memory, cursors, superseded: Vec::new(), source: None })
+    }
+
+    /// The same walk with the exceptions and overlays of `loose` (newest first), which are newer than the runs.
+    pub fn under(mut self, loose: &'a [Loose]) -> Self {
+        let cursors = loose.iter().map(|loose| RunCursor::loose(self.reader, loose));
+        self.cursors.splice(..0, cursors);
+        self
     }
 
     /// The next entry.

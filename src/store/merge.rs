@@ -1,7 +1,7 @@
 //! Index runs are written once, then merged: the only place where dead entries leave and space is freed.
 
 use super::changes::Index;
-use super::index::{BlockReader, MemTable, Scan};
+use super::index::{BlockReader, Loose, MemTable, Scan};
 use super::space::Stream;
 use super::state::{Liveness, State};
 use crate::block::WriteAt;
@@ -28,8 +28,12 @@ struct RunBuilder<'a> {
 
 impl<'a> RunBuilder<'a> {
     fn new(device: &'a dyn WriteAt, state: &mut State) -> Self {
-        let run = Run { number: state.next_run, entries: 0, from: Key::MIN, pieces: Vec::new() };
-        state.next_run += 1;
+        let number = state.take_run_number();
+        Self::numbered(device, state, number)
+    }
+
+    fn numbered(device: &'a dyn WriteAt, state: &State, number: u64) -> Self {
+        let run = Run { number, entries: 0, from: Key::MIN, pieces: Vec::new() };
         let half = state.sb.segment_size() as usize / BLOCK_SIZE / 2;
         Self {
             device,
@@ -94,6 +98,16 @@ impl<'a> RunBuilder<'a> {
         self.end_piece(state)?;
         Ok(self.run)
     }
+
+    /// Makes it the newest run, unless it is empty. Returns its entries.
+    fn finish_newest(self, state: &mut State) -> Result<u64> {
+        let run = self.finish(state)?;
+        let count = run.entries;
+        if count > 0 {
+            state.runs.insert(0, run);
+        }
+        Ok(count)
+    }
 }
 
 /// Writes the memory table out as the newest run and empties it.
@@ -118,12 +132,20 @@ pub fn write_run(
         state.count_entry(key, &value);
         builder.push(state, (key, value))?;
     }
-    let run = builder.finish(state)?;
-    let count = run.entries;
-    if count > 0 {
-        state.runs.insert(0, run);
+    builder.finish_newest(state)
+}
+
+/// Writes `loose` and its change bits as the newest run. What leads into segments is not counted there.
+///
+/// # Errors
+/// `Kind::NoSpace` if the run does not fit, `Kind::Io`.
+pub fn spill(device: &dyn WriteAt, state: &mut State, loose: &Loose) -> Result<()> {
+    let mut builder = RunBuilder::numbered(device, state, loose.number());
+    let changes = loose.changes.iter().map(|(key, value)| (*key, *value));
+    for entry in loose.entries().iter().copied().chain(changes) {
+        builder.push(state, entry)?;
     }
-    Ok(count)
+    builder.finish_newest(state).map(drop)
 }
 
 /// Merges the newest runs while the next older one is not much larger than they are together, so that the
@@ -167,48 +189,66 @@ fn merge_newest(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, c
 /// into those of their older neighbours, and closes the graves.
 pub fn sweep(device: &dyn WriteAt, reader: &BlockReader, state: &mut State) -> Result<()> {
     let live = state.live_ids();
-    merge_all(device, reader, state, &live, &mut |_, _, _| Ok(()))?;
+    let merge = Merge { live: &live, loose: &[], counted: true };
+    merge_all(device, reader, state, &merge, &mut |_, _, _| Ok(()))?;
     state.graves = BTreeMap::new();
     state.unswept = 0;
     Ok(())
 }
 
-/// Merges all runs into one and keeps what the snapshots `live` (ascending ids) need. `each` sees every exception and
-/// overlay in order, needed or not, with the walk that gave it. Returns the superseded values that were dropped and
-/// lay elsewhere.
+/// What to merge besides the runs, and what to keep of it.
+pub struct Merge<'a> {
+    /// The snapshots (ascending ids) that need what is kept.
+    pub live: &'a [u64],
+    /// What is newer than every run, the newest first.
+    pub loose: &'a [Loose],
+    /// Segments count what is merged. Otherwise they count nothing of it, and then what is kept.
+    pub counted: bool,
+}
+
+/// Merges all runs into one and keeps what snapshots need. `each` sees every exception and overlay in order, needed
+/// or not, with the walk that gave it. Returns the superseded values that were dropped and lay elsewhere.
 pub fn merge_all(
     device: &dyn WriteAt,
     reader: &BlockReader,
     state: &mut State,
-    live: &[u64],
+    merge: &Merge<'_>,
     each: &mut dyn FnMut(&State, IndexEntry, &Scan) -> Result<()>,
 ) -> Result<Vec<IndexEntry>> {
     let runs = std::mem::take(&mut state.runs);
     let mut superseded = Vec::new();
-    let memory = MemTable::new();
-    let index = Index { reader, memory: &memory, runs: &runs };
+    let none = MemTable::new();
     let mut builder = RunBuilder::new(device, state);
-    let mut scan = index.scan(Key::MIN)?;
-    let mut liveness = Liveness::new(live);
+    let mut scan = Scan::new(reader, &none, &runs, Key::MIN)?.under(merge.loose);
+    let mut liveness = Liveness::new(merge.live);
     while let Some((key, value)) = scan.next_entry()? {
         if key.class > 1 {
             break;
         }
         each(state, (key, value), &scan)?;
         for older in &scan.superseded {
-            state.drop_entry(key, older);
+            if merge.counted {
+                state.drop_entry(key, older);
+            }
             if older.word != value.word {
                 superseded.push((key, *older));
             }
         }
-        if liveness.needs(key) {
-            builder.push(state, (key, value))?;
-        } else {
-            state.drop_entry(key, &value);
+        match (liveness.needs(key), merge.counted) {
+            (true, counted) => {
+                if !counted {
+                    state.count_entry(key, &value);
+                }
+                builder.push(state, (key, value))?;
+            }
+            (false, true) => state.drop_entry(key, &value),
+            (false, false) => {}
         }
     }
-    for (number, id) in live.iter().enumerate() {
-        let end = live.get(number + 1).copied().unwrap_or(u64::MAX);
+    let changes = Loose::all_changes(merge.loose);
+    let index = Index { reader, memory: &changes, runs: &runs };
+    for (number, id) in merge.live.iter().enumerate() {
+        let end = merge.live.get(number + 1).copied().unwrap_or(u64::MAX);
         for page in index.changed_pages(*id, end) {
             let (page, bits) = page?;
             builder.push(state, (Key::changes(*id, page), Value::from_bits(bits)))?;

@@ -4,7 +4,7 @@
 //! so what a crash leaves is what was there before it.
 
 use super::chain::Chain;
-use super::index::MemTable;
+use super::index::{MemTable, unite};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, Grave, OpenSegment, Run, Segment};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind, pad};
@@ -209,8 +209,13 @@ impl State {
 
     /// Adds change `bits` to those that the memory table keeps under `key`.
     pub fn mark_changes(&mut self, key: Key, bits: u128) {
-        let slot = self.memory.entry(key).or_insert_with(|| Value::from_bits(0));
-        *slot = Value::from_bits(slot.bits() | bits);
+        unite(&mut self.memory, key, bits);
+    }
+
+    /// A number that no run has had.
+    pub fn take_run_number(&mut self) -> u64 {
+        self.next_run += 1;
+        self.next_run - 1
     }
 
     /// Enters a snapshot that begins an epoch.

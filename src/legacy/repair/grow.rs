@@ -145,7 +145,8 @@ impl Grower<'_> {
             return Ok(Err("there are not enough free blocks for a new tree".into()));
         };
         let write = Write::of(self.blocks.device(), What::Tree, sector * SECTOR, block)?;
-        self.grown.writes.extend(write);
+        // What lies in a free block is nobody's, and of a large tree it is much.
+        self.grown.writes.extend(write.map(|write| Write { old: Vec::new(), ..write }));
         self.keep(low, sector);
         Ok(Ok(()))
     }

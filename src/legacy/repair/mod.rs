@@ -70,9 +70,9 @@ pub struct Write {
     pub offset: u64,
     /// What it is for.
     pub what: What,
-    /// What is there before it.
+    /// What is there before it, as many bytes; nothing for a block that is free.
     pub old: Vec<u8>,
-    /// What is there after it, as many bytes.
+    /// What is there after it.
     pub new: Vec<u8>,
 }
 

@@ -1,22 +1,25 @@
-//! Index entries on their way into a run: gathered as they come, put in order once.
+//! Index entries on their way into a run: gathered as they come, put in order once, kept in memory while they fit.
 
+use super::workers;
 use crate::block::WriteAt;
 use crate::error::Result;
-use crate::format::run::{IndexEntry, Key, PAGE_BITS, Value};
+use crate::format::run::{IndexEntry, Key, PAGE_BITS};
+use crate::store::index::{Loose, MemTable, unite};
 use crate::store::merge;
 use crate::store::state::{State, bit};
-use std::collections::BTreeMap;
 
-/// Entries collected in memory before they go to a run: some 10 MiB, and the change bits that they prove. Tests write
+/// Entries collected in memory before they go to a run: some 14 MiB, and the change bits that they prove. Tests write
 /// several runs, too.
-pub const MEMORY_ENTRIES: usize = if cfg!(test) { 100 } else { 256 << 10 };
+const MEMORY_ENTRIES: usize = if cfg!(test) { 100 } else { 256 << 10 };
 
 /// What was found of the index. Of several values of a key the last one that was added wins; change bits are united,
 /// also with what the exceptions prove.
 #[derive(Default)]
 pub struct Collected {
     entries: Vec<IndexEntry>,
-    changes: BTreeMap<Key, u128>,
+    changes: MemTable,
+    settled: Vec<Loose>,
+    superseded: Vec<IndexEntry>,
 }
 
 impl Collected {
@@ -24,48 +27,51 @@ impl Collected {
     pub fn add(&mut self, (key, value): IndexEntry) {
         match key.class {
             0 | 1 => self.entries.push((key, value)),
-            _ => *self.changes.entry(key).or_default() |= value.bits(),
+            _ => unite(&mut self.changes, key, value.bits()),
         }
     }
 
-    /// True if it is time to write it out.
-    pub fn is_full(&self) -> bool {
-        self.entries.len() + self.changes.len() >= MEMORY_ENTRIES
-    }
-
-    /// Writes it out as the newest run of `state`, and is empty again. Returns versions that newer ones replaced.
+    /// Writes all of it out as the newest runs of `state` if it is time to, in the order in which it was settled.
     ///
     /// # Errors
-    /// `Kind::NoSpace` if the run does not fit, `Kind::Io`.
-    pub fn flush(&mut self, device: &dyn WriteAt, state: &mut State) -> Result<Vec<IndexEntry>> {
-        let superseded = self.settle();
-        let changes = self.changes.iter().map(|(key, bits)| (*key, Value::from_bits(*bits)));
-        let mut all = self.entries.iter().copied().chain(changes).map(Ok);
-        merge::write_run(device, state, &mut all)?;
-        self.entries.clear();
-        self.changes.clear();
-        Ok(superseded)
+    /// `Kind::NoSpace` if a run does not fit, `Kind::Io`.
+    pub fn relieve(&mut self, device: &dyn WriteAt, state: &mut State) -> Result<()> {
+        if self.entries.len() + self.changes.len() < MEMORY_ENTRIES {
+            return Ok(());
+        }
+        self.settle(state.take_run_number());
+        self.settled.drain(..).rev().try_for_each(|loose| merge::spill(device, state, &loose))
     }
 
-    /// Puts the entries in order, each key once. Returns versions that newer ones replaced.
-    fn settle(&mut self) -> Vec<IndexEntry> {
-        let mut superseded = Vec::new();
+    /// Puts what was added in order, as what would be run `number`: nothing that comes is of it.
+    pub fn settle(&mut self, number: u64) {
         // Stable: what came later stays behind what it replaces.
         if !self.entries.is_sorted_by_key(|(key, _)| *key) {
-            self.entries.sort_by_key(|(key, _)| *key);
+            workers::sort_by_key(&mut self.entries, |(key, _)| *key);
         }
         self.entries.dedup_by(|newer, kept| {
             let same = newer.0 == kept.0;
             if same {
                 let older = std::mem::replace(kept, *newer);
                 if older != *newer {
-                    superseded.push(older);
+                    self.superseded.push(older);
                 }
             }
             same
         });
         self.mark_changes();
-        superseded
+        let (entries, changes) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.changes));
+        self.settled.insert(0, Loose::new(number, entries, changes));
+    }
+
+    /// What was settled and is not written out, the newest first.
+    pub fn settled(&self) -> &[Loose] {
+        &self.settled
+    }
+
+    /// Versions that newer ones replaced before they were settled, since the last call.
+    pub fn take_superseded(&mut self) -> Vec<IndexEntry> {
+        std::mem::take(&mut self.superseded)
     }
 
     /// Unites the change bits with those that the exceptions prove.
@@ -78,13 +84,13 @@ impl Collected {
                 Some((found, bits)) if *found == here => *bits |= bit(key.a),
                 _ => {
                     if let Some((done, bits)) = page.replace((here, bit(key.a))) {
-                        *self.changes.entry(done).or_default() |= bits;
+                        unite(&mut self.changes, done, bits);
                     }
                 }
             }
         }
         if let Some((done, bits)) = page {
-            *self.changes.entry(done).or_default() |= bits;
+            unite(&mut self.changes, done, bits);
         }
     }
 }
@@ -93,6 +99,7 @@ impl Collected {
 mod tests {
     use super::*;
     use crate::format::record::Encoding;
+    use crate::format::run::Value;
 
     fn value(word: u64) -> Value {
         Value { word, crc: 0, raw_length: 1, stored_length: 1, encoding: Encoding::Raw }
@@ -109,14 +116,16 @@ mod tests {
         collected.add((Key::exception(6, 8), value(4)));
         collected.add((Key::exception(7, 7), value(4)));
         collected.add((Key::changes(7, 0), Value::from_bits(1 << 100)));
-        let superseded: Vec<u64> = collected.settle().iter().map(|(_, value)| value.word).collect();
+        collected.settle(1);
+        let [loose] = collected.settled() else { panic!("one run") };
+        let superseded: Vec<u64> = collected.superseded.iter().map(|(_, value)| value.word).collect();
         assert_eq!(superseded, [1, 2]);
-        let found: Vec<_> = collected.entries.iter().map(|(key, value)| (*key, value.word)).collect();
+        let found: Vec<_> = loose.entries().iter().map(|(key, value)| (*key, value.word)).collect();
         let exceptions =
             [(5, 7, 4), (6, 8, 4), (7, 7, 4), (200, 7, 3)].map(|(c, e, w)| (Key::exception(c, e), w));
         assert_eq!(found[..4], exceptions);
         assert_eq!(found[4..], [1, 2, 3].map(|word| (Key::overlay(3, word), word)));
-        let changes: Vec<_> = collected.changes.into_iter().collect();
+        let changes: Vec<_> = loose.changes.iter().map(|(key, value)| (*key, value.bits())).collect();
         let page = |epoch, page, bits: u128| (Key::changes(epoch, page), bits);
         assert_eq!(
             changes,

@@ -17,14 +17,14 @@ use super::survey::{Found, Survey, survey};
 use super::workers;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
-use crate::format::checkpoint::{Checkpoint, Role, Segment};
+use crate::format::checkpoint::{Checkpoint, Role, Run, Segment};
 use crate::format::record::{Encoding, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::point::finding::{Affected, Code, Finding};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
-use crate::store::merge;
+use crate::store::merge::{self, Merge};
 use crate::store::publish::Plan;
 use crate::store::recover::{data_holds, read_record};
 use crate::store::state::{Liveness, State, digest, entries_of, zeroes_hold};
@@ -158,29 +158,16 @@ impl Rebuild<'_> {
                 digest: 0,
             });
         }
-        let mut salvaged = Collected::default();
-        let mut superseded = self.collect(&mut state, &old, &mut salvaged)?;
+        let mut found = Collected::default();
+        self.collect(&mut state, &old, &mut found)?;
+        let mut superseded = found.take_superseded();
         let salvaged_from = state.next_run;
-        let mut blanks = Vec::new();
-        // The newest comes last, and wins.
-        for run in runs.iter().rev() {
-            let device = self.device;
-            let mut each = |entries: &[IndexEntry]| {
-                self.progress.check()?;
-                entries.iter().for_each(|entry| salvaged.add(*entry));
-                if salvaged.is_full() {
-                    salvaged.flush(device.as_ref(), &mut state)?;
-                }
-                Ok(())
-            };
-            blanks.extend(salvage(self.device.as_ref(), run, &mut each)?);
-        }
-        salvaged.flush(self.device.as_ref(), &mut state)?;
+        let blanks = self.salvage(&mut state, &runs, &mut found)?;
         let mut needed = state.live_ids();
         needed.extend(state.graves.keys());
         needed.sort_unstable();
         needed.dedup();
-        superseded.extend(self.judge_and_merge(&mut state, &needed, salvaged_from)?);
+        superseded.extend(self.judge_and_merge(&mut state, &needed, salvaged_from, found)?);
         let lacking = lacking(&state, &expected, &superseded);
         self.doubt_revived(&lacking);
         // Snapshots deleted since count too: what was preserved for them may stand before what is lost.
@@ -209,14 +196,8 @@ impl Rebuild<'_> {
         Ok(state)
     }
 
-    /// Collects the entries of records that the checkpoint covers. Returns versions that newer ones replaced.
-    fn collect(
-        &mut self,
-        state: &mut State,
-        records: &[Found],
-        collected: &mut Collected,
-    ) -> Result<Vec<IndexEntry>> {
-        let mut superseded = Vec::new();
+    /// Collects the entries of records that the checkpoint covers.
+    fn collect(&mut self, state: &mut State, records: &[Found], collected: &mut Collected) -> Result<()> {
         for batch in records.chunks(RECORDS_AT_ONCE) {
             // Free segments may hold old copies of what was moved elsewhere: the new index may lie there by now.
             let role =
@@ -228,36 +209,55 @@ impl Rebuild<'_> {
                 read_record(self.device.as_ref(), &state.sb, found.address)
             })?;
             for (found, record) in batch.into_iter().zip(read).filter(|(_, record)| holds_chunks(record)) {
-                let entries =
-                    entries_of(&record, state.sb.block_bits).zip(self.intact(state, found, &record));
-                entries.filter(|(_, intact)| *intact).for_each(|(entry, _)| collected.add(entry));
-                if collected.is_full() {
-                    superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
-                }
+                self.take_intact(state, found, &record, collected);
+                collected.relieve(self.device.as_ref(), state)?;
             }
         }
-        superseded.append(&mut collected.flush(self.device.as_ref(), state)?);
-        Ok(superseded)
+        collected.settle(state.take_run_number());
+        Ok(())
     }
 
-    /// Which entries of a record count: all, but what a newer record has overwritten was not needed any more.
-    pub fn intact(&self, state: &State, found: &Found, record: &Record) -> Vec<bool> {
-        let entries = record.located(state.sb.block_bits);
-        entries.map(|(address, _)| !found.overlapped || !self.survey.bad.contains(&address)).collect()
+    /// Collects what is left of the old index. Returns what of it is lost.
+    fn salvage(&mut self, state: &mut State, runs: &[Run], collected: &mut Collected) -> Result<Vec<Blank>> {
+        let mut blanks = Vec::new();
+        // The newest comes last, and wins.
+        for run in runs.iter().rev() {
+            let mut each = |entries: &[IndexEntry]| {
+                self.progress.check()?;
+                entries.iter().for_each(|entry| collected.add(*entry));
+                collected.relieve(self.device.as_ref(), state)
+            };
+            blanks.extend(salvage(self.device.as_ref(), run, &mut each)?);
+        }
+        collected.settle(state.take_run_number());
+        Ok(blanks)
     }
 
-    /// Merges the runs collected so far into one of what the snapshots `needed` need, and judges what those that
-    /// live need of it. Runs from `salvaged_from` on are those of the old index. Returns what newer versions replaced.
+    /// Collects the entries of a record that count: all, but what a newer record has overwritten was not needed any
+    /// more.
+    pub fn take_intact(&self, state: &State, found: &Found, record: &Record, collected: &mut Collected) {
+        let bits = state.sb.block_bits;
+        for (entry, (address, _)) in entries_of(record, bits).zip(record.located(bits)) {
+            if !found.overlapped || !self.survey.bad.contains(&address) {
+                collected.add(entry);
+            }
+        }
+    }
+
+    /// Merges what was `collected` into one run of what the snapshots `needed` need, and judges what those that live
+    /// need of it. Runs from `salvaged_from` on are those of the old index. Returns what newer versions replaced.
     pub fn judge_and_merge(
         &mut self,
         state: &mut State,
         needed: &[u64],
         salvaged_from: u64,
+        collected: Collected,
     ) -> Result<Vec<IndexEntry>> {
         let live = state.live_ids();
         let reader = BlockReader::new(Arc::<dyn WriteAt>::clone(self.device));
         let mut liveness = Liveness::new(&live);
-        merge::merge_all(self.device.as_ref(), &reader, state, needed, &mut |state, (key, value), scan| {
+        let merge = Merge { live: needed, loose: collected.settled(), counted: false };
+        merge::merge_all(self.device.as_ref(), &reader, state, &merge, &mut |state, (key, value), scan| {
             let salvaged = scan.source.is_some_and(|run| run >= salvaged_from);
             let logged = !salvaged || scan.superseded.iter().any(|older| older.word == value.word);
             if liveness.needs(key) {
@@ -464,8 +464,11 @@ impl Rebuild<'_> {
         let sweep = !writer.view().state.graves.is_empty();
         writer.checkpoint(Plan { sweep, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
-        // Another one frees the segments of the old index, which the first could only empty.
-        writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
+        // The segments of the old index are only emptied now. The next checkpoint frees them, if that is in time.
+        let state = &writer.view().state;
+        if state.free_segments() < state.reserve() {
+            writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
+        }
         report.relogged = writer.restate(&gone, &self.unlogged)?;
         writer.close()?;
         Ok(report)

@@ -2,14 +2,13 @@
 //!
 //! Nothing proves that all of them were found, so every snapshot is tainted: listed, and read when insisted on.
 
-use super::collect::MEMORY_ENTRIES;
+use super::collect::Collected;
 use super::rebuild::{Rebuild, RebuildOptions, holds_chunks};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, LogPosition, Role, Segment};
 use crate::format::record::{EntryClass, Record, RecordKind};
 use crate::format::superblock::Superblock;
 use crate::format::table::{self, RawOpen, Snapshot, Volume};
-use crate::store::merge;
 use crate::store::recover::{OPEN_JUMP, read_record};
 use crate::store::space::Stream;
 use crate::store::state::State;
@@ -35,26 +34,25 @@ impl Rebuild<'_> {
         make_room(&mut state, records.iter().map(|found| u64::from(found.entries)).sum())?;
         state.next_run = self.survey.last_run + 1;
         let mut tables = Tables::default();
+        let mut collected = Collected::default();
         for found in &records {
             self.progress.check()?;
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
             tables.learn(&mut state, &record)?;
             if holds_chunks(&record) {
                 tables.bring_back(&mut state, &record);
-                state.index_entries(&record, &self.intact(&state, found, &record));
+                self.take_intact(&state, found, &record, &mut collected);
+                collected.relieve(self.device.as_ref(), &mut state)?;
             } else {
                 state.absorb(&record)?;
             }
             state.chain.position.sequence = state.chain.position.sequence.max(record.sequence);
-            if state.memory.len() >= MEMORY_ENTRIES {
-                merge::flush_memory(self.device.as_ref(), &mut state)?;
-            }
         }
         tables.settle(&mut state, options);
-        merge::flush_memory(self.device.as_ref(), &mut state)?;
+        collected.settle(state.take_run_number());
         let all = state.next_run;
         let live = state.live_ids();
-        self.judge_and_merge(&mut state, &live, all)?;
+        self.judge_and_merge(&mut state, &live, all, collected)?;
         self.missing = self.missing(&state, &live)?;
         begin_log(&mut state)?;
         self.doubts.push("no checkpoint survives: nothing proves that every record was found".into());

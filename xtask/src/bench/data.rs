@@ -51,6 +51,13 @@ impl Pattern {
         &self.0[start..start + (16 << 10)]
     }
 
+    /// `length` bytes from byte `offset` on, none behind the end of their MiB.
+    pub fn part(&self, offset: u64, length: usize) -> &[u8] {
+        let start = usize::try_from(offset % MIB).unwrap_or(0);
+        let mib = self.mib(offset / MIB);
+        &mib[start..(start + length).min(mib.len())]
+    }
+
     /// Writes a file of `size` bytes.
     pub fn fill(&self, path: &Path, size: u64) -> Result<()> {
         let mut file = File::create(path)?;

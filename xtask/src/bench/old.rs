@@ -1,8 +1,8 @@
-//! Row 17: reading a store of 2008 with many preserved chunks.
+//! Rows 17 and 18: reading a store of 2008 with many preserved chunks, and making deltas from it.
 
-use super::data::{MIB, sparse};
-use super::lab::{Lab, finish};
-use super::sheet::{Goal, Line, Row, mib, time};
+use super::data::{MIB, Pattern, sparse};
+use super::lab::{Lab, drain, finish};
+use super::sheet::{Goal, Line, Row, mib, rate, time};
 use anyhow::{Context, Result, ensure};
 use ddsnap::format::legacy::SECTOR;
 use ddsnap::format::legacy::journal::empty_commit;
@@ -16,17 +16,31 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// The rows of this file.
 pub fn rows() -> Vec<Row> {
-    vec![Row {
-        number: 17,
-        what: "a store of 2008 with many preserved chunks",
-        volumes: 1,
-        commands: "ddsnap status -v old.snap; ddsnap changelist old.snap list 1 2; ddsnap fsck -n old.snap\n\
+    vec![
+        Row {
+            number: 17,
+            what: "a store of 2008 with many preserved chunks",
+            volumes: 1,
+            commands: "ddsnap status -v old.snap; ddsnap changelist old.snap list 1 2; ddsnap fsck -n old.snap\n\
                    # against reading every block of its metadata once; a preserved chunk for each 4 KiB of the size",
-        limit: "The tree is walked leaf by leaf, each read once; fsck walks every bit of the bitmap as well, and \
+            limit: "The tree is walked leaf by leaf, each read once; fsck walks every bit of the bitmap as well, and \
                 holds a bit for each block of the store, and another for each chunk. Judged is the time beyond \
                 that of reading the metadata, and the peak of memory in hundredths of the size of the store.",
-        measure: many,
-    }]
+            measure: many,
+        },
+        Row {
+            number: 18,
+            what: "create-delta from a store of 2008",
+            volumes: 4,
+            commands: "ddsnap upgrade --origin origin.img --size SIZE old.snap new.snap\n\
+                   ddsnap create-delta --origin origin.img old.snap 1 -r -g 0 | reader   # then 1 2\n\
+                   ddsnap create-delta new.snap 1 -r -g 0 | reader",
+            limit: "The same snapshots, in chunks of 4 KiB. All of snapshot 1 is preserved, in pieces of 169 chunks as the \
+                original laid them out; what differs from snapshot 2 is every other chunk, which that one reads from \
+                the origin. The new store keeps sums of its chunks and the old one none.",
+            measure: issue,
+        },
+    ]
 }
 
 /// log2 of the block and chunk size.
@@ -38,7 +52,7 @@ const JOURNAL: u32 = 125;
 
 fn many(lab: &Lab) -> Result<Vec<Line>> {
     let count = lab.size() / BLOCK;
-    let built = build(lab, count)?;
+    let built = build(lab, count, None)?;
     let store = File::open(lab.path("old.snap"))?;
     let read = lab.alone(&|_| {
         let start = Instant::now();
@@ -93,8 +107,51 @@ struct Built {
     size: u64,
 }
 
-/// A store with `count` preserved chunks, each leaf before its chunks; half of them for both snapshots.
-fn build(lab: &Lab, count: u64) -> Result<Built> {
+/// Deltas of a store and of what an upgrade makes of it.
+fn issue(lab: &Lab) -> Result<Vec<Line>> {
+    let count = lab.size() / 4 / BLOCK;
+    Pattern::new(2).fill(&lab.path("origin.img"), count * BLOCK)?;
+    build(lab, count, Some(&Pattern::new(1)))?;
+    let size = (count * BLOCK * 2 + 64 * MIB).to_string();
+    lab.run(&["upgrade", "--origin", "origin.img", "--size", &size, "old.snap", "new.snap"])?;
+    lab.settle()?;
+    for tag in ["1", "2"] {
+        lab.run(&["export", "--origin", "origin.img", "old.snap", tag, "old.img"])?;
+        lab.run(&["export", "new.snap", tag, "new.img"])?;
+        lab.same("old.img", "new.img")?;
+        for name in ["old.img", "new.img"] {
+            std::fs::remove_file(lab.path(name))?;
+        }
+    }
+    let mut lines = Vec::new();
+    for (what, from, to, bytes) in
+        [("all of a snapshot", "1", None, count * BLOCK), ("what differs", "1", Some("2"), count / 2 * BLOCK)]
+    {
+        let issue = |store: &[&str]| {
+            let args: Vec<&str> = ["create-delta", "-r", "-g", "0"]
+                .iter()
+                .chain(store)
+                .copied()
+                .chain([from])
+                .chain(to)
+                .collect();
+            let sent = drain(&mut lab.ddsnap(&args))?;
+            ensure!(sent > bytes && sent < bytes + bytes / 10 + MIB, "{sent} bytes for {bytes}");
+            Ok(())
+        };
+        let duel = lab.duel(&|_| Ok(()), &|_| issue(&["--origin", "origin.img", "old.snap"]), &|_| {
+            issue(&["new.snap"])
+        })?;
+        let (ours, theirs) = (rate(bytes, duel.ours), rate(bytes, duel.theirs));
+        let line = Line::new(format!("raw delta, store of 2008: {what}"), ours, "the store upgraded", theirs);
+        lines.push(line.judged(duel.speed(), "x", Goal::AtLeast(0.9)));
+    }
+    Ok(lines)
+}
+
+/// A store with `count` preserved chunks, each leaf before its chunks; half of them for both snapshots. They are
+/// those of `pattern`, or holes.
+fn build(lab: &Lab, count: u64, pattern: Option<&Pattern>) -> Result<Built> {
     let leaves = count.div_ceil(PER_LEAF);
     let room = count + leaves + leaves.div_ceil(200) + 16;
     let bitmap = (room + 4096).div_ceil(8 * BLOCK);
@@ -115,6 +172,10 @@ fn build(lab: &Lab, count: u64) -> Result<Built> {
             leaf.entries.push(Entry { chunk: u32::try_from(chunk)?, range: start..start + 1 });
         }
         file.write_all_at(&leaf.encode(size).context("a leaf is too full")?, place * BLOCK)?;
+        for (chunk, at) in chunks.clone().zip(place + 1..) {
+            let bytes = pattern.map(|pattern| pattern.part(chunk * BLOCK, size)).unwrap_or_default();
+            file.write_all_at(bytes, at * BLOCK)?;
+        }
         children.push((first, place * BLOCK / SECTOR));
         metadata.push(place);
         skipped += chunks.end - chunks.start;
