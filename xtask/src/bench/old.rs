@@ -35,9 +35,9 @@ pub fn rows() -> Vec<Row> {
             commands: "ddsnap upgrade --origin origin.img --size SIZE old.snap new.snap\n\
                    ddsnap create-delta --origin origin.img old.snap 1 -r -g 0 | reader   # then 1 2\n\
                    ddsnap create-delta new.snap 1 -r -g 0 | reader",
-            limit: "The same snapshots, in chunks of 4 KiB. All of snapshot 1 is preserved, in pieces of 169 chunks as the \
-                original laid them out; what differs from snapshot 2 is every other chunk, which that one reads from \
-                the origin. The new store keeps sums of its chunks and the old one none.",
+            limit: "The same snapshots, in chunks of 4 KiB. All of snapshot 1 is preserved, in pieces of 169 chunks \
+                    as the original laid them out; what differs from snapshot 2 is every other chunk, which that \
+                    one reads from the origin. The new store keeps sums of its chunks and the old one none.",
             measure: issue,
         },
     ]
