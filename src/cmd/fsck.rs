@@ -9,9 +9,8 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::legacy;
 use crate::progress::{Paced, Progress};
-use crate::store::View;
 use crate::store::fsck::{
-    CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, check, rebuild, repair,
+    self, CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, rebuild, repair,
 };
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
@@ -179,35 +178,17 @@ fn as_reader(device: &Arc<dyn WriteAt>) -> Arc<dyn ReadAt> {
 
 /// Looks at the store, and at its origin if that is where it should be.
 fn look(args: &Args, store: &Arc<dyn ReadAt>, progress: &dyn Progress) -> Result<CheckReport> {
-    let options = CheckOptions { data: args.data };
-    match origin(args, store)? {
-        Origin::Open(origin) => check(store, Some(&origin), options, progress),
-        Origin::Unknown => check(store, None, options, progress),
-        Origin::Missing(finding) => {
-            let mut report = check(store, None, options, progress)?;
-            report.findings.push(finding);
-            Ok(report)
-        }
-    }
-}
-
-enum Origin {
-    Open(FileReader),
-    /// The store does not say where it is: it cannot be opened.
-    Unknown,
-    Missing(Finding),
-}
-
-fn origin(args: &Args, store: &Arc<dyn ReadAt>) -> Result<Origin> {
-    let path = match (&args.origin, View::open(Arc::clone(store), None)) {
-        (Some(path), _) => return Ok(Origin::Open(FileReader::open_origin_read(path)?)),
-        (None, Ok(view)) => view.info().origin_path,
-        (None, Err(_)) => return Ok(Origin::Unknown),
+    let (mut report, view) = fsck::look(store, CheckOptions { data: args.data }, progress)?;
+    let Some(view) = view else { return Ok(report) };
+    let found = match &args.origin {
+        Some(path) => Ok(FileReader::open_origin_read(path)?),
+        None => FileReader::open_origin_read(&view.info().origin_path),
     };
-    Ok(match FileReader::open_origin_read(&path) {
-        Ok(origin) => Origin::Open(origin),
-        Err(error) => Origin::Missing(Finding::new(Code::OriginMissing, error.to_string())),
-    })
+    match found {
+        Ok(origin) => fsck::check_origin(&view, &origin, &mut report)?,
+        Err(error) => report.findings.push(Finding::new(Code::OriginMissing, error.to_string())),
+    }
+    Ok(report)
 }
 
 /// What repairs write to: the store, or a picture of it in memory.

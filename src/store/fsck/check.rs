@@ -88,8 +88,25 @@ pub fn check(
     options: CheckOptions,
     progress: &dyn Progress,
 ) -> Result<CheckReport> {
+    let (mut report, view) = look(device, options, progress)?;
+    if let (Some(view), Some(origin)) = (&view, origin) {
+        check_origin(view, origin, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Checks the store on `device` alone. It is open then, unless what was found keeps it shut, and says where its
+/// origin is.
+///
+/// # Errors
+/// As [`check`].
+pub fn look(
+    device: &Arc<dyn ReadAt>,
+    options: CheckOptions,
+    progress: &dyn Progress,
+) -> Result<(CheckReport, Option<View>)> {
     let mut report = CheckReport::default();
-    let Some(state) = check_log(device.as_ref(), &mut report)? else { return Ok(report) };
+    let Some(state) = check_log(device.as_ref(), &mut report)? else { return Ok((report, None)) };
     report.records = state.log_records;
     let view = View {
         device: Arc::clone(device),
@@ -104,10 +121,7 @@ pub fn check(
         }
     }
     check_tables(&view.state, &mut report);
-    if let Some(origin) = origin {
-        check_origin(&view.state, origin, &mut report)?;
-    }
-    Ok(report)
+    Ok((report, Some(view)))
 }
 
 /// Both superblocks, both copies of the checkpoint, the log since: what opening the store needs.
@@ -233,7 +247,12 @@ fn whole(state: &State, chosen: impl Fn(&Snapshot) -> bool) -> Vec<Affected> {
     .collect()
 }
 
-fn check_origin(state: &State, origin: &dyn ReadAt, report: &mut CheckReport) -> Result<()> {
+/// Adds what is wrong with `origin` as that of the store that `view` shows.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn check_origin(view: &View, origin: &dyn ReadAt, report: &mut CheckReport) -> Result<()> {
+    let state = &view.state;
     let (has, needs) = (origin.size(), state.volume.origin_size);
     if has < needs {
         let text = format!("{} has {has} bytes, the store says {needs}", origin.path().display());

@@ -31,6 +31,6 @@ mod without;
 mod workers;
 
 pub use crate::point::finding::{Affected, Code, Finding, Leave, Repair, Severity};
-pub use check::{CheckOptions, CheckReport, check};
+pub use check::{CheckOptions, CheckReport, check, check_origin, look};
 pub use mend::{Repaired, repair};
 pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

@@ -464,11 +464,8 @@ impl Rebuild<'_> {
         let sweep = !writer.view().state.graves.is_empty();
         writer.checkpoint(Plan { sweep, extra: 1 })?;
         report.entries = writer.view().state.run_entries();
-        // The segments of the old index are only emptied now. The next checkpoint frees them, if that is in time.
-        let state = &writer.view().state;
-        if state.free_segments() < state.reserve() {
-            writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
-        }
+        // Another one frees the segments of the old index, which the first could only empty.
+        writer.checkpoint_if_possible(Plan { sweep: false, extra: 1 })?;
         report.relogged = writer.restate(&gone, &self.unlogged)?;
         writer.close()?;
         Ok(report)
