@@ -26,7 +26,9 @@ use ddsnap::point::{Point, PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::serve::control::Control;
 use ddsnap::serve::export::Volume as Exported;
-use ddsnap::serve::listen::{Service, Stream};
+use ddsnap::serve::figures::Collector;
+use ddsnap::serve::front::Service;
+use ddsnap::serve::listen::Stream;
 use ddsnap::serve::nbd as protocol;
 use ddsnap::store::fsck::{CheckOptions, Leave, RebuildOptions, check, rebuild, repair};
 use ddsnap::store::restore::{Target as Place, restore};
@@ -498,7 +500,8 @@ pub fn nbd(data: &[u8]) {
 pub fn control(data: &[u8]) {
     serve(|live| {
         let client = Client::new(data);
-        let _ = Control::new(live, Arc::new(AtomicBool::new(false))).serve(client.clone());
+        let figures = Arc::new(Collector::new(live, &Arc::default(), &Arc::default()));
+        let _ = Control::new(live, figures, Arc::new(AtomicBool::new(false))).serve(client.clone());
         let heard = client.take_heard();
         let mut rest = heard.as_slice();
         while let Some((length, after)) = rest.split_first_chunk::<4>() {

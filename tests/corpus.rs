@@ -277,6 +277,7 @@ fn control_seeds() -> Vec<Vec<u8>> {
         say(&[
             "\"Describe\"",
             "\"Sharing\"",
+            "\"Figures\"",
             "{\"Changed\":{\"from\":null,\"to\":\"Origin\",\"start\":0}}",
             "{\"Changed\":{\"from\":{\"Snapshot\":1},\"to\":{\"Snapshot\":6},\"start\":3}}",
             "{\"Read\":{\"point\":{\"Snapshot\":3},\"offset\":100,\"length\":5000}}",
