@@ -1,5 +1,6 @@
 //! The examples of every `--help` run as they stand there, and do what they say without an error.
 
+use crate::cli_mount::has_fuse;
 use crate::cli_usage::command_words;
 use crate::harness::{Dir, volume};
 
@@ -27,6 +28,7 @@ fn complete(words: &str, line: &str) -> String {
     match words {
         "server" => format!("{line} & {begun}; ddsnap stop data.sock && wait $!"),
         "stop" => format!("ddsnap server data.snap --socket data.sock & {begun}; {line} && wait $!"),
+        "mount" => format!("mkdir point && {line} && ls point/volume && umount point"),
         _ => line.to_owned(),
     }
 }
@@ -35,6 +37,9 @@ fn complete(words: &str, line: &str) -> String {
 fn examples_of_the_help_run() {
     let mut count = 0;
     for words in command_words() {
+        if words == "mount" && !has_fuse() {
+            continue;
+        }
         let help = Dir::new().ok(&format!("{words} --help")).text();
         let examples = help.lines().skip_while(|line| *line != "Examples:").skip(1);
         for line in examples.take_while(|line| !line.is_empty()) {

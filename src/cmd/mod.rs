@@ -8,6 +8,7 @@ mod changelist;
 mod common;
 mod create;
 mod create_delta;
+mod daemon;
 mod delete;
 mod delta;
 mod delta_invert;
@@ -22,6 +23,7 @@ mod hold;
 mod initialize;
 mod list;
 mod map;
+mod mount;
 mod open;
 mod policy;
 mod priority;
@@ -105,6 +107,7 @@ enum Command {
     Upgrade(upgrade::Args),
     Server(server::Args),
     Stop(stop::Args),
+    Mount(mount::Args),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
@@ -116,7 +119,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
-    ("Online", &["server", "stop"]),
+    ("Online", &["server", "stop", "mount"]),
 ];
 
 impl Command {
@@ -149,6 +152,7 @@ impl Command {
             Self::Upgrade(args) => upgrade::run(args, ui),
             Self::Server(args) => server::run(args, ui),
             Self::Stop(args) => stop::run(args, ui),
+            Self::Mount(args) => mount::run(args, ui),
         }
     }
 

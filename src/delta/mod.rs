@@ -6,6 +6,7 @@
 //! | `plan`, `load`, `encode`, `write`, `digest`, `create` | which chunks; their bytes; their encoding; the stream |
 //! | `read`, `decode`, `inspect` | the stream back; its data; `info` and `verify` |
 //! | `input`, `target`, `check`, `apply`, `undo`, `to_store` | a delta onto a device, a file or a store's origin |
+//! | `patched` | what a delta makes, read at any place |
 //! | `invert` | the delta that goes back, made beforehand |
 //! | `merge` | several deltas into one, without the volume |
 //! | `sound`, `resume`, `receive` | a delta that was cut: what is whole of it, and how both sides go on |
@@ -30,6 +31,7 @@ mod invert;
 mod legacy;
 mod load;
 mod merge;
+mod patched;
 mod pipeline;
 mod plan;
 mod rbd;
@@ -51,6 +53,7 @@ pub use inspect::{DeltaInfo, Verdict, info, verify};
 pub use invert::invert;
 pub use legacy::{BasedTarget, Legacy, LegacyFacts, LegacyMode, LegacyOptions, LegacySummary, create_legacy};
 pub use merge::{MERGE_MAX, MergeInput, MergeOptions, merge};
+pub use patched::Patched;
 pub(crate) use pipeline::{ordered, workers};
 pub use rbd::{Diff, RbdSummary, Sidecar, create_rbd, sidecar_path, transcode};
 pub use read::{ReadExtent, Reader};

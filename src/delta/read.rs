@@ -56,7 +56,7 @@ pub struct Reader<R> {
     pub(super) input: R,
     pub(super) header: Header,
     pub(super) geometry: Geometry,
-    hasher: blake3::Hasher,
+    pub(super) hasher: blake3::Hasher,
     pub(super) offset: u64,
     pub(super) next_chunk: u64,
     pub(super) counted: End,

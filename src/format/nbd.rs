@@ -36,6 +36,8 @@ pub mod option {
     pub const ABORT: u32 = 2;
     /// List the exports.
     pub const LIST: u32 = 3;
+    /// Begin encryption.
+    pub const STARTTLS: u32 = 5;
     /// Tell of an export.
     pub const INFO: u32 = 6;
     /// Choose an export and begin.
@@ -62,6 +64,8 @@ pub mod reply {
     pub const UNSUPPORTED: u32 = 1 << 31 | 1;
     /// Makes no sense.
     pub const INVALID: u32 = 1 << 31 | 3;
+    /// Only after encryption has begun.
+    pub const TLS_REQUIRED: u32 = 1 << 31 | 5;
     /// No such export.
     pub const UNKNOWN: u32 = 1 << 31 | 6;
     /// Too long.

@@ -3,7 +3,8 @@
 use super::export::Exports;
 use super::figures::Traffic;
 use super::listen::{Accepted, Listener, Stream};
-use super::nbd;
+use super::nbd::{self, Agreed, Encryption};
+use super::tls::Tls;
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -145,6 +146,19 @@ pub struct Nbd {
     pub exports: Arc<dyn Exports>,
     /// Where clients are counted.
     pub traffic: Arc<Traffic>,
+    /// How connections are encrypted, and whether they must be.
+    pub tls: Option<(Tls, bool)>,
+}
+
+impl Nbd {
+    /// Serves a client that has chosen.
+    fn transmit<S: Stream>(&self, session: &nbd::Session, stream: S) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        stream.set_limit(None).map_err(failed)?;
+        let _open = self.traffic.open();
+        let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
+        nbd::serve(session, stream, sender, || ender.end())
+    }
 }
 
 impl Service for Nbd {
@@ -152,10 +166,22 @@ impl Service for Nbd {
         let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
         let _present = self.traffic.connect();
         stream.set_limit(Some(NEGOTIATION)).map_err(failed)?;
-        let Some(session) = nbd::negotiate(&mut stream, self.exports.as_ref())? else { return Ok(()) };
-        stream.set_limit(None).map_err(failed)?;
-        let _open = self.traffic.open();
-        let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
-        nbd::serve(&session, stream, sender, || ender.end())
+        let encryption = match self.tls {
+            None => Encryption::Settled,
+            Some((_, false)) => Encryption::Offered,
+            Some((_, true)) => Encryption::Required,
+        };
+        let agreed = nbd::negotiate(&mut stream, self.exports.as_ref(), encryption)?;
+        match (agreed, &self.tls) {
+            (Agreed::On(session), _) => self.transmit(&session, stream),
+            (Agreed::ToEncrypt(flags), Some((tls, _))) => {
+                let mut stream = tls.accept(stream)?;
+                match nbd::negotiate_encrypted(&mut stream, self.exports.as_ref(), flags)? {
+                    Agreed::On(session) => self.transmit(&session, stream),
+                    _ => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 }

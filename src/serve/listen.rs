@@ -197,6 +197,15 @@ impl Listener {
         }
     }
 
+    /// True if only this machine reaches it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match &self.socket {
+            Socket::Unix(_) => true,
+            Socket::Tcp(socket) => socket.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+        }
+    }
+
     /// The next connection; `None` after [`Listener::end`].
     ///
     /// # Errors

@@ -10,14 +10,20 @@
 //! | [`figures`] | what a server tells of itself |
 //! | [`metrics`] | figures for monitoring, over HTTP |
 //! | [`listen`] | sockets, addresses, streams |
+//! | [`fuse`] | exports as files |
+//! | [`frozen`] | exports that stay as they are |
 //! | [`front`] | a listener and its connections |
+//! | [`tls`] | NBD encrypted |
 //! | [`notify`] | what a service manager is told |
 
 pub mod control;
 pub mod export;
 pub mod figures;
 pub mod front;
+pub mod frozen;
+pub mod fuse;
 pub mod listen;
 pub mod metrics;
 pub mod nbd;
 pub mod notify;
+pub mod tls;

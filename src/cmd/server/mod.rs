@@ -1,10 +1,10 @@
 //! `server`: a live volume, offered to whoever connects.
 
-mod daemon;
 mod plan;
 mod service;
 
 use super::common::{OldArgs, VolArgs, parse_size};
+use super::daemon::{self, Stage};
 use super::open;
 use crate::block::counted::Counts;
 use crate::error::{Error, Kind, Result};
@@ -12,13 +12,14 @@ use crate::serve::control::Control;
 use crate::serve::export::{Exports, Volume};
 use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
+use crate::serve::fuse::Fuse;
 use crate::serve::listen::{Address, Listener, Reach};
 use crate::serve::metrics::Metrics;
+use crate::serve::tls::Tls;
 use crate::store::Live;
 use crate::ui::exit::Exit;
 use crate::ui::log::Log;
 use crate::ui::{Ui, signals, time};
-use daemon::Stage;
 use plan::Plan;
 use service::{Inherited, PidFile, Service};
 use std::path::PathBuf;
@@ -57,9 +58,18 @@ pub struct Args {
     /// Listen for clients of NBD at unix:PATH or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS")]
     nbd: Vec<Address>,
-    /// Listen at addresses that other machines reach, though whoever connects may read and write everything
+    /// Encrypt NBD with server-cert.pem and server-key.pem of this folder; over TCP clients must then use TLS
+    #[arg(long, value_name = "CERTDIR")]
+    tls: Option<PathBuf>,
+    /// Take only clients of NBD with a certificate of ca-cert.pem in CERTDIR, where TLS is used
+    #[arg(long, requires = "tls")]
+    tls_verify_peer: bool,
+    /// Serve without TLS whoever comes, from other machines too: who connects may read and write everything
     #[arg(long)]
     insecure: bool,
+    /// Show 'origin' and 'snap/TAG' as files in this empty folder: loop devices take them (losetup --direct-io=on)
+    #[arg(long, value_name = "DIR")]
+    fuse: Vec<PathBuf>,
     /// Offer figures in the text format of Prometheus, as http://ADDRESS/metrics, at unix:PATH or HOST:PORT of this
     /// machine
     #[arg(long, value_name = "ADDRESS", value_parser = plan::parse_metrics)]
@@ -129,6 +139,7 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
             Error::new(Kind::Usage, "commands would not reach it").hint("--socket SOCK names a socket")
         );
     }
+    let tls = plan.tls.as_deref().map(|folder| Tls::of_folder(folder, plan.verify_peer)).transpose()?;
     let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
     let live = Arc::new(open_live(plan, &devices)?);
     let stop = ui.stop_wanted();
@@ -136,36 +147,16 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
         let log = Arc::clone(&log);
         Arc::new(move |error| log.line(&error.to_string()))
     };
-    let bind = |address: &Address, reach| {
-        let listener = Listener::bind(address, reach)?;
-        log.note(&format!("listening at {}", listener.address()));
-        Ok(listener)
-    };
     let listener = match (&plan.socket, inherited.control) {
-        (Some(path), _) => bind(&Address::Unix(path.clone()), Reach::ThisMachine)?,
+        (Some(path), _) => bind(&Address::Unix(path.clone()), Reach::ThisMachine, &log)?,
         (None, Some(listener)) => listener,
         (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
     let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
     let control = Front::new(listener, control, Arc::clone(&report));
-    let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(&live)));
-    let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
-    let reach = if plan.insecure { Reach::Anywhere } else { Reach::ThisMachine };
-    let unsafe_hint = |error: Error| match error.kind() {
-        Kind::Refused => error.hint("whoever reaches it reads and writes all; --insecure insists"),
-        _ => error,
-    };
-    let bound = plan.nbd.iter().map(|address| bind(address, reach).map_err(unsafe_hint));
-    for listener in bound.collect::<Result<Vec<_>>>()?.into_iter().chain(inherited.nbd) {
-        let nbd = Nbd { exports: Arc::clone(&exports), traffic: figures.traffic() };
-        fronts.push(Box::new(Front::new(listener, nbd, Arc::clone(&report))));
-    }
-    for address in &plan.metrics {
-        let listener = bind(address, Reach::ThisMachine)?;
-        fronts.push(Box::new(Front::new(listener, Metrics::new(&figures), Arc::clone(&report))));
-    }
-    drop(exports);
+    let ways = Ways { live: &live, tls, figures: &figures, report, log: &log };
+    let fronts = ways.open(plan, inherited.nbd)?;
     let service = Service::of_environment(&log);
     let hangups = match plan.hangup {
         signals::Hangup::IsHeard => signals::hangups(),
@@ -180,6 +171,47 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
     drop(pidfile);
     house.log.note("ended");
     outcome.map(|()| Exit::Done)
+}
+
+fn bind(address: &Address, reach: Reach, log: &Log) -> Result<Listener> {
+    let listener = Listener::bind(address, reach)?;
+    log.note(&format!("listening at {}", listener.address()));
+    Ok(listener)
+}
+
+/// What front ends are made of.
+struct Ways<'a> {
+    live: &'a Arc<Live>,
+    tls: Option<Tls>,
+    figures: &'a Arc<Collector>,
+    report: Report,
+    log: &'a Log,
+}
+
+impl Ways<'_> {
+    /// Makes every front end but that for commands.
+    fn open(self, plan: &Plan, inherited: Vec<Listener>) -> Result<Vec<Box<dyn Serve>>> {
+        let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(self.live)));
+        let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
+        let bound = plan.nbd.iter().map(|address| bind(address, Reach::Anywhere, self.log));
+        for listener in bound.collect::<Result<Vec<_>>>()?.into_iter().chain(inherited) {
+            plan.ensure_secure(&listener)?;
+            let required = matches!(listener.address(), Address::Tcp(_)) && !plan.insecure;
+            let tls = self.tls.clone().map(|tls| (tls, required));
+            let nbd = Nbd { exports: Arc::clone(&exports), traffic: self.figures.traffic(), tls };
+            fronts.push(Box::new(Front::new(listener, nbd, Arc::clone(&self.report))));
+        }
+        for folder in &plan.fuse {
+            fronts.push(Box::new(Fuse::mount(Arc::clone(&exports), folder, false)?));
+            self.log.note(&format!("mounted at {}", folder.display()));
+        }
+        for address in &plan.metrics {
+            let listener = bind(address, Reach::ThisMachine, self.log)?;
+            let metrics = Metrics::new(self.figures);
+            fronts.push(Box::new(Front::new(listener, metrics, Arc::clone(&self.report))));
+        }
+        Ok(fronts)
+    }
 }
 
 fn open_live(plan: &Plan, devices: &[Arc<Counts>; 2]) -> Result<Live> {

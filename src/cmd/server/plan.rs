@@ -2,7 +2,7 @@
 
 use super::Args;
 use crate::error::{Error, Kind, Result};
-use crate::serve::listen::Address;
+use crate::serve::listen::{Address, Listener};
 use crate::ui::{Ui, signals};
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,14 @@ pub struct Plan {
     pub socket: Option<PathBuf>,
     /// Where to listen for clients of NBD.
     pub nbd: Vec<Address>,
+    /// Where the certificates for TLS are.
+    pub tls: Option<PathBuf>,
+    /// Clients need a certificate.
+    pub verify_peer: bool,
     /// Whoever reaches it may use it.
     pub insecure: bool,
+    /// Where to show files.
+    pub fuse: Vec<PathBuf>,
     /// Where to offer figures.
     pub metrics: Vec<Address>,
     /// Where the process id goes.
@@ -43,7 +49,10 @@ impl Plan {
             origin: args.origin.clone(),
             socket: args.socket.clone(),
             nbd: args.nbd.clone(),
+            tls: args.tls.clone(),
+            verify_peer: args.tls_verify_peer,
             insecure: args.insecure,
+            fuse: args.fuse.clone(),
             metrics: args.metrics.clone(),
             pidfile: args.pidfile.clone(),
             logfile: args.logfile.clone(),
@@ -92,6 +101,19 @@ impl Plan {
         }
     }
 
+    /// Refuses a socket that strangers reach, if they could use it.
+    ///
+    /// # Errors
+    /// `Kind::Refused`.
+    pub fn ensure_secure(&self, listener: &Listener) -> Result<()> {
+        if listener.is_local() || self.tls.is_some() || self.insecure {
+            return Ok(());
+        }
+        let what = format!("other machines can reach {}, and read and write everything", listener.address());
+        Err(Error::new(Kind::Refused, what)
+            .hint("--tls CERTDIR encrypts and can tell clients apart; --insecure insists"))
+    }
+
     /// Makes all paths absolute and goes to the root, so that no file system is kept from being unmounted.
     ///
     /// # Errors
@@ -103,8 +125,10 @@ impl Plan {
             Ok::<(), Error>(())
         };
         absolute(&mut self.store)?;
-        let others = [&mut self.origin, &mut self.socket, &mut self.pidfile, &mut self.logfile];
+        let others =
+            [&mut self.origin, &mut self.socket, &mut self.pidfile, &mut self.logfile, &mut self.tls];
         others.into_iter().flatten().try_for_each(absolute)?;
+        self.fuse.iter_mut().try_for_each(absolute)?;
         for address in self.nbd.iter_mut().chain(&mut self.metrics) {
             if let Address::Unix(path) = address {
                 absolute(path)?;

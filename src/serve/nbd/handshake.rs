@@ -13,11 +13,36 @@ use std::sync::Arc;
 /// Options that a client may ask for before it begins.
 const OPTIONS_MAX: usize = 256;
 
-/// Agrees with a client on an export; `None` if it ends the connection without choosing one.
+/// What a connection must be before its client may choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// As it is: it is encrypted already, or cannot be.
+    Settled,
+    /// Encrypted, if the client likes.
+    Offered,
+    /// Encrypted.
+    Required,
+}
+
+/// What was agreed on.
+pub enum Agreed {
+    /// To use an export.
+    On(Session),
+    /// To end the connection.
+    ToEnd,
+    /// To encrypt the connection, and to go on with [`negotiate_encrypted`] and this.
+    ToEncrypt(u32),
+}
+
+/// Agrees with a client on an export.
 ///
 /// # Errors
 /// `Kind::Io`; `Kind::Damaged` for what is no NBD.
-pub fn negotiate(stream: &mut (impl Read + Write), exports: &dyn Exports) -> Result<Option<Session>> {
+pub fn negotiate(
+    stream: &mut (impl Read + Write),
+    exports: &dyn Exports,
+    encryption: Encryption,
+) -> Result<Agreed> {
     let mut hello = HELLO.to_vec();
     hello.extend_from_slice(&(FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
     send(stream, &hello)?;
@@ -25,6 +50,27 @@ pub fn negotiate(stream: &mut (impl Read + Write), exports: &dyn Exports) -> Res
     if flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 || flags & u32::from(FIXED_NEWSTYLE) == 0 {
         return Err(Error::damaged(format!("NBD client has flags {flags:#x}")));
     }
+    options(stream, exports, flags, encryption)
+}
+
+/// As [`negotiate`], once the connection is encrypted: nothing that was agreed on before counts but `flags`.
+///
+/// # Errors
+/// As [`negotiate`].
+pub fn negotiate_encrypted(
+    stream: &mut (impl Read + Write),
+    exports: &dyn Exports,
+    flags: u32,
+) -> Result<Agreed> {
+    options(stream, exports, flags, Encryption::Settled)
+}
+
+fn options(
+    stream: &mut (impl Read + Write),
+    exports: &dyn Exports,
+    flags: u32,
+    encryption: Encryption,
+) -> Result<Agreed> {
     let mut structured = false;
     for _ in 0..OPTIONS_MAX {
         let (number, length) = decode_option(&receive::<OPTION_SIZE>(stream)?)?;
@@ -36,17 +82,27 @@ pub fn negotiate(stream: &mut (impl Read + Write), exports: &dyn Exports) -> Res
         let mut data = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         stream.read_exact(&mut data).map_err(|error| Error::io("the client went away", error))?;
         match number {
+            option::STARTTLS if encryption != Encryption::Settled && data.is_empty() => {
+                send(stream, &option_reply(number, reply::ACK, &[]))?;
+                return Ok(Agreed::ToEncrypt(flags));
+            }
+            option::EXPORT_NAME if encryption == Encryption::Required => {
+                return Err(Error::new(Kind::Refused, "NBD client wants an export without encryption"));
+            }
+            _ if encryption == Encryption::Required && number != option::ABORT => {
+                send(stream, &option_reply(number, reply::TLS_REQUIRED, b"encryption comes first"))?;
+            }
             option::EXPORT_NAME => {
-                return export_name(stream, exports, &data, flags, structured).map(Some);
+                return export_name(stream, exports, &data, flags, structured).map(Agreed::On);
             }
             option::ABORT => {
                 // Many clients do not wait for this.
                 let _ = send(stream, &option_reply(number, reply::ACK, &[]));
-                return Ok(None);
+                return Ok(Agreed::ToEnd);
             }
             option::GO | option::INFO => {
                 if let Some(export) = tell(stream, exports, number, &data)? {
-                    return Ok(Some(Session { export, structured }));
+                    return Ok(Agreed::On(Session { export, structured }));
                 }
             }
             option::STRUCTURED_REPLY if data.is_empty() => {

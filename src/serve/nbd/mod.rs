@@ -7,7 +7,7 @@
 mod handshake;
 mod transmission;
 
-pub use handshake::negotiate;
+pub use handshake::{Agreed, Encryption, negotiate, negotiate_encrypted};
 pub use transmission::{Session, serve};
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Clients of every kind: right, wrong, hostile.
 
-use super::negotiate;
+use super::{Agreed, Encryption, negotiate, negotiate_encrypted};
 use crate::error::{Error, Kind, Result};
 use crate::serve::export::{Export, Exports};
 use std::io::{Cursor, Read, Write};
@@ -42,7 +42,7 @@ impl Write for Client {
 
 fn hear(says: &[u8]) -> (Option<Kind>, Vec<u8>) {
     let mut client = Client { says: Cursor::new(says.to_vec()), hears: Vec::new() };
-    let outcome = negotiate(&mut client, &Nothing);
+    let outcome = negotiate(&mut client, &Nothing, Encryption::Settled);
     (outcome.err().map(|error| error.kind()), client.hears)
 }
 
@@ -69,6 +69,36 @@ fn options_are_answered_one_by_one() {
     let (error, hears) = hear(&[&flags[..], &option(7, &[0, 0, 0, 1, b'x', 0, 0]), &abort].concat());
     assert_eq!(error, None);
     assert!(hex::encode(hears).contains("0003e889045565a90000000780000006"), "an unknown export");
+}
+
+#[test]
+fn encryption_comes_first_where_it_is_required() {
+    let ask = |says: &[&[u8]], encryption| {
+        let flags = 3u32.to_be_bytes();
+        let mut client =
+            Client { says: Cursor::new([&flags[..], &says.concat()].concat()), hears: Vec::new() };
+        let outcome = negotiate(&mut client, &Nothing, encryption);
+        (outcome, hex::encode(client.hears))
+    };
+    let (begin, list, abort) = (option(5, &[]), option(3, &[]), option(2, &[]));
+    for encryption in [Encryption::Offered, Encryption::Required] {
+        let (outcome, hears) = ask(&[&begin], encryption);
+        assert!(matches!(outcome, Ok(Agreed::ToEncrypt(3))));
+        assert!(hears.ends_with("0003e889045565a9000000050000000100000000"), "{hears}");
+    }
+    let (outcome, hears) = ask(&[&begin, &abort], Encryption::Settled);
+    assert!(matches!(outcome, Ok(Agreed::ToEnd)) && hears.contains("0003e889045565a90000000580000001"));
+    for other in [&list, &option(7, &[0; 6]), &option(8, &[]), &option(99, b"x"), &option(5, b"x")] {
+        let (outcome, hears) = ask(&[other, &abort], Encryption::Required);
+        assert!(matches!(outcome, Ok(Agreed::ToEnd)) && hears.contains("80000005"), "{hears}");
+    }
+    let (outcome, hears) = ask(&[&option(1, b"a")], Encryption::Required);
+    assert_eq!(outcome.err().map(|error| error.kind()), Some(Kind::Refused));
+    assert_eq!(hears.len(), 2 * 18, "not a byte of an answer");
+    // What was said before counts no more, what comes after is not greeted again.
+    let mut client = Client { says: Cursor::new(abort), hears: Vec::new() };
+    assert!(matches!(negotiate_encrypted(&mut client, &Nothing, 3), Ok(Agreed::ToEnd)));
+    assert_eq!(client.hears.len(), 20);
 }
 
 #[test]
