@@ -481,7 +481,10 @@ pub fn nbd(data: &[u8]) {
     serve(|live| {
         let mut client = Client::new(data);
         let exports = Exported(Arc::clone(live));
-        let Ok(Some(session)) = protocol::negotiate(&mut client, &exports) else { return };
+        let plain = protocol::Encryption::Settled;
+        let Ok(protocol::Agreed::On(session)) = protocol::negotiate(&mut client, &exports, plain) else {
+            return;
+        };
         let _ = client.take_heard();
         let _ = protocol::serve(&session, client.clone(), client.clone(), || client.end());
         let heard = client.take_heard();

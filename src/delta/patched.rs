@@ -43,8 +43,8 @@ impl Patched {
     /// `base` is what it applies to.
     ///
     /// # Errors
-    /// `Kind::Mismatch` for a base of another size; `Kind::Usage` without a base that is needed; `Kind::Unsupported` for
-    /// a delta of 2008; as [`Reader::next_extent`].
+    /// `Kind::Mismatch` for a base of another size; `Kind::Usage` without a base that is needed; `Kind::Unsupported`
+    /// for a delta of 2008; as [`Reader::next_extent`].
     pub fn open(delta: Arc<dyn ReadAt>, base: Option<Arc<dyn ReadAt>>) -> Result<Self> {
         let input = BufReader::with_capacity(PIECE, From { device: delta.as_ref(), offset: 0 });
         let open = || {
