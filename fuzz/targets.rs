@@ -61,7 +61,7 @@ pub const STORE: Superblock = Superblock {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 21] = [
     ("superblock", superblock),
     ("record", record),
     ("checkpoint", checkpoint),
@@ -81,6 +81,7 @@ pub const TARGETS: [Target; 20] = [
     ("legacy", legacy),
     ("http", http),
     ("nbd", nbd),
+    ("netlink", netlink),
     ("control", control),
 ];
 
@@ -89,6 +90,19 @@ pub fn http(data: &[u8]) {
         assert!(request.path.starts_with('/') && !request.path.contains(['?', ' ', '\n']));
     }
     let _ = ddsnap::format::http::is_whole(data);
+}
+
+/// What a kernel answers: an end is found, and nothing outside of what it is in.
+pub fn netlink(data: &[u8]) {
+    use ddsnap::format::netlink::{Message, find, messages, number};
+    for (_, message) in messages(data).unwrap_or_default() {
+        let Message::Answer(attributes) = message else { continue };
+        for kind in 0..16 {
+            let found = find(attributes, kind).ok().flatten();
+            assert!(found.is_none_or(|found| found.len() + 4 <= attributes.len()));
+            let _ = found.map(number);
+        }
+    }
 }
 
 pub fn superblock(data: &[u8]) {

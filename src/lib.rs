@@ -5,6 +5,8 @@
 //! | [`cmd`] | one file a subcommand: arguments to engine to report; the only code that knows clap |
 //! | [`ui`] | everything that prints: progress, tables, JSON, prompts, exit statuses |
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
+//! | [`serve`] | the online server: a live volume over NBD, commands through its socket |
+//! | [`dm`] | devices of the kernel over a served volume |
 //! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
 //! | [`upgrade`] | a store of 2008 made into one of today |
@@ -17,11 +19,12 @@
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
 //! Imports run one way: `cmd -> {export, upgrade} -> delta -> {store, legacy, point} -> {block, format}`,
-//! `map -> point`, and `cmd -> ui`.
+//! `map -> point`, `serve -> store`, `cmd -> {serve, dm, ui}`.
 
 pub mod block;
 pub mod cmd;
 pub mod delta;
+pub mod dm;
 pub mod dump;
 pub mod error;
 pub mod export;

@@ -4,7 +4,7 @@ use crate::harness::{Dir, Run};
 use std::path::Path;
 
 /// Runs the commands of the console blocks of `page` one after the other, and returns the page with what they print.
-fn played(page: &str, run: impl Fn(&str) -> Run) -> String {
+pub fn played(page: &str, run: impl Fn(&str) -> Run) -> String {
     let mut out = String::new();
     let mut lines = page.lines().peekable();
     while let Some(line) = lines.next() {

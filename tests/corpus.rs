@@ -257,8 +257,14 @@ fn nbd_seeds() -> Vec<Vec<u8>> {
     ]
     .concat();
     let queries = option(9, &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, b'q']);
+    let name = |name: &str| [&u32::try_from(name.len()).unwrap().to_be_bytes()[..], name.as_bytes()].concat();
+    let names =
+        [name("origin"), vec![0, 0, 0, 2], name("base:allocation"), name("qemu:dirty-bitmap:1")].concat();
+    let status = [request(0, 7, 0, 100_000, &[]), request(8, 7, 4096, 1, &[])].concat();
+    let contexts = [option(8, &[]), option(9, &names), option(10, &names), go("origin"), status].concat();
     let (fixed, zeroes) = (3u32.to_be_bytes(), 1u32.to_be_bytes());
     vec![
+        [&fixed[..], &contexts].concat(),
         [&fixed[..], &option(8, &[]), &option(3, &[]), &queries, &go("origin"), &uses].concat(),
         [&fixed[..], &go("none"), &go("snap/5"), &uses].concat(),
         [&zeroes[..], &option(1, b""), &uses].concat(),
@@ -298,6 +304,13 @@ fn control_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+fn netlink_seed() -> Vec<u8> {
+    use ddsnap::format::netlink::{attribute_text, attribute_u32, nest, request};
+    let inner = nest(1, &attribute_u32(1, 5));
+    let attributes = [attribute_u32(1, 7), attribute_text(10, "backend"), nest(7, &inner)].concat();
+    [request(20, 3, 9, &attributes), request(2, 0, 9, &[0; 16])].concat()
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => vec![superblock().encode()],
@@ -317,6 +330,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "yaml" => yaml_seeds(),
         "http" => vec![b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".to_vec()],
         "nbd" => nbd_seeds(),
+        "netlink" => vec![netlink_seed()],
         "control" => control_seeds(),
         // Written by the tests of the reader, which make such stores.
         "legacy" => Vec::new(),

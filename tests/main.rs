@@ -9,6 +9,7 @@
 )]
 
 mod browser;
+mod cli_contexts;
 mod cli_data;
 mod cli_delta;
 mod cli_dump;
@@ -49,3 +50,4 @@ mod store_full;
 mod store_live;
 mod store_model;
 mod store_rebuild;
+mod vm_attach;

@@ -2,6 +2,7 @@
 //!
 //! A [`FileReader`] is opened read-only and has no way to write. Stores are locked, plain devices and files are not.
 
+use super::direct::Alignment;
 use super::lock::Lock;
 use super::mount::sys_block;
 use super::shared::{self, SharedExtents, Space};
@@ -22,19 +23,20 @@ enum Access {
     Read,
     ReadLocked,
     Write,
+    WriteDirect,
     WriteLocked,
 }
 
 impl Access {
     fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::WriteLocked)
+        matches!(self, Self::Write | Self::WriteLocked | Self::WriteDirect)
     }
 
     fn lock(self) -> Option<Lock> {
         match self {
             Self::ReadLocked => Some(Lock::Shared),
             Self::WriteLocked => Some(Lock::Exclusive),
-            Self::Read | Self::Write => None,
+            Self::Read | Self::Write | Self::WriteDirect => None,
         }
     }
 }
@@ -46,6 +48,8 @@ struct Handle {
     path: PathBuf,
     is_device: bool,
     size: u64,
+    /// Set if it is used past the page cache.
+    direct: Option<Alignment>,
     /// The file behind a loop device, locked as the device is: it is the same store by another name.
     _backing: Option<File>,
 }
@@ -115,6 +119,15 @@ impl FileWriter {
         Ok(Self::from_handle(open(path, Access::Write)?))
     }
 
+    /// As [`FileWriter::open_origin_write`], a block device that others read through other names meanwhile: past the
+    /// page cache, and not exclusively.
+    ///
+    /// # Errors
+    /// As [`FileWriter::open`].
+    pub fn open_shared_origin(path: &Path) -> Result<Self> {
+        Ok(Self::from_handle(open(path, Access::WriteDirect)?))
+    }
+
     /// Makes a new regular file of `size_bytes` zeros (sparse) and locks it exclusively.
     ///
     /// # Errors
@@ -123,7 +136,14 @@ impl FileWriter {
         let made = File::options().read(true).write(true).create_new(true).open(path);
         let file = made.map_err(|e| Error::io(format!("cannot make it: {e}"), e).at_path(path))?;
         Lock::Exclusive.take(&file, path, false)?;
-        let handle = Handle { file, path: path.to_path_buf(), is_device: false, size: 0, _backing: None };
+        let handle = Handle {
+            file,
+            path: path.to_path_buf(),
+            is_device: false,
+            size: 0,
+            direct: None,
+            _backing: None,
+        };
         let writer = Self::from_handle(handle);
         writer.set_size(size_bytes)?;
         // The name is only durable once the folder is.
@@ -184,7 +204,11 @@ fn open(path: &Path, access: Access) -> Result<Handle> {
     let is_device = ensure_usable(path, before.file_type())?;
 
     let mut flags = OFlags::CLOEXEC | if access.writes() { OFlags::RDWR } else { OFlags::RDONLY };
-    if is_device && access.writes() {
+    let mut direct = None;
+    if access == Access::WriteDirect {
+        flags |= OFlags::DIRECT;
+        direct = Alignment::new(block_size(before.rdev()));
+    } else if is_device && access.writes() {
         // On a block device O_EXCL means: refuse if a mount, a mapping or another exclusive opener holds it.
         flags |= OFlags::EXCL;
     }
@@ -204,7 +228,7 @@ fn open(path: &Path, access: Access) -> Result<Handle> {
     let size = file
         .seek(SeekFrom::End(0))
         .map_err(|e| Error::io(format!("cannot find its size: {e}"), e).at_path(path))?;
-    Ok(Handle { file, path: path.to_path_buf(), is_device, size, _backing: backing })
+    Ok(Handle { file, path: path.to_path_buf(), is_device, size, direct, _backing: backing })
 }
 
 fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
@@ -226,6 +250,14 @@ fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {
     }
 }
 
+/// Bytes of the smallest request that device `number` takes, or more.
+fn block_size(number: u64) -> usize {
+    let sys = sys_block(number);
+    let names = ["queue/logical_block_size", "../queue/logical_block_size"];
+    let size = names.iter().find_map(|name| std::fs::read_to_string(sys.join(name)).ok());
+    size.and_then(|size| size.trim().parse().ok()).unwrap_or(4096)
+}
+
 fn device_stamp(number: u64) -> Option<(u64, u64, i64)> {
     let sys = sys_block(number);
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -243,7 +275,11 @@ impl Handle {
     /// `read_exact_at` loops over short reads and EINTR.
     fn read_at(&self, size: u64, buf: &mut [u8], offset: u64) -> Result<()> {
         ensure_inside("read", &self.path, size, offset, buf.len())?;
-        self.file.read_exact_at(buf, offset).map_err(|e| self.read_error(size, buf.len(), offset, e))
+        let read = match self.direct {
+            Some(alignment) => alignment.read(&self.file, buf, offset),
+            None => self.file.read_exact_at(buf, offset),
+        };
+        read.map_err(|e| self.read_error(size, buf.len(), offset, e))
     }
 
     fn read_error(&self, size: u64, len: usize, offset: u64, e: std::io::Error) -> Error {
@@ -344,7 +380,11 @@ impl WriteAt for FileWriter {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         ensure_inside("write", &self.handle.path, self.size(), offset, buf.len())?;
         // `write_all_at` loops over short writes and EINTR.
-        self.handle.file.write_all_at(buf, offset).map_err(|e| {
+        let written = match self.handle.direct {
+            Some(alignment) => alignment.write(&self.handle.file, buf, offset),
+            None => self.handle.file.write_all_at(buf, offset),
+        };
+        written.map_err(|e| {
             Error::io(format!("write of {} bytes failed: {e}", buf.len()), e)
                 .at_path(&self.handle.path)
                 .at_offset(offset)
@@ -559,8 +599,14 @@ mod tests {
     fn a_full_disk_is_no_space() {
         // /dev/full answers every write with ENOSPC; it is a character device, so the handle is made by hand.
         let file = File::options().read(true).write(true).open("/dev/full").unwrap();
-        let handle =
-            Handle { file, path: PathBuf::from("/dev/full"), is_device: false, size: 4096, _backing: None };
+        let handle = Handle {
+            file,
+            path: PathBuf::from("/dev/full"),
+            is_device: false,
+            size: 4096,
+            direct: None,
+            _backing: None,
+        };
         let error = FileWriter::from_handle(handle).write_at(&[1; 10], 100).unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);
         assert!(error.to_string().starts_with("/dev/full: at byte 100: write of 10 bytes failed"), "{error}");

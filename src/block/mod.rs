@@ -9,6 +9,7 @@
 //! | `lock` | locks that end with the process |
 //! | [`sparse`] | holes of a file, and reading it without displacing what the system has cached |
 //! | [`shared`] | which bytes of a file lie on blocks that other files share |
+//! | [`direct`] | reading and writing past the page cache |
 //! | [`memory`] | a sparse device in memory |
 //! | [`overlay`] | writes kept in memory over something that is only read (`--dry-run`) |
 //! | [`record`] | logs every write and flush, and builds what a crash may leave behind (tests) |
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub mod counted;
+pub mod direct;
 pub mod faulty;
 pub mod file;
 mod lock;

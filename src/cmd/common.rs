@@ -212,6 +212,15 @@ fn parse_rate(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
+/// The name of a device of device-mapper.
+pub fn parse_device_name(text: &str) -> std::result::Result<String, String> {
+    let fits = !text.is_empty() && text.len() <= 100 && !text.starts_with(['-', '.']);
+    match fits && text.chars().all(|c| c.is_ascii_alphanumeric() || "#+-.:=@_()".contains(c)) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("'{text}' is no name of a device: letters, digits and #+-.:=@_() only")),
+    }
+}
+
 fn decimal(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

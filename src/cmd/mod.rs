@@ -3,6 +3,7 @@
 //! [`Command`] is the one table of them: dispatch, help, manual pages and completions all come from it.
 
 mod apply_delta;
+mod attach;
 mod changed_blocks;
 mod changelist;
 mod common;
@@ -13,6 +14,7 @@ mod delete;
 mod delta;
 mod delta_invert;
 mod delta_merge;
+mod dmsetup;
 mod documents;
 mod dump;
 mod export;
@@ -106,8 +108,12 @@ enum Command {
     Restore(restore::Args),
     Upgrade(upgrade::Args),
     Server(server::Args),
+    Attach(attach::Args),
+    Detach(attach::DetachArgs),
     Stop(stop::Args),
     Mount(mount::Args),
+    Dmsetup(dmsetup::Args),
+    Agent(dmsetup::AgentArgs),
 }
 
 /// The groups of `ddsnap --help`, in its order. A test sees to it that none is forgotten.
@@ -119,7 +125,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Snapshots", &["create", "delete", "list", "revert", "hold", "release", "priority", "usecount"]),
     ("Data", &["read", "write", "export"]),
     ("Replication", &["changelist", "create-delta", "apply-delta", "delta"]),
-    ("Online", &["server", "stop", "mount"]),
+    ("Online", &["server", "attach", "detach", "stop", "mount", "dmsetup", "agent"]),
 ];
 
 impl Command {
@@ -151,8 +157,12 @@ impl Command {
             Self::Restore(args) => restore::run(args, ui),
             Self::Upgrade(args) => upgrade::run(args, ui),
             Self::Server(args) => server::run(args, ui),
+            Self::Attach(args) => attach::run(args, ui),
+            Self::Detach(args) => attach::detach(args, ui),
             Self::Stop(args) => stop::run(args, ui),
             Self::Mount(args) => mount::run(args, ui),
+            Self::Dmsetup(args) => dmsetup::run(args, ui),
+            Self::Agent(args) => dmsetup::agent(args, ui),
         }
     }
 

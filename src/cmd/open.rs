@@ -200,6 +200,24 @@ fn writer_over(
     writer.with_origin(over_origin(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
+/// As [`counted_writer`], with an origin that was made for this and that others read meanwhile.
+///
+/// # Errors
+/// As [`writer_with_origin`].
+pub fn writer_beneath(
+    vol: &Path,
+    origin: &Path,
+    of_store: &Arc<Counts>,
+    of_origin: &Arc<Counts>,
+) -> Result<Writer> {
+    let store = Arc::new(Counting::new(store_writer(vol)?, of_store));
+    let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(vol))?;
+    let origin = FileWriter::open_shared_origin(origin)?;
+    ensure_origin_size(&origin, &writer.view().info())?;
+    let origin = Arc::new(Counting::new(origin, of_origin));
+    writer.with_origin(origin).map_err(|error| error.at_path(vol))
+}
+
 /// Opens a volume for changing its snapshot table: a store without its origin, or a server.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ pub mod http;
 pub mod legacy;
 pub mod legacy_delta;
 pub mod nbd;
+pub mod netlink;
 pub mod qcow2;
 pub mod rbd;
 pub mod record;

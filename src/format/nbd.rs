@@ -119,12 +119,16 @@ pub enum Command {
     Trim,
     /// Zeroes.
     WriteZeroes,
+    /// Tell what is where.
+    BlockStatus,
     /// Something else.
     Other(u16),
 }
 
 /// Flag of a request: durable when it returns.
 pub const FUA: u16 = 1;
+/// Flag of a request: tell of one extent only, inside of what was asked for.
+pub const ONE_EXTENT: u16 = 1 << 3;
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +171,7 @@ impl Request {
                 3 => Command::Flush,
                 4 => Command::Trim,
                 6 => Command::WriteZeroes,
+                7 => Command::BlockStatus,
                 other => Command::Other(other),
             },
             cookie: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
@@ -259,6 +264,8 @@ pub enum Chunk {
     None,
     /// Where the bytes are from, and the bytes.
     Data,
+    /// A context, and its extents.
+    BlockStatus,
     /// What went wrong.
     Error,
 }
@@ -272,6 +279,7 @@ pub fn chunk(kind: Chunk, is_last: bool, cookie: u64, length: u32) -> [u8; CHUNK
     let kind: u16 = match kind {
         Chunk::None => 0,
         Chunk::Data => 1,
+        Chunk::BlockStatus => 5,
         Chunk::Error => 0x8001,
     };
     let mut reply = [0; CHUNK_SIZE];
@@ -286,6 +294,42 @@ pub fn chunk(kind: Chunk, is_last: bool, cookie: u64, length: u32) -> [u8; CHUNK
         *to = from;
     }
     reply
+}
+
+/// The names of metadata contexts.
+pub mod context {
+    /// Where something is.
+    pub const ALLOCATION: &str = "base:allocation";
+    /// What has changed since the point whose name follows.
+    pub const CHANGED: &str = "qemu:dirty-bitmap:";
+    /// Flag of an extent of `ALLOCATION`: nothing is there, and it reads as zeroes.
+    pub const HOLE_OF_ZEROES: u32 = 1 | 2;
+    /// Flag of an extent of `CHANGED`: it has.
+    pub const DIRTY: u32 = 1;
+}
+
+/// True if the context `name` is one that `query` of a list asks for: it itself, or all of its kind.
+#[must_use]
+pub fn is_asked_for(query: &[u8], name: &str) -> bool {
+    let groups: [&[u8]; 3] = [b"base:", b"qemu:", context::CHANGED.as_bytes()];
+    query == name.as_bytes() || (groups.contains(&query) && name.as_bytes().starts_with(query))
+}
+
+/// The data of a reply that names a metadata context.
+#[must_use]
+pub fn meta_context(id: u32, name: &str) -> Vec<u8> {
+    [&id.to_be_bytes()[..], name.as_bytes()].concat()
+}
+
+/// The data of a chunk that tells of context `id`: of extents one after the other, their lengths and flags.
+#[must_use]
+pub fn block_status(id: u32, extents: &[(u32, u32)]) -> Vec<u8> {
+    let mut data = id.to_be_bytes().to_vec();
+    for (length, flags) in extents {
+        data.extend_from_slice(&length.to_be_bytes());
+        data.extend_from_slice(&flags.to_be_bytes());
+    }
+    data
 }
 
 /// Error numbers.
@@ -338,6 +382,23 @@ mod tests {
         }
         // A count of four thousand million queries ends where the data do.
         assert!(decode_queries(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).is_err());
+    }
+
+    #[test]
+    fn queries_ask_for_one_context_or_a_kind() {
+        let asked = |query: &str| -> Vec<&str> {
+            let names = [context::ALLOCATION, "qemu:dirty-bitmap:1", "qemu:dirty-bitmap:12"];
+            names.into_iter().filter(|name| is_asked_for(query.as_bytes(), name)).collect()
+        };
+        assert_eq!(asked("base:"), ["base:allocation"]);
+        assert_eq!(asked("qemu:"), ["qemu:dirty-bitmap:1", "qemu:dirty-bitmap:12"]);
+        assert_eq!(asked("qemu:dirty-bitmap:"), ["qemu:dirty-bitmap:1", "qemu:dirty-bitmap:12"]);
+        assert_eq!(asked("qemu:dirty-bitmap:1"), ["qemu:dirty-bitmap:1"]);
+        assert!(asked("").is_empty() && asked("qemu:dirty").is_empty() && asked("x-y:").is_empty());
+        assert_eq!(
+            hex::encode(block_status(2, &[(512, 3), (1, 0)])),
+            "0000000200000200000000030000000100000000"
+        );
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{SnapshotInfo, SnapshotState};
+use crate::point::{PointId, PointSource};
 use crate::store::{Live, User};
-use crate::units::Epoch;
+use crate::units::{Epoch, Tag};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A device that clients use, many at a time.
@@ -50,12 +52,42 @@ pub trait Export: Send + Sync {
     /// As [`Export::write`].
     fn discard(&self, offset: u64, length: u64) -> Result<()>;
 
+    /// The tags of the snapshots since which it can tell what has changed.
+    fn bases(&self) -> Vec<Tag> {
+        Vec::new()
+    }
+
+    /// The chunks from byte `offset` on that may differ from snapshot `base`, or, without one, be other than zeroes.
+    ///
+    /// # Errors
+    /// `Kind::Usage` past the end; `Kind::NotFound` if there is no such snapshot; `Kind::Io`, `Kind::Damaged`.
+    fn differing(&self, base: Option<Tag>, offset: u64, length: u64) -> Result<Differing> {
+        ensure_inside(offset, length, self.size())?;
+        let end = offset + length;
+        match base {
+            None => Ok(Differing { ranges: std::iter::once(offset..end).collect(), end }),
+            Some(_) => Err(Error::new(Kind::NotFound, "there is no snapshot to compare with")),
+        }
+    }
+
     /// Makes every write that has returned durable.
     ///
     /// # Errors
     /// `Kind::Io`.
     fn flush(&self) -> Result<()>;
 }
+
+/// Which bytes of a range differ from something else.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Differing {
+    /// Ascending, disjoint, inside of the range.
+    pub ranges: Vec<Range<u64>>,
+    /// How far it was looked.
+    pub end: u64,
+}
+
+/// Most ranges that are told at a time.
+const RANGES_MAX: usize = 16 << 10;
 
 /// Zeroes written at a time.
 const ZEROES: u64 = 1 << 20;
@@ -70,6 +102,40 @@ pub trait Exports: Send + Sync {
     /// # Errors
     /// `Kind::NotFound`.
     fn open(&self, name: &str) -> Result<Arc<dyn Export>>;
+}
+
+fn bases(live: &Live) -> Vec<Tag> {
+    let snapshots = live.look(|view| view.snapshots()).into_iter();
+    snapshots
+        .filter(|snapshot| snapshot.state == SnapshotState::Normal)
+        .map(|snapshot| snapshot.tag)
+        .collect()
+}
+
+fn differing(live: &Live, base: Option<Tag>, point: PointId, range: Range<u64>) -> Result<Differing> {
+    live.look(|view| {
+        let snapshots = view.snapshots();
+        let known = |tag: Tag| snapshots.iter().find(|snapshot| snapshot.tag == tag);
+        let gone = || Error::new(Kind::NotFound, "the snapshot to compare with is gone");
+        let base = base.map(|tag| known(tag).map(|snapshot| PointId::Snapshot(snapshot.id)).ok_or_else(gone));
+        let bits = view.chunk_bits();
+        let mut found = Differing { ranges: Vec::new(), end: range.end };
+        for chunks in view.changed(base.transpose()?, point)? {
+            let chunks = chunks?;
+            let (start, end) = ((chunks.start << bits).max(range.start), (chunks.end << bits).min(range.end));
+            if start >= range.end {
+                break;
+            }
+            if found.ranges.len() == RANGES_MAX {
+                found.end = start;
+                break;
+            }
+            if start < end {
+                found.ranges.push(start..end);
+            }
+        }
+        Ok(found)
+    })
 }
 
 /// The live origin.
@@ -99,6 +165,15 @@ impl Export for Origin {
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         // Forwarding it would preserve what a weekly fstrim discards, all of it.
         ensure_inside(offset, length, self.size())
+    }
+
+    fn bases(&self) -> Vec<Tag> {
+        bases(&self.0)
+    }
+
+    fn differing(&self, base: Option<Tag>, offset: u64, length: u64) -> Result<Differing> {
+        ensure_inside(offset, length, self.size())?;
+        differing(&self.0, base, PointId::Origin, offset..offset + length)
     }
 
     fn flush(&self) -> Result<()> {
@@ -146,6 +221,15 @@ impl Export for Snapshot {
         self.refuse()
     }
 
+    fn bases(&self) -> Vec<Tag> {
+        bases(&self.live)
+    }
+
+    fn differing(&self, base: Option<Tag>, offset: u64, length: u64) -> Result<Differing> {
+        ensure_inside(offset, length, self.size)?;
+        differing(&self.live, base, PointId::Snapshot(self.id), offset..offset + length)
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }
@@ -162,6 +246,19 @@ fn ensure_inside(offset: u64, length: u64, size: u64) -> Result<()> {
 const ORIGIN: &str = "origin";
 /// What comes before the tag of a snapshot.
 const SNAPSHOT: &str = "snap/";
+
+/// A point of a live volume.
+///
+/// # Errors
+/// `Kind::NotFound`.
+pub fn open(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
+    let PointId::Snapshot(id) = point else { return Ok(Arc::new(Origin(Arc::clone(live)))) };
+    let user = live.open_snapshot(id)?;
+    let snapshots = live.look(|view| view.snapshots());
+    let found = snapshots.into_iter().find(|snapshot| snapshot.id == id);
+    let found = found.ok_or_else(|| Error::new(Kind::NotFound, "there is no such snapshot"))?;
+    Ok(Arc::new(Snapshot { live: Arc::clone(live), id, size: found.size_bytes, _user: user }))
+}
 
 /// The exports of a store: `origin`, and `snap/TAG` for each snapshot.
 pub struct Volume(pub Arc<Live>);
@@ -187,7 +284,7 @@ impl Exports for Volume {
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>> {
         if name.is_empty() || name == ORIGIN {
-            return Ok(Arc::new(Origin(Arc::clone(&self.0))));
+            return open(&self.0, PointId::Origin);
         }
         let wanted = |snapshot: &SnapshotInfo| {
             name.strip_prefix(SNAPSHOT).is_some_and(|tag| snapshot.tag.to_string() == tag)
@@ -195,7 +292,6 @@ impl Exports for Volume {
         let found = self.usable().find(wanted);
         let found =
             found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no export '{name}'")))?;
-        let (live, user) = (Arc::clone(&self.0), self.0.open_snapshot(found.id)?);
-        Ok(Arc::new(Snapshot { live, id: found.id, size: found.size_bytes, _user: user }))
+        open(&self.0, PointId::Snapshot(found.id))
     }
 }

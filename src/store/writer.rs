@@ -503,6 +503,18 @@ impl Writer {
         self.taint(false)
     }
 
+    /// Takes note that the origin may have been changed behind the store's back: taints every snapshot.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn distrust_origin(&mut self) -> Result<()> {
+        let state = &self.view.state;
+        match state.snapshots.is_empty() && state.volume.equals.is_none() {
+            true => Ok(()),
+            false => self.taint(true),
+        }
+    }
+
     fn taint(&mut self, set: bool) -> Result<()> {
         let mut body = Vec::new();
         put(&mut body, &RawTaint { up_to: U64::new(self.view.state.epoch), set: U64::new(u64::from(set)) });

@@ -13,6 +13,7 @@ mod shell;
 mod soak;
 mod test;
 mod tidy;
+mod vm;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Chore {
     Bench(bench::Args),
     /// Kill commands at any moment (kill -9), and compare every byte that must still be there
     Soak(soak::Args),
+    /// Test with real kernel devices, or run a command, in a throw-away machine (user-mode Linux)
+    Vmtest(vm::Args),
     /// Exchange diffs with a real Ceph, installed by apt where that is possible
     Interop,
     /// Build a release archive: binary, pages, completions, licences
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Chore::Docs(args) => docs::run(args.check),
         Chore::Man(args) => man::run(args.check),
         Chore::Soak(args) => soak::run(&args),
+        Chore::Vmtest(args) => vm::run(&args),
         Chore::Interop => interop::run(),
         Chore::Dist => dist::run(),
     };

@@ -2,9 +2,11 @@
 
 use crate::report::table;
 use crate::shell::{cargo, has, root, run as shell};
-use crate::{bench, docs, man, tidy};
+use crate::{bench, docs, man, tidy, vm};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -22,13 +24,14 @@ pub struct Args {
 type Step = (&'static str, fn() -> Result<()>);
 
 /// Cheap steps first: who forgot to format should not wait for the tests to hear of it.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("format", || shell(cargo().args(["fmt", "--all", "--", "--check"]))),
     ("tidy", tidy::run),
     ("lints", || {
         shell(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     }),
     ("tests", tests),
+    ("virtual machine", virtual_machine),
     ("benchmarks work", bench::smoke),
     ("documents", || docs::run(true)),
     ("manual", || man::run(true)),
@@ -79,6 +82,13 @@ fn tests() -> Result<()> {
     std::fs::create_dir_all(root().join("target"))?;
     std::fs::write(&list, "")?;
     shell(cargo().args(["test", "--workspace", "--locked"]).env("DDSNAP_SKIPPED", &list))
+}
+
+/// The tests that need devices of the kernel.
+fn virtual_machine() -> Result<()> {
+    let Some(reason) = vm::step()? else { return Ok(()) };
+    let mut list = OpenOptions::new().append(true).create(true).open(skip_list())?;
+    Ok(writeln!(list, "{reason}")?)
 }
 
 /// One line: how many cases did not run, and why.

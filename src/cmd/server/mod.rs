@@ -7,8 +7,9 @@ use super::common::{OldArgs, VolArgs, parse_size};
 use super::daemon::{self, Stage};
 use super::open;
 use crate::block::counted::Counts;
+use crate::dm::insert::Pair;
 use crate::error::{Error, Kind, Result};
-use crate::serve::control::Control;
+use crate::serve::control::{Control, Devices};
 use crate::serve::export::{Exports, Volume};
 use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
@@ -16,7 +17,7 @@ use crate::serve::fuse::Fuse;
 use crate::serve::listen::{Address, Listener, Reach};
 use crate::serve::metrics::Metrics;
 use crate::serve::tls::Tls;
-use crate::store::Live;
+use crate::store::{Live, Writer};
 use crate::ui::exit::Exit;
 use crate::ui::log::Log;
 use crate::ui::{Ui, signals, time};
@@ -45,13 +46,17 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "STORE")]
     store: PathBuf,
-    /// As in 2008: the origin, the socket of an agent (there is none any more) and the socket for commands; the server
-    /// then goes to the background unless -f is given
+    /// As in 2008: the origin, the socket of an agent (the server answers there too) and the socket for commands; the
+    /// server then goes to the background unless -f is given
     #[arg(value_name = "ORIGIN AGENT_SOCK SOCK", num_args = 0..=4, hide_possible_values = true)]
     old: Vec<PathBuf>,
     /// The origin, if it is not where the store remembers it
     #[arg(long, value_name = "PATH")]
     origin: Option<PathBuf>,
+    /// Serve what is beneath this device of device-mapper, which may be mounted; 'ddsnap attach --insert' slips the
+    /// server under it, and until then no snapshot is made
+    #[arg(long, value_name = "DEV", conflicts_with_all = ["origin", "old"])]
+    beneath: Option<PathBuf>,
     /// Where commands reach the volume: they take this socket as VOL
     #[arg(long, value_name = "SOCK")]
     socket: Option<PathBuf>,
@@ -132,6 +137,16 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
+    let pair = plan.beneath.as_deref().map(Pair::of).transpose()?;
+    let outcome = serve_volume(plan, pair.as_ref(), ui);
+    match pair {
+        // Nobody needs it where the server was not inserted, or not any more.
+        Some(pair) => outcome.and_then(|exit| pair.tidy().map(|()| exit)),
+        None => outcome,
+    }
+}
+
+fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let log = Arc::new(Log::open(plan.logfile.as_deref(), ui.verbose() || service::is_managed())?);
     let inherited = Inherited::of_environment()?;
     if plan.socket.is_none() && inherited.control.is_none() {
@@ -141,7 +156,7 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
     }
     let tls = plan.tls.as_deref().map(|folder| Tls::of_folder(folder, plan.verify_peer)).transpose()?;
     let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
-    let live = Arc::new(open_live(plan, &devices)?);
+    let live = Arc::new(open_live(plan, pair, &devices)?);
     let stop = ui.stop_wanted();
     let report: Report = {
         let log = Arc::clone(&log);
@@ -153,10 +168,20 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
         (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
-    let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
+    let answer = || match pair.cloned() {
+        None => Control::new(&live, Arc::clone(&figures), Arc::clone(&stop)),
+        Some(pair) => Control::new(&live, Arc::clone(&figures), Arc::clone(&stop))
+            .guarded(move || ensure_inserted(&pair)),
+    };
+    let control = answer();
+    let attached = control.devices();
     let control = Front::new(listener, control, Arc::clone(&report));
-    let ways = Ways { live: &live, tls, figures: &figures, report, log: &log };
-    let fronts = ways.open(plan, inherited.nbd)?;
+    let ways = Ways { live: &live, tls, figures: &figures, report: Arc::clone(&report), log: &log };
+    let mut fronts = ways.open(plan, inherited.nbd)?;
+    if let Some(agent) = &plan.agent {
+        let listener = bind(&Address::Unix(agent.clone()), Reach::ThisMachine, &log)?;
+        fronts.push(Box::new(Front::new(listener, answer(), report)));
+    }
     let service = Service::of_environment(&log);
     let hangups = match plan.hangup {
         signals::Hangup::IsHeard => signals::hangups(),
@@ -167,7 +192,7 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
     service::keep_in_memory(&house.log);
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
     house.open(plan, ui)?;
-    let outcome = keep(live, &control, fronts, &mut house, &stop);
+    let outcome = keep(live, &control, (fronts, &attached), &mut house, &stop);
     drop(pidfile);
     house.log.note("ended");
     outcome.map(|()| Exit::Done)
@@ -214,10 +239,37 @@ impl Ways<'_> {
     }
 }
 
-fn open_live(plan: &Plan, devices: &[Arc<Counts>; 2]) -> Result<Live> {
-    let origin = plan.origin.as_deref().map(plan::existing).transpose()?;
-    let vol = VolArgs { vol: plan::existing(&plan.store)?, origin, old: OldArgs::default() };
-    let writer = open::counted_writer(&vol, &devices[0], &devices[1])?;
+/// A snapshot while writes go past the server would not be one.
+fn ensure_inserted(pair: &Pair) -> Result<()> {
+    match pair.is_inserted()? {
+        true => Ok(()),
+        false => {
+            let what =
+                format!("the server is not inserted under {}, and does not see what is written", pair.upper);
+            let hint = format!("'ddsnap attach --insert /dev/mapper/{} SOCK' inserts it", pair.upper);
+            Err(Error::new(Kind::Refused, what).hint(hint))
+        }
+    }
+}
+
+fn open_writer(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Writer> {
+    let vol = plan::existing(&plan.store)?;
+    let Some(pair) = pair else {
+        let origin = plan.origin.as_deref().map(plan::existing).transpose()?;
+        let vol = VolArgs { vol, origin, old: OldArgs::default() };
+        return open::counted_writer(&vol, &devices[0], &devices[1]);
+    };
+    let is_inserted = pair.prepare()?;
+    let mut writer = open::writer_beneath(&vol, &pair.lower_path(), &devices[0], &devices[1])?;
+    if !is_inserted {
+        // Its users have written past any server.
+        writer.distrust_origin()?;
+    }
+    Ok(writer)
+}
+
+fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Live> {
+    let writer = open_writer(plan, pair, devices)?;
     if let Some(pending) = writer.view().info().pending {
         let what = format!("{} is incomplete on the origin", pending.label);
         let hint = format!("finish it or go back first: 'ddsnap status {}' tells", plan.store.display());
@@ -233,13 +285,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 fn keep(
     mut live: Arc<Live>,
     control: &dyn Serve,
-    fronts: Vec<Box<dyn Serve>>,
+    (fronts, attached): (Vec<Box<dyn Serve>>, &Devices),
     house: &mut House,
     stop: &AtomicBool,
 ) -> Result<()> {
     std::thread::scope(|scope| {
         let commands = scope.spawn(|| control.run());
         let outcome = run_until(fronts, house, || stop.load(Ordering::Relaxed) || commands.is_finished());
+        attached.end();
         // Commands that are under way have the store for a moment; new ones are refused.
         let live = loop {
             match Arc::try_unwrap(live) {

@@ -12,6 +12,10 @@ pub struct Plan {
     pub store: PathBuf,
     /// The origin, if it is not where the store remembers it.
     pub origin: Option<PathBuf>,
+    /// The device beneath which to serve, in place of an origin.
+    pub beneath: Option<PathBuf>,
+    /// Where in 2008 an agent was: commands are answered there too.
+    pub agent: Option<PathBuf>,
     /// The socket for commands, unless one is inherited.
     pub socket: Option<PathBuf>,
     /// Where to listen for clients of NBD.
@@ -47,6 +51,8 @@ impl Plan {
         let mut plan = Self {
             store: args.store.clone(),
             origin: args.origin.clone(),
+            beneath: args.beneath.clone(),
+            agent: None,
             socket: args.socket.clone(),
             nbd: args.nbd.clone(),
             tls: args.tls.clone(),
@@ -77,11 +83,11 @@ impl Plan {
             _ if args.origin.is_some() || args.socket.is_some() => {
                 wrong("ORIGIN and SOCK are given twice, as operands and as options")
             }
-            [origin, _agent, socket] => {
+            [origin, agent, socket] => {
                 self.origin = Some(origin.clone());
                 self.socket = Some(socket.clone());
                 self.in_background = !args.foreground;
-                self.ignored.push("AGENT_SOCK");
+                self.agent = Some(agent.clone());
                 Ok(())
             }
             [_, meta, _, _] => {
@@ -125,8 +131,15 @@ impl Plan {
             Ok::<(), Error>(())
         };
         absolute(&mut self.store)?;
-        let others =
-            [&mut self.origin, &mut self.socket, &mut self.pidfile, &mut self.logfile, &mut self.tls];
+        let others = [
+            &mut self.origin,
+            &mut self.beneath,
+            &mut self.agent,
+            &mut self.socket,
+            &mut self.pidfile,
+            &mut self.logfile,
+            &mut self.tls,
+        ];
         others.into_iter().flatten().try_for_each(absolute)?;
         self.fuse.iter_mut().try_for_each(absolute)?;
         for address in self.nbd.iter_mut().chain(&mut self.metrics) {

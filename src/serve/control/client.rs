@@ -10,6 +10,39 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+/// A point that is served on a connection of its own: NBD without negotiation, simple replies.
+pub struct Served {
+    /// The connection.
+    pub stream: UnixStream,
+    /// Bytes.
+    pub size: u64,
+    /// What it can do, as NBD says it.
+    pub flags: u16,
+}
+
+impl Served {
+    /// Connects to the server that listens at `path`, for `point`.
+    ///
+    /// # Errors
+    /// As [`Client::connect`]; `Kind::NotFound` if there is no such point.
+    pub fn connect(path: &Path, point: PointId) -> Result<Self> {
+        let stream = Mutex::new(dial(path)?);
+        let Reply::Device { size, flags } = ask(&stream, &Request::Serve(point), None)? else {
+            return Err(unexpected());
+        };
+        Ok(Self { stream: stream.into_inner().unwrap_or_else(PoisonError::into_inner), size, flags })
+    }
+}
+
+fn dial(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => {
+            Error::new(Kind::NotFound, "no server listens there: it has ended").at_path(path)
+        }
+        _ => Error::io(format!("cannot connect: {error}"), error).at_path(path),
+    })
+}
+
 /// A connection to a server.
 pub struct Client {
     stream: Mutex<UnixStream>,
@@ -25,12 +58,7 @@ impl Client {
     /// # Errors
     /// `Kind::NotFound` if nobody listens there; `Kind::Io`; what the server says.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => {
-                Error::new(Kind::NotFound, "no server listens there: it has ended").at_path(path)
-            }
-            _ => Error::io(format!("cannot connect: {error}"), error).at_path(path),
-        })?;
+        let stream = dial(path)?;
         let stream = Mutex::new(stream);
         match ask(&stream, &Request::Describe, None)? {
             Reply::Volume { info, snapshots, points, chunk_bits } => {

@@ -5,11 +5,13 @@
 //! server keep more than one piece for it, and a slow one keeps nobody waiting.
 
 mod client;
+mod devices;
 mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::Client;
+pub use client::{Client, Served};
+pub use devices::Devices;
 pub use server::Control;
 
 use crate::error::{Error, Kind, Result};
@@ -42,6 +44,8 @@ enum Request {
     Read { point: PointId, offset: u64, length: usize },
     /// A change of the snapshot table.
     Change(Change),
+    /// A point as a device: if the answer is `Device`, this connection speaks NBD from then on, without negotiation.
+    Serve(PointId),
     /// The end of the server.
     Stop,
 }
@@ -65,12 +69,24 @@ enum Reply {
     /// The bytes follow.
     Data,
     Changed(Box<Changed>),
+    /// Bytes, and what it can do as NBD says it.
+    Device {
+        size: u64,
+        flags: u16,
+    },
     Done,
     Failed {
         kind: Kind,
         what: String,
         hint: Option<String>,
     },
+}
+
+impl From<&Error> for Reply {
+    fn from(error: &Error) -> Self {
+        let hint = error.hint_text().map(str::to_owned);
+        Self::Failed { kind: error.kind(), what: error.to_string(), hint }
+    }
 }
 
 fn send(stream: &mut impl Write, document: &impl Serialize) -> Result<()> {

@@ -1,12 +1,14 @@
 //! The server's side.
 
-use super::{RANGES_MAX, READ_MAX, Reply, Request, receive, send};
+use super::{Devices, RANGES_MAX, READ_MAX, Reply, Request, receive, send};
 use crate::error::{Error, Kind, Result};
-use crate::point::volume::{Administer, Changed, StoreInfo};
+use crate::point::volume::{Administer, Change, Changed, StoreInfo};
 use crate::point::{PointId, PointSource};
+use crate::serve::export::{self, Export};
 use crate::serve::figures::Collector;
 use crate::serve::front::Service;
 use crate::serve::listen::Stream;
+use crate::serve::nbd;
 use crate::store::Live;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -17,18 +19,68 @@ pub struct Control {
     live: Weak<Live>,
     figures: Arc<Collector>,
     stop: Arc<AtomicBool>,
+    devices: Arc<Devices>,
+    guard: Option<Guard>,
 }
+
+/// Says why no snapshot may be made now.
+type Guard = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
 impl Control {
     /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
     #[must_use]
     pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
-        Self { live: Arc::downgrade(live), figures, stop }
+        Self { live: Arc::downgrade(live), figures, stop, devices: Arc::default(), guard: None }
+    }
+
+    /// Makes snapshots only where `guard` has nothing against it.
+    #[must_use]
+    pub fn guarded(self, guard: impl Fn() -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { guard: Some(Box::new(guard)), ..self }
+    }
+
+    /// The connections that serve devices.
+    #[must_use]
+    pub fn devices(&self) -> Arc<Devices> {
+        Arc::clone(&self.devices)
+    }
+
+    /// Serves a point on `stream`, to its end.
+    fn serve_device<S: Stream>(&self, mut stream: S, point: PointId) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        let (sender, ender, last) = (
+            stream.again().map_err(failed)?,
+            stream.again().map_err(failed)?,
+            stream.again().map_err(failed)?,
+        );
+        let traffic = self.figures.traffic();
+        let (_present, _open) = (traffic.connect(), traffic.open());
+        let place = self.devices.add(move || last.end());
+        let opened = match &place {
+            None => Err(ended()),
+            Some(_) => self.open(point),
+        };
+        match opened {
+            Err(error) => send(&mut stream, &Reply::from(&error)),
+            Ok(export) => {
+                let flags = nbd::transmission_flags(export.as_ref());
+                send(&mut stream, &Reply::Device { size: export.size(), flags })?;
+                nbd::serve(
+                    &nbd::Session { export, structured: false, contexts: Vec::new() },
+                    stream,
+                    sender,
+                    || ender.end(),
+                )
+            }
+        }
+    }
+
+    fn open(&self, point: PointId) -> Result<Arc<dyn Export>> {
+        export::open(&self.live.upgrade().ok_or_else(ended)?, point)
     }
 
     fn answer(&self, request: Request, data: &mut Vec<u8>) -> Result<Reply> {
         data.clear();
-        let ended = || Error::new(Kind::Busy, "the server is being ended");
         let live = self.live.upgrade().ok_or_else(ended)?;
         match request {
             Request::Describe => live.look(|view| {
@@ -57,15 +109,23 @@ impl Control {
                 Ok(Reply::Data)
             }
             Request::Change(change) => {
+                if let (Change::Create { .. }, Some(guard)) = (&change, &self.guard) {
+                    guard()?;
+                }
                 let changed: Changed = live.change(|writer| Administer::change(writer, &change))?;
                 Ok(Reply::Changed(Box::new(changed)))
             }
+            Request::Serve(_) => Err(Error::new(Kind::Usage, "a device has a connection of its own")),
             Request::Stop => {
                 self.stop.store(true, Ordering::Relaxed);
                 Ok(Reply::Done)
             }
         }
     }
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Busy, "the server is being ended")
 }
 
 fn changed(live: &Live, from: Option<PointId>, to: PointId, start: u64) -> Result<Reply> {
@@ -90,11 +150,10 @@ impl Service for Control {
         stream.ensure_own_user()?;
         let mut data = Vec::new();
         while let Some(request) = receive(&mut stream)? {
-            let reply = self.answer(request, &mut data).unwrap_or_else(|error| Reply::Failed {
-                kind: error.kind(),
-                what: error.to_string(),
-                hint: error.hint_text().map(str::to_owned),
-            });
+            if let Request::Serve(point) = request {
+                return self.serve_device(stream, point);
+            }
+            let reply = self.answer(request, &mut data).unwrap_or_else(|error| Reply::from(&error));
             send(&mut stream, &reply)?;
             if matches!(reply, Reply::Data) {
                 stream.write_all(&data).map_err(|error| Error::io("cannot answer", error))?;

@@ -1,10 +1,12 @@
 //! Options: which export, which replies.
 
+use super::context::Context;
 use super::transmission::Session;
 use crate::error::{Error, Kind, Result};
 use crate::format::nbd::{
     FIXED_NEWSTYLE, HELLO, NAME_MAX, NO_ZEROES, OPTION_MAX, OPTION_SIZE, PAYLOAD_MAX, decode_info,
-    decode_option, decode_queries, info, option, option_reply, reply, transmission,
+    decode_option, decode_queries, info, is_asked_for, meta_context, option, option_reply, reply,
+    transmission,
 };
 use crate::serve::export::{Export, Exports};
 use std::io::{Read, Write};
@@ -72,6 +74,7 @@ fn options(
     encryption: Encryption,
 ) -> Result<Agreed> {
     let mut structured = false;
+    let mut chosen = Chosen::default();
     for _ in 0..OPTIONS_MAX {
         let (number, length) = decode_option(&receive::<OPTION_SIZE>(stream)?)?;
         if length > OPTION_MAX {
@@ -93,7 +96,9 @@ fn options(
                 send(stream, &option_reply(number, reply::TLS_REQUIRED, b"encryption comes first"))?;
             }
             option::EXPORT_NAME => {
-                return export_name(stream, exports, &data, flags, structured).map(Agreed::On);
+                let mut session = export_name(stream, exports, &data, flags, structured)?;
+                session.contexts = chosen.of(&data);
+                return Ok(Agreed::On(session));
             }
             option::ABORT => {
                 // Many clients do not wait for this.
@@ -102,7 +107,8 @@ fn options(
             }
             option::GO | option::INFO => {
                 if let Some(export) = tell(stream, exports, number, &data)? {
-                    return Ok(Agreed::On(Session { export, structured }));
+                    let contexts = decode_info(&data).map(|(name, _)| chosen.of(name)).unwrap_or_default();
+                    return Ok(Agreed::On(Session { export, structured, contexts }));
                 }
             }
             option::STRUCTURED_REPLY if data.is_empty() => {
@@ -111,9 +117,16 @@ fn options(
             }
             option::LIST if data.is_empty() => list(stream, exports)?,
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
-                // There are none, which is an answer.
-                let kind = if decode_queries(&data).is_ok() { reply::ACK } else { reply::INVALID };
-                send(stream, &option_reply(number, kind, &[]))?;
+                let is_set = number == option::SET_META_CONTEXT;
+                match decode_queries(&data).ok().filter(|_| structured || !is_set) {
+                    None => send(stream, &option_reply(number, reply::INVALID, b"option makes no sense"))?,
+                    Some((name, queries)) => {
+                        let found = contexts(stream, exports, number, name, &queries)?;
+                        if is_set {
+                            chosen = Chosen { export: name.to_vec(), contexts: found };
+                        }
+                    }
+                }
             }
             option::STRUCTURED_REPLY | option::LIST => {
                 send(stream, &option_reply(number, reply::INVALID, b"this option has no data"))?;
@@ -124,8 +137,56 @@ fn options(
     Err(Error::damaged("NBD client does not come to an end with its options"))
 }
 
-/// What an export can do.
-fn transmission_flags(export: &dyn Export) -> u16 {
+/// The contexts that a client has chosen, which count for the export for which it has.
+#[derive(Default)]
+struct Chosen {
+    export: Vec<u8>,
+    contexts: Vec<(u32, Context)>,
+}
+
+impl Chosen {
+    fn of(&self, export: &[u8]) -> Vec<(u32, Context)> {
+        if self.export == export { self.contexts.clone() } else { Vec::new() }
+    }
+}
+
+/// Answers which contexts there are of those asked for; all, if a list asks for nothing in particular.
+fn contexts(
+    stream: &mut impl Write,
+    exports: &dyn Exports,
+    number: u32,
+    name: &[u8],
+    queries: &[&[u8]],
+) -> Result<Vec<(u32, Context)>> {
+    let export = match find(exports, name) {
+        Ok(export) => export,
+        Err(error) => {
+            send(stream, &option_reply(number, reply::UNKNOWN, error.to_string().as_bytes()))?;
+            return Ok(Vec::new());
+        }
+    };
+    let is_list = number == option::LIST_META_CONTEXT;
+    let is_wanted = |context: &Context| {
+        let name = context.name();
+        let mut queries = queries.iter();
+        match is_list {
+            true => queries.len() == 0 || queries.any(|query| is_asked_for(query, &name)),
+            false => queries.any(|query| *query == name.as_bytes()),
+        }
+    };
+    let found = Context::all(export.as_ref()).into_iter().filter(is_wanted);
+    let found: Vec<(u32, Context)> = (1..).zip(found).collect();
+    for (id, context) in &found {
+        let id = if is_list { 0 } else { *id };
+        send(stream, &option_reply(number, reply::META_CONTEXT, &meta_context(id, &context.name())))?;
+    }
+    send(stream, &option_reply(number, reply::ACK, &[]))?;
+    Ok(found)
+}
+
+/// What an export can do, as NBD says it.
+#[must_use]
+pub fn transmission_flags(export: &dyn Export) -> u16 {
     let always = transmission::HAS_FLAGS | transmission::FLUSH | transmission::DF | transmission::MULTI_CONN;
     match export.is_read_only() {
         true => always | transmission::READ_ONLY,
@@ -148,7 +209,7 @@ fn export_name(
         answer.resize(answer.len() + 124, 0);
     }
     send(stream, &answer)?;
-    Ok(Session { export, structured })
+    Ok(Session { export, structured, contexts: Vec::new() })
 }
 
 fn find(exports: &dyn Exports, name: &[u8]) -> Result<Arc<dyn Export>> {

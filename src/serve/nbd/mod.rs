@@ -4,10 +4,11 @@
 //! makes no sense gets an error and the connection stays; only bytes out of step end it. Every length is checked
 //! before anything of that length is kept.
 
+mod context;
 mod handshake;
 mod transmission;
 
-pub use handshake::{Agreed, Encryption, negotiate, negotiate_encrypted};
+pub use handshake::{Agreed, Encryption, negotiate, negotiate_encrypted, transmission_flags};
 pub use transmission::{Session, serve};
 
 #[cfg(test)]

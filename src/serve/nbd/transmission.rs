@@ -1,8 +1,11 @@
 //! Requests and replies: several threads take turns at reading a request, do it, and take turns at replying.
 
+use super::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::format::nbd::block_status;
 use crate::format::nbd::{
-    CHUNK_SIZE, Chunk, Command, FUA, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno, simple_reply,
+    CHUNK_SIZE, Chunk, Command, FUA, ONE_EXTENT, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno,
+    simple_reply,
 };
 use crate::serve::export::Export;
 use crate::units::index;
@@ -25,6 +28,8 @@ pub struct Session {
     pub export: Arc<dyn Export>,
     /// It understands structured replies.
     pub structured: bool,
+    /// What it wants to be told of, by number.
+    pub contexts: Vec<(u32, Context)>,
 }
 
 /// Serves requests until the client disconnects or goes away. `receiver` and `sender` are the two directions of one
@@ -172,8 +177,10 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
 
     /// Does what `request` asks for, and replies. An error of the export is an answer.
     fn answer(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
-        if request.command == Command::Read {
-            return self.read(request, buf);
+        match request.command {
+            Command::Read => return self.read(request, buf),
+            Command::BlockStatus => return self.tell_status(request),
+            _ => {}
         }
         let export = self.session.export.as_ref();
         let (offset, length) = (request.offset, u64::from(request.length));
@@ -217,6 +224,28 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
             false => begin.copy_from_slice(&simple_reply(0, request.cookie)),
         }
         self.send(buf)
+    }
+
+    /// Tells what is where, in each of the contexts that were chosen.
+    fn tell_status(&self, request: Request) -> Result<()> {
+        let contexts = &self.session.contexts;
+        if contexts.is_empty() || request.length == 0 {
+            return self.refuse(request, &Error::new(Kind::Usage, "no context was chosen, or no byte"));
+        }
+        let one = request.flags & ONE_EXTENT != 0;
+        let mut told = Vec::new();
+        for (number, context) in contexts {
+            match context.extents(self.session.export.as_ref(), request.offset, request.length, one) {
+                Ok(extents) => told.push(block_status(*number, &extents)),
+                Err(error) => return self.refuse(request, &error),
+            }
+        }
+        let last = told.len().saturating_sub(1);
+        let reply = told.iter().enumerate().flat_map(|(at, data)| {
+            let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            [&chunk(Chunk::BlockStatus, at == last, request.cookie, length)[..], data].concat()
+        });
+        self.send(&reply.collect::<Vec<u8>>())
     }
 
     fn refuse(&self, request: Request, error: &Error) -> Result<()> {

@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("map", &["point", "error", "units", "progress"]),
     ("dump", &["store", "legacy", "block", "format", "error", "units", "progress"]),
     ("serve", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
-    ("dm", &["block", "error", "units", "progress"]),
+    ("dm", &["block", "format", "error", "units", "progress"]),
     (
         "ui",
         &[

@@ -1,0 +1,320 @@
+//! `attach` and `detach`: points of a served volume as devices of this machine.
+
+use super::common::{SnapName, parse_device_name};
+use super::open;
+use crate::dm::device::{self, Device, Way};
+use crate::dm::insert::{self, Pair};
+use crate::dm::{mapper, nbd};
+use crate::error::{Error, Kind, Result};
+use crate::point::PointId;
+use crate::point::volume::{SnapshotInfo, SnapshotState, StoreInfo, Volume};
+use crate::serve::control::{self, Client};
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "Examples:
+  ddsnap attach data.sock --name data
+  ddsnap attach data.sock --name data --snap 3";
+
+/// Make devices of the live origin and of snapshots
+///
+/// The devices are /dev/mapper/VOL for the origin and '/dev/mapper/VOL(TAG)' for a snapshot; where the kernel has no
+/// device-mapper, /dev/nbdN. Each line printed is a point and its device. What is attached already gets a new
+/// connection if its server was another one: give the command again after the server was started again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The socket of the server
+    #[arg(value_name = "SOCK")]
+    socket: PathBuf,
+    /// A snapshot that becomes a device too
+    #[arg(long, value_name = "SNAP")]
+    snap: Vec<SnapName>,
+    /// What the device of the origin is called; the name of the socket without its ending if not given
+    #[arg(long, value_name = "VOL", value_parser = parse_device_name)]
+    name: Option<String>,
+    /// Slip the server under this device of device-mapper, which may be mounted and busy; the server must have been
+    /// started with --beneath
+    #[arg(long, value_name = "DEV", conflicts_with = "name")]
+    insert: Option<PathBuf>,
+    /// How long requests wait for a server that is gone, in seconds, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_SECS)]
+    wait: u64,
+}
+
+/// Long enough to start a server again by hand, short enough that a machine can still be shut down.
+pub(super) const WAIT_SECS: u64 = 600;
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::NotFound` if no server listens there, there is no such snapshot, or the kernel has
+/// no such devices; `Kind::Refused` without the right to.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot attach {}", args.socket.display());
+    attach(args, ui).map_err(|error| error.doing(doing()))?;
+    Ok(Exit::Done)
+}
+
+fn attach(args: &Args, ui: &Ui) -> Result<()> {
+    let volume = Served::find(&args.socket, args.wait)?;
+    let wanted: Vec<&SnapshotInfo> =
+        args.snap.iter().map(|snap| snap.snapshot(&volume.snapshots)).collect::<Result<_>>()?;
+    let present = device::all(&volume.identity(""))?;
+    let name = match volume.pair(args.insert.as_deref())? {
+        Some(pair) => {
+            ui.print(&volume.insert(&pair)?)?;
+            pair.upper
+        }
+        None => {
+            let name = volume.name(args.name.as_deref(), &present)?;
+            ui.print(&volume.attach(None, &name)?)?;
+            name
+        }
+    };
+    for snapshot in &volume.snapshots {
+        let identity = volume.identity(&point_name(Some(snapshot)));
+        let is_present = present.iter().any(|device| device.identity == identity);
+        if is_present || wanted.iter().any(|wanted| wanted.id == snapshot.id) {
+            ui.print(&volume.attach(Some(snapshot), &format!("{name}({})", snapshot.tag))?)?;
+        }
+    }
+    for device in present.iter().filter(|device| volume.has_lost(device)) {
+        let path = device.path().unwrap_or_default();
+        ui.warn(&format!("{} was a snapshot that is gone: detach it", path.display()));
+    }
+    Ok(())
+}
+
+/// A volume whose server runs.
+pub(super) struct Served {
+    socket: PathBuf,
+    pub(super) info: StoreInfo,
+    pub(super) snapshots: Vec<SnapshotInfo>,
+    wait_secs: u64,
+}
+
+/// Names a point inside of an identity.
+fn point_name(snapshot: Option<&SnapshotInfo>) -> String {
+    snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.id.to_string())
+}
+
+impl Served {
+    /// Asks the server at `socket`.
+    pub(super) fn find(socket: &Path, wait_secs: u64) -> Result<Self> {
+        let client = Client::connect(socket)?;
+        let mut snapshots = Volume::snapshots(&client);
+        snapshots.retain(|snapshot| snapshot.state == SnapshotState::Normal);
+        Ok(Self { socket: socket.to_path_buf(), info: Volume::info(&client), snapshots, wait_secs })
+    }
+
+    fn identity(&self, point: &str) -> String {
+        device::identity(&self.info.uuid.to_string(), point)
+    }
+
+    /// What the origin's device is called: as wished, or as it is already, or by the socket.
+    fn name(&self, wished: Option<&str>, present: &[Device]) -> Result<String> {
+        let origin = self.identity(&point_name(None));
+        let found = present.iter().find(|device| device.identity == origin);
+        let found = found.and_then(|device| device.mapped.as_ref()).map(|mapped| mapped.name.clone());
+        match (wished, found) {
+            (Some(wished), Some(found)) if wished != found => {
+                let what = format!("it is attached already, as {found}");
+                Err(Error::new(Kind::Exists, what).hint(format!("'ddsnap detach {found}' takes that away")))
+            }
+            (Some(name), _) => Ok(name.to_owned()),
+            (None, Some(found)) => Ok(found),
+            (None, None) => {
+                let stem = self.socket.file_stem().and_then(|stem| stem.to_str());
+                let name = stem.map(parse_device_name).and_then(std::result::Result::ok);
+                name.ok_or_else(|| {
+                    Error::new(Kind::Usage, "the socket's name is none for a device").hint("--name VOL")
+                })
+            }
+        }
+    }
+
+    /// The device beneath which the server is, if it is beneath one.
+    fn pair(&self, wished: Option<&Path>) -> Result<Option<Pair>> {
+        let found = insert::beneath(&self.info.origin_path);
+        let wished = wished.map(Pair::of).transpose()?;
+        match (&found, wished) {
+            (None, None) => {}
+            (Some(found), None) if found.is_inserted()? => {}
+            (Some(found), Some(wished)) if *found == wished => {}
+            (Some(found), None) => {
+                let what = format!("the server waits to be inserted under {}", found.upper);
+                let hint = format!("--insert /dev/mapper/{}", found.upper);
+                return Err(Error::new(Kind::Usage, what).hint(hint));
+            }
+            (_, Some(wished)) => {
+                let what = format!("the server is not beneath {}", wished.upper);
+                let hint = format!("start it with --beneath /dev/mapper/{}", wished.upper);
+                return Err(Error::new(Kind::Usage, what).hint(hint));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Slips the server under a device; the line that tells of it.
+    fn insert(&self, pair: &Pair) -> Result<String> {
+        let served = control::Served::connect(&self.socket, PointId::Origin)?;
+        let index = device::attach_unnamed(&self.link(&served, &self.identity(&point_name(None))))?;
+        if !pair.is_inserted()? {
+            pair.insert(index, served.size / 512)?;
+        }
+        Ok(format!("origin {}", mapper::path(&pair.upper).display()))
+    }
+
+    fn link<'a>(&self, served: &'a control::Served, identity: &'a str) -> nbd::Link<'a, &'a UnixStream> {
+        nbd::Link {
+            socket: &served.stream,
+            size: served.size,
+            block_size: device::block_size(&self.info.origin_path),
+            flags: served.flags,
+            wait_secs: self.wait_secs,
+            identity,
+        }
+    }
+
+    /// Makes the device of a snapshot or of the origin; the line that tells of it.
+    pub(super) fn attach(&self, snapshot: Option<&SnapshotInfo>, name: &str) -> Result<String> {
+        let point = snapshot.map_or(PointId::Origin, |snapshot| PointId::Snapshot(snapshot.id));
+        let device = match Way::best() {
+            Way::KernelNbd => {
+                let served = control::Served::connect(&self.socket, point)?;
+                let identity = self.identity(&point_name(snapshot));
+                let link = self.link(&served, &identity);
+                device::attach(name, &link, snapshot.is_some())?
+            }
+        };
+        let path = device.path().unwrap_or_default();
+        let what = snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.tag.to_string());
+        Ok(format!("{what} {}", path.display()))
+    }
+
+    /// True for the device of a snapshot of this volume that is there no longer.
+    fn has_lost(&self, device: &Device) -> bool {
+        let snapshots = self.snapshots.iter().map(Some);
+        !snapshots.chain([None]).any(|point| self.identity(&point_name(point)) == device.identity)
+    }
+}
+
+const DETACH_EXAMPLES: &str = "Examples:
+  ddsnap detach data
+  ddsnap detach 'data(3)'
+  ddsnap detach data.sock";
+
+/// Take devices away that attach has made
+///
+/// Takes all devices of the volume, or none if one of them is in use. The server need not run any more. A server that
+/// was slipped under a device (attach --insert) is taken out from under it, mounted or not, and ended.
+#[derive(Debug, clap::Args)]
+#[command(after_help = DETACH_EXAMPLES)]
+pub struct DetachArgs {
+    /// What attach has called the origin, or a path of its device, or the socket of the server: all devices of the
+    /// volume; 'VOL(TAG)': the one of that snapshot
+    #[arg(value_name = "VOL|SOCK")]
+    what: PathBuf,
+}
+
+/// Runs `detach`.
+///
+/// # Errors
+/// `Kind::Busy` if a device is in use; `Kind::NotFound` if there is none.
+pub fn detach(args: &DetachArgs, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot detach {}", args.what.display());
+    take_away(&args.what, ui).map_err(|error| error.doing(doing()))?;
+    Ok(Exit::Done)
+}
+
+fn take_away(what: &Path, ui: &Ui) -> Result<()> {
+    let pair = inserted(what)?;
+    let mut devices = chosen(what, pair.is_some())?;
+    if let Some(pair) = pair {
+        devices.retain(|device| !device.identity.ends_with("-origin"));
+        take_out(&pair, what, &devices)?;
+        ui.explain(&format!("nothing is beneath {} any more", pair.upper));
+    } else {
+        device::detach(&devices)?;
+    }
+    for device in devices {
+        ui.explain(&format!("{} is gone", device.path().unwrap_or_default().display()));
+    }
+    Ok(())
+}
+
+/// The device under which a server was slipped, if that is what `what` means.
+fn inserted(what: &Path) -> Result<Option<Pair>> {
+    let pair = match open::is_socket(what) {
+        true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
+        false => {
+            let path =
+                if what.is_absolute() { what.to_path_buf() } else { mapper::path(&what.to_string_lossy()) };
+            Pair::of(&path).ok()
+        }
+    };
+    Ok(match pair {
+        Some(pair) if pair.is_inserted()? => Some(pair),
+        _ => None,
+    })
+}
+
+/// Takes a server out from under a device, and ends it: from then on it does not see what is written.
+fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
+    if !open::is_socket(what) {
+        if pair.is_served()? {
+            let what = "a server is beneath it, which must be ended with it";
+            return Err(Error::new(Kind::Busy, what).hint("'ddsnap detach SOCK' does both"));
+        }
+        return pair.take_out(false, || Ok(()));
+    }
+    device::detach(others)?;
+    let server = connect(what)?;
+    pair.take_out(true, || {
+        server.stop()?;
+        server.wait_for_end()
+    })
+}
+
+fn connect(socket: &Path) -> Result<Client> {
+    Client::connect(socket)
+        .map_err(|error| error.hint("without the server, name the volume as attach has called it"))
+}
+
+/// The devices that `what` means; there may be none if `may_be_none`.
+pub(super) fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
+    let found = match open::is_socket(what) {
+        true => device::all(&device::identity(&Volume::info(&connect(what)?).uuid.to_string(), ""))?,
+        false if may_be_none => Vec::new(),
+        false => {
+            let all = device::all("")?;
+            let Some(one) = all.iter().find(|device| is_called(device, what)) else {
+                return Err(nothing(what));
+            };
+            match device::siblings(&one.identity).filter(|_| one.identity.ends_with("-origin")) {
+                Some(begin) => device::all(begin)?,
+                None => vec![one.clone()],
+            }
+        }
+    };
+    if found.is_empty() && !may_be_none { Err(nothing(what)) } else { Ok(found) }
+}
+
+fn is_called(device: &Device, what: &Path) -> bool {
+    let name = device.mapped.as_ref().map(|mapped| mapped.name.as_str());
+    name == what.to_str()
+        || device.path().as_deref() == Some(what)
+        || device.nbd.map(nbd::path).as_deref() == Some(what)
+}
+
+fn nothing(what: &Path) -> Error {
+    let name =
+        what.to_str().filter(|name| mapper::is_available() && matches!(mapper::find(name), Ok(Some(_))));
+    match name {
+        Some(_) => Error::new(Kind::Refused, "this device is not one that attach has made"),
+        None => Error::new(Kind::NotFound, "nothing of that name is attached"),
+    }
+}

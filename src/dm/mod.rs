@@ -1,0 +1,14 @@
+//! Devices of this machine's kernel over a served volume: NBD devices, asked for by netlink, and their names, given by
+//! device-mapper through `dmsetup`.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`nbd`] | NBD devices of the kernel |
+//! | [`mapper`] | devices of device-mapper, and what dmsetup says |
+//! | [`insert`] | a server slipped under a device that is in use |
+//! | [`device`] | a device over a point of a volume, whichever way |
+
+pub mod device;
+pub mod insert;
+pub mod mapper;
+pub mod nbd;

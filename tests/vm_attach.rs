@@ -1,0 +1,255 @@
+//! Devices of a real kernel. These tests run in a machine of their own: `cargo xtask vmtest`.
+
+use crate::cli_pages::played;
+use crate::harness::{DDSNAP, Dir, Run};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server in the folder of a test, killed with it.
+pub struct Server(Child);
+
+impl Server {
+    pub fn start(dir: &Dir, words: &str) -> Self {
+        let mut command = Command::new(DDSNAP);
+        command.arg("server").args(words.split(' ')).args(["--socket", "vol.sock"]);
+        let child = command.current_dir(dir.path("")).stdin(Stdio::null()).spawn().unwrap();
+        let server = Self(child);
+        let begun = Instant::now();
+        while UnixStream::connect(dir.path("vol.sock")).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the server does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a shell command, which must succeed; returns what it prints.
+pub fn sh(dir: &Dir, line: &str) -> String {
+    let run: Run = dir.shell(line);
+    if run.code != Some(0) {
+        panic!("{}", run.describe());
+    }
+    run.text().trim().to_owned()
+}
+
+/// An origin on the first disk and a store on the second.
+pub fn volume() -> Dir {
+    let dir = Dir::new();
+    sh(&dir, "ddsnap initialize -y /dev/vmdisk2 /dev/vmdisk1");
+    dir
+}
+
+/// Load that knows what it has written.
+pub const FIO: &str = "fio --name=v --rw=randrw --bs=4k-64k --size=32M --direct=1 --ioengine=psync \
+    --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --output-format=terse --output=/dev/null";
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_a_file_system_lives_on_an_attached_volume() {
+    let dir = volume();
+    let server = Server::start(&dir, "/dev/vmdisk2");
+    assert_eq!(sh(&dir, "ddsnap attach vol.sock"), "origin /dev/mapper/vol");
+    assert_eq!(
+        sh(&dir, "blockdev --getsize64 /dev/mapper/vol"),
+        sh(&dir, "blockdev --getsize64 /dev/vmdisk1")
+    );
+    sh(&dir, "mkfs.ext4 -q /dev/mapper/vol && mkdir m s && mount /dev/mapper/vol m && echo one >m/file");
+    sh(&dir, "fsfreeze -f m; ddsnap create vol.sock 1; fsfreeze -u m");
+    sh(&dir, "echo two >m/file && sync && cp -r /usr/share/perl5 m/ && sync");
+    assert_eq!(sh(&dir, "ddsnap attach vol.sock --snap 1"), "origin /dev/mapper/vol\n1 /dev/mapper/vol(1)");
+    sh(&dir, "mount -o ro,noload '/dev/mapper/vol(1)' s");
+    assert_eq!(sh(&dir, "cat s/file m/file; ls s"), "one\ntwo\nfile\nlost+found");
+    // What is in use stays, all of it; a snapshot that is attached is not deleted.
+    dir.run("detach vol").expect(4).says("mounted on");
+    dir.run("delete vol.sock 1").expect(4);
+    sh(&dir, "umount m");
+    dir.run("detach vol.sock").expect(4).says("vol(1)");
+    sh(&dir, "dmsetup info 'vol(1)'; umount s; test -e /dev/mapper/vol");
+    // Mapped devices of others are left alone.
+    sh(&dir, "dmsetup create other --table '0 8 error'");
+    dir.run("detach other").expect(5);
+    dir.run("detach nothing").expect(1);
+    dir.run("attach vol.sock --name other").expect(1).says("already");
+    sh(&dir, "ddsnap detach 'vol(1)' && ! test -e '/dev/mapper/vol(1)' && test -e /dev/mapper/vol");
+    dir.run("attach vol.sock --snap 2").expect(1);
+    sh(&dir, "ddsnap detach vol && ! test -e /dev/mapper/vol && ddsnap delete vol.sock 1");
+    dir.run("attach vol.sock --name other").expect(1).says("another device has this name");
+    sh(&dir, "dmsetup remove other; test $(cat /sys/block/nbd0/size) = 0");
+    sh(&dir, "e2fsck -fn /dev/vmdisk1 2>&1; ddsnap stop vol.sock && ddsnap fsck -n --data /dev/vmdisk2");
+    drop(server);
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_a_server_that_is_killed_and_started_again_is_no_error() {
+    let dir = volume();
+    let server = Server::start(&dir, "/dev/vmdisk2");
+    sh(&dir, "ddsnap create vol.sock 1; ddsnap attach vol.sock --name data --snap 1");
+    let load = Command::new("bash")
+        .args(["-c", &format!("exec {FIO} --filename=/dev/mapper/data --runtime=12")])
+        .current_dir(dir.path(""))
+        .spawn();
+    let mut load = load.unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    server.kill();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(load.try_wait().unwrap().is_none(), "it waits");
+    let server = Server::start(&dir, "/dev/vmdisk2");
+    sh(&dir, "ddsnap attach vol.sock");
+    // Again is the same.
+    assert_eq!(sh(&dir, "ddsnap attach vol.sock"), "origin /dev/mapper/data\n1 /dev/mapper/data(1)");
+    std::thread::sleep(Duration::from_secs(2));
+    // Ended in peace, too.
+    sh(&dir, "ddsnap stop vol.sock");
+    drop(server);
+    let server = Server::start(&dir, "/dev/vmdisk2");
+    sh(&dir, "ddsnap create vol.sock 2; ddsnap attach vol.sock");
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    assert!(sh(&dir, "cat /sys/block/nbd0/stat").split_whitespace().nth(4).unwrap() != "0");
+    sh(&dir, "cmp <(dd if='/dev/mapper/data(1)' bs=1M status=none) <(ddsnap read vol.sock 1)");
+    // A server that does not come back: the devices can still be taken away.
+    server.kill();
+    sh(&dir, "ddsnap detach data && ! ls /dev/mapper/data*");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_the_page_on_scripts_of_2008_is_true() {
+    let dir = Dir::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/scripts-of-2008.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let found = dir.mask(&played(&page, |command| dir.shell(command)));
+    if let Some(folder) =
+        std::env::var_os("DDSNAP_VM_OUT").filter(|_| std::env::var_os("UPDATE_GOLDEN").is_some())
+    {
+        std::fs::create_dir_all(Path::new(&folder).join("docs")).unwrap();
+        std::fs::write(Path::new(&folder).join("docs/scripts-of-2008.md"), &found).unwrap();
+        return;
+    }
+    assert_eq!(found, page);
+}
+
+/// A mounted device of device-mapper on the first disk, as a logical volume would be, under load.
+fn busy_volume(dir: &Dir) -> Child {
+    sh(dir, "dmsetup create lv --table \"0 $(blockdev --getsz /dev/vmdisk1) linear /dev/vmdisk1 0\"");
+    sh(dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/lv");
+    sh(
+        dir,
+        "mkfs.ext4 -q /dev/mapper/lv && mkdir m s && mount /dev/mapper/lv m && echo before >m/file && sync",
+    );
+    let line = format!("exec {FIO} --filename=m/load --runtime=25 --fsync=32");
+    let load = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    load
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
+    let dir = Dir::new();
+    let mut load = busy_volume(&dir);
+    let table = sh(&dir, "dmsetup table lv");
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    // Writes go past the server still.
+    dir.run("create vol.sock 1").expect(5).says("not inserted");
+    dir.run("attach vol.sock").expect(2).says("--insert /dev/mapper/lv");
+    dir.run("detach vol.sock").expect(1);
+    assert_eq!(sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv"), "origin /dev/mapper/lv");
+    sh(&dir, "fsfreeze -f m; ddsnap create vol.sock 1; fsfreeze -u m; echo after >m/file; sync");
+    // A server that is killed: who writes waits, who reads does not.
+    server.kill();
+    sh(&dir, "timeout 5 dd if=/dev/mapper/lv of=/dev/null bs=4k count=16 iflag=direct status=none");
+    std::thread::sleep(Duration::from_secs(1));
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    sh(&dir, "ddsnap attach vol.sock --snap 1");
+    sh(&dir, "mount -o ro,noload '/dev/mapper/lv(1)' s");
+    assert_eq!(sh(&dir, "cat s/file m/file"), "before\nafter");
+    // With a snapshot in use it stays.
+    dir.run("detach vol.sock").expect(4);
+    sh(&dir, "umount s");
+    // Not without its server, which runs.
+    dir.run("detach lv").expect(4).says("detach SOCK");
+    assert!(load.try_wait().unwrap().is_none(), "the load has ended too early");
+    sh(&dir, "ddsnap detach vol.sock");
+    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls"), format!("{table}\nlv\t(254:0)"));
+    drop(server);
+    assert!(sh(&dir, "ddsnap list /dev/vmdisk2").contains("normal"));
+    // What is written now, no server sees: a new one knows that.
+    sh(&dir, "echo unseen >m/file; sync");
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    assert!(sh(&dir, "ddsnap list vol.sock").contains("tainted"));
+    sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv; ddsnap create vol.sock 2");
+    // The server dies and does not come back: the volume goes on without it.
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    sh(&dir, "sync");
+    server.kill();
+    sh(&dir, "ddsnap detach lv && echo alone >m/file && umount m && e2fsck -fn /dev/mapper/lv 2>&1");
+    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls"), format!("{table}\nlv\t(254:0)"));
+    sh(&dir, "dmsetup remove lv; ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_killed_between_any_two_steps_the_volume_goes_on() {
+    let dir = Dir::new();
+    let mut load = busy_volume(&dir);
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    // A dmsetup that dies before the step whose number it is told, and every one after it: a kill -9 between steps.
+    let script = "#!/bin/bash\n\
+        case $1 in load|suspend|resume|clear|remove|create)\n\
+            n=$(($(cat steps 2>/dev/null || echo 0) + 1)); echo $n >steps\n\
+            [ $n -lt $(cat die) ] || { kill -9 $PPID; exit 9; };;\nesac\nexec REAL \"$@\"\n";
+    let found = sh(&dir, "command -v dmsetup");
+    sh(&dir, "mkdir bin");
+    dir.write("bin/dmsetup", script.replace("REAL", &found).as_bytes());
+    sh(&dir, "chmod +x bin/dmsetup");
+    for step in 1..=3 {
+        // Killed before this step, then given again.
+        sh(
+            &dir,
+            &format!(
+                "rm -f steps; echo {step} >die; ! PATH=$PWD/bin:$PATH ddsnap attach vol.sock --insert /dev/mapper/lv"
+            ),
+        );
+        assert_eq!(sh(&dir, "cat steps"), step.to_string());
+        sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv && timeout 20 sync");
+        sh(&dir, &format!("ddsnap create vol.sock {step}"));
+        if step < 3 {
+            // Out and in again, by hand, without ending the server.
+            sh(
+                &dir,
+                "dmsetup load lv --table \"$(dmsetup table lv-ddsnap)\"; dmsetup suspend lv; dmsetup resume lv",
+            );
+        }
+    }
+    for step in 1..=4 {
+        sh(&dir, &format!("rm -f steps; echo {step} >die; ! PATH=$PWD/bin:$PATH ddsnap detach vol.sock"));
+        assert_eq!(sh(&dir, "cat steps"), step.to_string());
+        let is_running = UnixStream::connect(dir.path("vol.sock")).is_ok();
+        // Ended in the third step, while all wait.
+        assert_eq!(is_running, step <= 2, "after {step} steps");
+        if step >= 3 {
+            break;
+        }
+    }
+    sh(&dir, "ddsnap detach lv && timeout 20 sync && echo on >m/file");
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    drop(server);
+    sh(&dir, "umount m && e2fsck -fn /dev/mapper/lv 2>&1; test $(dmsetup ls | wc -l) = 1; dmsetup remove lv");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
