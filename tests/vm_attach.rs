@@ -186,7 +186,7 @@ fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
     dir.run("detach lv").expect(4).says("detach SOCK");
     assert!(load.try_wait().unwrap().is_none(), "the load has ended too early");
     sh(&dir, "ddsnap detach vol.sock");
-    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls"), format!("{table}\nlv\t(254:0)"));
+    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls | cut -f1"), format!("{table}\nlv"));
     drop(server);
     assert!(sh(&dir, "ddsnap list /dev/vmdisk2").contains("normal"));
     // What is written now, no server sees: a new one knows that.
@@ -199,7 +199,7 @@ fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
     sh(&dir, "sync");
     server.kill();
     sh(&dir, "ddsnap detach lv && echo alone >m/file && umount m && e2fsck -fn /dev/mapper/lv 2>&1");
-    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls"), format!("{table}\nlv\t(254:0)"));
+    assert_eq!(sh(&dir, "dmsetup table lv; dmsetup ls | cut -f1"), format!("{table}\nlv"));
     sh(&dir, "dmsetup remove lv; ddsnap fsck -n --data /dev/vmdisk2");
 }
 
