@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// How to open and lock.
@@ -67,7 +68,8 @@ pub struct FileReader {
 pub struct FileWriter {
     handle: Handle,
     size: AtomicU64,
-    flush_failed: AtomicBool,
+    /// Flushes take turns: the kernel tells of a failure once, and everybody must hear of it.
+    flush_failed: Mutex<bool>,
 }
 
 impl FileReader {
@@ -161,19 +163,20 @@ impl FileWriter {
 
     fn from_handle(handle: Handle) -> Self {
         let size = AtomicU64::new(handle.size);
-        Self { handle, size, flush_failed: AtomicBool::new(false) }
+        Self { handle, size, flush_failed: Mutex::new(false) }
     }
 
     /// Runs a sync once; after one failure the kernel may have dropped the dirty pages and would report success
     /// for the next one, so from then on every flush fails.
     fn sync_with(&self, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<()> {
         let path = &self.handle.path;
-        if self.flush_failed.load(Ordering::Acquire) {
+        let mut failed = self.flush_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
             let what = "an earlier flush failed, so what was written may be lost";
             return Err(Error::new(Kind::Io, what).at_path(path));
         }
         sync(&self.handle.file).map_err(|e| {
-            self.flush_failed.store(true, Ordering::Release);
+            *failed = true;
             Error::io(format!("flush failed: {e}"), e).at_path(path)
         })
     }

@@ -7,13 +7,13 @@ use super::read::Pieces;
 use super::target::{Target, TargetState};
 use crate::error::{Error, Kind, Result};
 use crate::format::delta::{Header, PointLabel};
-use crate::point::{Identity, PointId, PointSource};
+use crate::point::volume::{Begin, PendingOperation, Rewrite, StoreInfo};
+use crate::point::{Identity, PointId};
 use crate::progress::Progress;
-use crate::store::{PendingOperation, StoreInfo, Writer};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Applies the delta to the origin that `writer` protects.
+/// Applies the delta to the origin of a volume.
 ///
 /// Verification comes first and changes nothing. Then an operation named by the delta's digest is begun; an
 /// error in the middle leaves it pending, and the same call resumes it. At the end the store remembers which
@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// As [`super::apply`]; `Kind::Busy` if another operation is pending; `Kind::Usage` with an undo path, which a
 /// store does not need.
 pub fn apply_to_store(
-    writer: &mut Writer,
+    writer: &mut dyn Rewrite,
     input: &mut Input,
     options: &ApplyOptions,
     progress: &dyn Progress,
@@ -32,7 +32,7 @@ pub fn apply_to_store(
         return Err(Error::new(Kind::Usage, "a store keeps the state before an apply itself")
             .hint("leave out --undo; make a snapshot first to be able to go back later"));
     }
-    let info = writer.view().info();
+    let info = writer.now()?;
     let before = info.pending.as_ref().map(|pending| PointId::Snapshot(pending.before));
     input.prepare(&StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin)), progress)?;
     let header = input.peek()?;
@@ -64,7 +64,7 @@ pub fn apply_to_store(
         return Ok(summary);
     }
     if info.pending.is_none() {
-        writer.ensure_room_for(copied_bytes(&verified.info, verified.pending_bytes, info.chunk_size))?;
+        writer.ensure_room(copied_bytes(&verified.info, verified.pending_bytes, info.chunk_size))?;
     }
     if options.dry_run {
         return Ok(summary);
@@ -74,14 +74,14 @@ pub fn apply_to_store(
             .hint("repeat the same command to resume, or put the origin back with apply-delta --rollback"),
         Some(_) => error,
     };
-    writer.begin_operation(&label(&header), verified.info.digest, forced, None)?;
+    writer.begin(&Begin { label: label(&header), token: verified.info.digest, forced, pinned: None })?;
     let target = StoreTarget::new(writer, &info, before.unwrap_or(PointId::Origin));
     summary.written_bytes =
         write_all(input, &verified, &target, trust, options.threads, progress).map_err(pending)?;
     summary.unchanged_bytes = verified.info.data_bytes.saturating_sub(summary.written_bytes);
     // What a delta makes of a base that nobody proved equals nothing that has a name.
     let equals = Some(&header.target).filter(|target| target.is_known() && !forced).map(identity);
-    writer.end_operation(equals).map_err(pending)?;
+    writer.end(equals).map_err(pending)?;
     Ok(summary)
 }
 
@@ -173,18 +173,18 @@ fn check_identity(header: &Header, info: &StoreInfo, force: bool) -> Result<()> 
 
 /// The origin of a store. Reads take turns with writes, for the store has one owner.
 struct StoreTarget<'a> {
-    writer: Mutex<&'a mut Writer>,
+    writer: Mutex<&'a mut dyn Rewrite>,
     path: PathBuf,
     size: u64,
     base: PointId,
 }
 
 impl<'a> StoreTarget<'a> {
-    fn new(writer: &'a mut Writer, info: &StoreInfo, base: PointId) -> Self {
+    fn new(writer: &'a mut dyn Rewrite, info: &StoreInfo, base: PointId) -> Self {
         Self { writer: Mutex::new(writer), path: info.origin_path.clone(), size: info.origin_size, base }
     }
 
-    fn lock(&self) -> MutexGuard<'_, &'a mut Writer> {
+    fn lock(&self) -> MutexGuard<'_, &'a mut dyn Rewrite> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,11 +203,11 @@ impl TargetState for StoreTarget<'_> {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.lock().view().read(PointId::Origin, offset, buf)
+        self.lock().read_now(PointId::Origin, offset, buf)
     }
 
     fn read_base(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.lock().view().read(self.base, offset, buf)
+        self.lock().read_now(self.base, offset, buf)
     }
 }
 
@@ -217,11 +217,11 @@ impl Target for StoreTarget<'_> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.lock().write_origin(offset, data)
+        self.lock().rewrite(PointId::Origin, &[(offset, data)])
     }
 
     fn write_many(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
-        self.lock().write_origin_many(pieces)
+        self.lock().rewrite(PointId::Origin, pieces)
     }
 
     fn set_size(&self, size_bytes: u64) -> Result<()> {

@@ -1,7 +1,8 @@
 //! A volume with its snapshots: what every kind of store tells beside its data.
 
-use super::{Identity, PointSource};
+use super::{ChunkRange, Identity, PointId, PointSource};
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::units::{Epoch, Tag, Uuid};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -19,6 +20,96 @@ pub trait Volume: PointSource {
     /// # Errors
     /// `Kind::Io`, `Kind::Damaged`.
     fn sharing(&self) -> Result<Vec<Sharing>>;
+
+    /// Makes sure that `points` stay, as they are, for as long as this is used. Where others write the origin
+    /// meanwhile, it stands for what it holds now from here on. To be called before anything is read.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`, `Kind::NoSpace`, `Kind::Io`.
+    fn hold(&self, points: &[PointId]) -> Result<()> {
+        let _ = points;
+        Ok(())
+    }
+}
+
+/// A volume whose origin and snapshots can be written, and whose origin can be changed as a whole in a long operation:
+/// a hidden snapshot keeps what it was until that ends.
+pub trait Rewrite: Send {
+    /// What can be told of it without reading data.
+    fn volume(&self) -> &dyn Volume;
+
+    /// Facts of the store as a whole, as they are now.
+    ///
+    /// # Errors
+    /// `Kind::Io` if it is a server that does not answer.
+    fn now(&self) -> Result<StoreInfo>;
+
+    /// Size in bytes and content generation of a point; hidden snapshots are points too.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    fn measure(&self, point: PointId) -> Result<(u64, u64)>;
+
+    /// The first `most` runs of chunks, that end behind chunk `from`, in which `point` and the origin may differ.
+    ///
+    /// # Errors
+    /// As [`PointSource::changed`].
+    fn differing(&self, point: PointId, from: u64, most: usize) -> Result<Vec<ChunkRange>>;
+
+    /// Fills `buf` with bytes of `point` from byte `offset`.
+    ///
+    /// # Errors
+    /// As [`PointSource::read`].
+    fn read_now(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes pieces, each given by its byte offset and its data. What snapshots need is preserved before.
+    ///
+    /// # Errors
+    /// `Kind::Usage` past the end; `Kind::Busy` for a point that others use; `Kind::NoSpace`, `Kind::Io`.
+    fn rewrite(&mut self, point: PointId, pieces: &[(u64, &[u8])]) -> Result<()>;
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    fn flush(&mut self) -> Result<()>;
+
+    /// Makes sure, without giving up any snapshot, that `bytes` of chunks can be preserved.
+    ///
+    /// # Errors
+    /// `Kind::NoSpace`.
+    fn ensure_room(&mut self, bytes: u64) -> Result<()>;
+
+    /// Begins a long operation, or goes on with the one that has the same token.
+    ///
+    /// # Errors
+    /// `Kind::Busy` if another one is pending, or others use the origin.
+    fn begin(&mut self, operation: &Begin) -> Result<()>;
+
+    /// Gives the origin another size, within a long operation.
+    ///
+    /// # Errors
+    /// As for a resize.
+    fn set_origin_size(&mut self, size: u64, progress: &dyn Progress) -> Result<()>;
+
+    /// Ends the long operation; `equals` is what the origin is now known to be.
+    ///
+    /// # Errors
+    /// `Kind::NotFound` if none is pending; `Kind::Io`.
+    fn end(&mut self, equals: Option<Identity>) -> Result<()>;
+}
+
+/// What a long operation is begun with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begin {
+    /// What it is, for people.
+    pub label: String,
+    /// Names it, so that a resume can tell it is the same one.
+    pub token: [u8; 32],
+    /// It was forced onto a base that nothing proved.
+    pub forced: bool,
+    /// A snapshot that it needs.
+    pub pinned: Option<Epoch>,
 }
 
 /// A change of the snapshot table.

@@ -152,7 +152,7 @@ impl Inspector {
             Err(error) if error.kind() == Kind::Interrupted => return Err(error),
             Err(error) => Some(error),
         };
-        let reader = BlockReader::new(Arc::clone(&self.device));
+        let reader = Arc::new(BlockReader::new(Arc::clone(&self.device)));
         let view = View { device: Arc::clone(&self.device), origin: None, state, reader };
         Ok(Recovered { view, nothing: MemTable::new(), broken })
     }

@@ -11,8 +11,8 @@
 //! | `view` | reading points |
 //! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
-//! | `users` | who has a snapshot open |
-//! | `live`, `copied` | many writers at once over one log: the running server |
+//! | `users`, `pins`, `picture` | who has a snapshot open; who reads tables as they were; these, for another process |
+//! | `live/`, `copied` | many writers at once over one log: the running server |
 //! | `space`, `publish`, `merge`, `relocate` | segments, checkpoints, index merges, emptying segments |
 //! | `room`, `resize` | the full store, a larger or smaller store |
 //! | `inspect`, `restore` | what a dump may see; a store from what a dump says |
@@ -33,6 +33,8 @@ mod merge;
 mod operation;
 mod origin;
 mod origin_size;
+mod picture;
+mod pins;
 mod publish;
 mod recover;
 mod relocate;
@@ -56,8 +58,10 @@ pub use crate::point::volume::{
 pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, size_for};
 pub use live::Live;
 pub use origin_size::Preserved;
+pub use picture::Picture;
+pub use pins::Pin;
 pub use resize::StorePlan;
-pub use revert::Reverted;
+pub use revert::{Reverted, differing_bytes, plan_revert, revert, roll_back};
 pub use types::InitOptions;
 pub use users::User;
 pub use view::View;

@@ -1,11 +1,14 @@
 //! Long operations on the origin: begun, resumed and ended, across crashes. `revert` rolls them back.
 
 use super::state::encode_deletion;
+use super::view::View;
 use super::writer::{Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::format::table::{Deletion, Operation};
-use crate::point::Identity;
+use crate::point::volume::{Begin, Rewrite, StoreInfo, Volume};
+use crate::point::{ChunkRange, Identity, PointId, PointSource};
+use crate::progress::Progress;
 use crate::units::Epoch;
 
 impl Writer {
@@ -59,7 +62,7 @@ impl Writer {
         volume.equals = equals.map(|identity| (identity.volume, identity.id, identity.generation));
         let mut body = Vec::new();
         volume.encode(&mut body);
-        let dead = self.count_dead(before)?;
+        let dead = self.view.count_dead(before)?;
         let deletion = Deletion { id: before, automatic: false, squashed: false, reason: String::new() };
         encode_deletion(&deletion, dead, &mut body);
         self.log(RecordKind::End, body)?;
@@ -79,8 +82,94 @@ impl Writer {
     pub(super) fn ensure_idle(&self) -> Result<()> {
         match &self.view.state.operation {
             None => Ok(()),
-            Some(pending) => Err(Error::new(Kind::Busy, format!("'{}' is incomplete", pending.label))
-                .hint("finish it with the same command, or undo it with `ddsnap revert --rollback`")),
+            Some(pending) => Err(incomplete(&pending.label)),
         }
+    }
+}
+
+/// Says that the operation `label` is incomplete.
+pub(super) fn incomplete(label: &str) -> Error {
+    Error::new(Kind::Busy, format!("'{label}' is incomplete"))
+        .hint("finish it with the same command, or undo it with `ddsnap revert --rollback`")
+}
+
+impl View {
+    /// Size in bytes and content generation of a point; hidden snapshots are points too.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    pub fn measure(&self, point: PointId) -> Result<(u64, u64)> {
+        match point {
+            PointId::Origin => Ok((self.state.volume.origin_size, self.state.volume.generation)),
+            PointId::Snapshot(id) => {
+                self.endpoint(id).map(|snapshot| (snapshot.size_bytes, snapshot.generation))
+            }
+        }
+    }
+
+    /// As [`Rewrite::differing`].
+    ///
+    /// # Errors
+    /// As [`Rewrite::differing`].
+    pub fn differing(&self, point: PointId, from: u64, most: usize) -> Result<Vec<ChunkRange>> {
+        let changes = self.changed(Some(PointId::Origin), point)?;
+        let rest = changes.skip_while(|range| range.as_ref().is_ok_and(|range| range.end <= from));
+        rest.take(most).collect()
+    }
+}
+
+impl Rewrite for Writer {
+    fn volume(&self) -> &dyn Volume {
+        &self.view
+    }
+
+    fn now(&self) -> Result<StoreInfo> {
+        Ok(self.view.info())
+    }
+
+    fn measure(&self, point: PointId) -> Result<(u64, u64)> {
+        self.view.measure(point)
+    }
+
+    fn differing(&self, point: PointId, from: u64, most: usize) -> Result<Vec<ChunkRange>> {
+        self.view.differing(point, from, most)
+    }
+
+    fn read_now(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.view.read(point, offset, buf)
+    }
+
+    fn rewrite(&mut self, point: PointId, pieces: &[(u64, &[u8])]) -> Result<()> {
+        match point {
+            PointId::Snapshot(id) => {
+                pieces.iter().try_for_each(|(offset, data)| self.write_snapshot(id, *offset, data))
+            }
+            PointId::Origin if self.view.state.operation.is_some() => self.sparing(|writer| {
+                // Also to put back what was there before, when the store is full.
+                writer.touch_origin(Need::Reserve)?;
+                writer.write_origin_many(pieces)
+            }),
+            PointId::Origin => self.write_origin_many(pieces),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.flush_origin()
+    }
+
+    fn ensure_room(&mut self, bytes: u64) -> Result<()> {
+        self.ensure_room_for(bytes)
+    }
+
+    fn begin(&mut self, operation: &Begin) -> Result<()> {
+        self.begin_operation(&operation.label, operation.token, operation.forced, operation.pinned)
+    }
+
+    fn set_origin_size(&mut self, size: u64, progress: &dyn Progress) -> Result<()> {
+        self.sparing(|writer| writer.change_origin_size(size, progress))
+    }
+
+    fn end(&mut self, equals: Option<Identity>) -> Result<()> {
+        self.end_operation(equals)
     }
 }

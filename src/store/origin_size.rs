@@ -16,7 +16,7 @@ const WINDOW: u64 = 64 << 20;
 const ENTRY_BYTES: u64 = 192;
 
 /// What another size of the origin costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Preserved {
     /// Chunks beyond the new end that snapshots still have from the origin.
     pub chunks: u64,
@@ -38,25 +38,31 @@ impl Writer {
     /// # Errors
     /// `Kind::NotFound` without the origin, `Kind::Io`, `Kind::Interrupted`.
     pub fn plan_origin_size(&mut self, size: u64, progress: &dyn Progress) -> Result<Preserved> {
-        let chunk_size = u64::from(self.view.state.sb.chunk_size());
-        let origin_size = self.view.state.volume.origin_size;
         let mut plan = Preserved::default();
-        for (start, end) in self.tail_windows(size) {
+        for window in self.tail_windows(size) {
             progress.check()?;
-            for chunk in start / chunk_size..end.div_ceil(chunk_size) {
-                if !self.needs_copy(chunk)? {
-                    continue;
-                }
-                let at = chunk * chunk_size;
-                let mut bytes = vec![0; index(chunk_size.min(origin_size - at))];
-                self.need_origin()?.read_at(&mut bytes, at)?;
-                plan.chunks += 1;
-                if !super::origin::is_zero(&bytes) {
-                    plan.bytes += super::publish::padded(&self.view.state, bytes.len()) as u64;
-                }
-            }
+            self.plan_window(window, &mut plan)?;
         }
         Ok(plan)
+    }
+
+    /// Adds to `plan` what a window of bytes of the origin would cost.
+    pub(super) fn plan_window(&self, (start, end): (u64, u64), plan: &mut Preserved) -> Result<()> {
+        let chunk_size = u64::from(self.view.state.sb.chunk_size());
+        let origin_size = self.view.state.volume.origin_size;
+        for chunk in start / chunk_size..end.div_ceil(chunk_size) {
+            if !self.needs_copy(chunk)? {
+                continue;
+            }
+            let at = chunk * chunk_size;
+            let mut bytes = vec![0; index(chunk_size.min(origin_size.saturating_sub(at)))];
+            self.need_origin()?.read_at(&mut bytes, at)?;
+            plan.chunks += 1;
+            if !super::origin::is_zero(&bytes) {
+                plan.bytes += super::publish::padded(&self.view.state, bytes.len()) as u64;
+            }
+        }
+        Ok(())
     }
 
     /// Gives the origin `size` bytes. What it gains reads as its device has it: a file that is made longer
@@ -115,7 +121,7 @@ impl Writer {
     }
 
     /// The part of the origin beyond `size` that snapshots may need, in windows of whole chunks.
-    fn tail_windows(&self, size: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+    pub(super) fn tail_windows(&self, size: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
         let state = &self.view.state;
         let end = state.volume.origin_size;
         // The newest snapshot ends before: every older one that does not was made before the origin last

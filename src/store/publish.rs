@@ -30,7 +30,7 @@ pub fn padded(state: &State, length: usize) -> usize {
 /// Makes a checkpoint of `state` at the end of its log. On an error the state is beyond use: reopen.
 pub fn publish(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, plan: Plan) -> Result<()> {
     let graves: Vec<_> = state.graves.values().copied().collect();
-    state.segments.retain(|_, segment| segment.role != crate::format::checkpoint::Role::Emptied);
+    state.release_emptied();
     merge::flush_memory(device, state)?;
     if plan.sweep {
         merge::sweep(device, reader, state)?;

@@ -21,7 +21,7 @@ use crate::units::index;
 const ROW: u64 = 40;
 
 /// What another size of a store takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StorePlan {
     /// Bytes that the store uses now.
     pub size_before: u64,

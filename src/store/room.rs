@@ -1,9 +1,9 @@
 //! Making room: checkpoints, sweeps, and what happens when the store is full.
 
 use super::publish::Plan;
+use super::state::State;
 use super::writer::{Need, Writer};
 use crate::error::{Error, Kind, Result};
-use crate::format::checkpoint::Role;
 use crate::format::table::Snapshot;
 use crate::units::Epoch;
 
@@ -16,23 +16,30 @@ const INTERVAL_ENTRIES: usize = 64 << 10;
 
 pub(super) const SWEEP: Plan = Plan { sweep: true, extra: 0 };
 pub(super) const PLAIN: Plan = Plan { sweep: false, extra: 0 };
+/// What frees space without giving anything up; emptied segments become usable one checkpoint later, hence twice.
+pub(super) const STEPS: [Plan; 4] = [PLAIN, PLAIN, SWEEP, PLAIN];
 
 impl Writer {
     /// Makes sure that a record of `length` bytes fits; with `Need::Ordinary` by all means that the store's
     /// policy allows.
     pub(super) fn ensure_space(&mut self, length: u64, need: Need) -> Result<()> {
         let state = &self.view.state;
-        let entries_max = INTERVAL_ENTRIES.min(state.sb.segment_size() as usize / 64);
-        if state.log_records >= INTERVAL_RECORDS || state.memory.len() >= entries_max {
+        let entries_max = entries_max(state);
+        let due = state.log_records >= INTERVAL_RECORDS || state.memory.len() >= entries_max;
+        if due && !self.attended {
             self.checkpoint_if_possible(PLAIN)?;
         }
-        // Emptied segments become usable one checkpoint later, hence each step twice.
-        for plan in [PLAIN, PLAIN, SWEEP, PLAIN] {
+        for plan in STEPS {
             if self.fits(length, need) {
                 return Ok(());
             }
             self.checkpoint_if_possible(plan)?;
         }
+        self.force_space(length, need)
+    }
+
+    /// As [`Writer::ensure_space`], when checkpoints and sweeps have given all they can.
+    pub(super) fn force_space(&mut self, length: u64, need: Need) -> Result<()> {
         if self.fits(length, need) {
             return Ok(());
         }
@@ -45,6 +52,15 @@ impl Writer {
             while self.relocate_sparse()? {
                 if self.fits(length, need) {
                     return Ok(());
+                }
+            }
+            // Who only reads gives way before any snapshot is given up.
+            if self.pins.revoke() {
+                for plan in [PLAIN, PLAIN] {
+                    self.checkpoint_if_possible(plan)?;
+                    if self.fits(length, need) {
+                        return Ok(());
+                    }
                 }
             }
             while self.give_up_a_snapshot()? {
@@ -108,20 +124,48 @@ impl Writer {
 
     /// A checkpoint, unless even the reserve cannot hold one: then the log goes on with what it has.
     pub(super) fn checkpoint_if_possible(&mut self, plan: Plan) -> Result<()> {
-        let state = &self.view.state;
-        let size = u64::from(state.sb.segment_size());
-        let tables = state.metadata_bytes() + (state.memory.len() as u64) * 48;
-        let usable = state.free_segments()
-            + state.segments.values().filter(|segment| segment.role == Role::Emptied).count() as u64;
-        if usable < 2 + tables.div_ceil(size) {
+        if !self.can_checkpoint() {
             return Ok(());
         }
         self.checkpoint(plan)
     }
 
+    /// False if even the reserve cannot hold a checkpoint.
+    pub(super) fn can_checkpoint(&self) -> bool {
+        let state = &self.view.state;
+        let size = u64::from(state.sb.segment_size());
+        let tables = state.metadata_bytes() + (state.memory.len() as u64) * 48;
+        let emptied = state.releasable(self.pins.oldest()).count() as u64;
+        state.free_segments() + emptied >= 2 + tables.div_ceil(size)
+    }
+
+    /// True if a record of `length` bytes fits and the log is not far beyond the bounds of a replay.
+    pub(super) fn accepts(&self, length: u64, need: Need) -> bool {
+        let state = &self.view.state;
+        let overdue =
+            state.log_records >= 2 * INTERVAL_RECORDS || state.memory.len() >= 2 * entries_max(state);
+        !overdue && self.fits(length, need)
+    }
+
+    /// The checkpoint that is due, if one is: half of the promised log is used, so that it is made before the rest is.
+    pub(super) fn due(&self) -> Option<Plan> {
+        let state = &self.view.state;
+        let ahead = state.chain.segments_ahead().len();
+        let log = state.log_records >= INTERVAL_RECORDS || state.chain.at > 0 && state.chain.at >= ahead;
+        match (self.sweep_is_due(), log || state.memory.len() >= entries_max(state)) {
+            (true, _) => Some(SWEEP),
+            (false, true) => Some(PLAIN),
+            (false, false) => None,
+        }
+    }
+
     /// Deletes or squashes the snapshot that the policy gives up first. False if there is none.
     fn give_up_a_snapshot(&mut self) -> Result<bool> {
-        if self.keeps_snapshots {
+        if let Some(id) = self.frozen().first() {
+            self.log_deletion(Epoch(*id), false, false, String::new())?;
+            return Ok(true);
+        }
+        if self.keeps_snapshots || self.attended && self.view.state.operation.is_some() {
             return Ok(false);
         }
         let state = &self.view.state;
@@ -154,11 +198,19 @@ impl Writer {
 
     /// Sweeps when a good part of the index is known dead, so that the work is in proportion to what it frees.
     pub(super) fn sweep_if_due(&mut self) -> Result<()> {
-        let state = &self.view.state;
-        let total = state.run_entries() + state.memory.len() as u64;
-        if state.unswept == 0 || state.unswept.saturating_mul(4) < total {
+        if self.attended || !self.sweep_is_due() {
             return Ok(());
         }
         self.checkpoint_if_possible(SWEEP)
     }
+
+    fn sweep_is_due(&self) -> bool {
+        let state = &self.view.state;
+        let total = state.run_entries() + state.memory.len() as u64;
+        state.unswept > 0 && state.unswept.saturating_mul(4) >= total
+    }
+}
+
+fn entries_max(state: &State) -> usize {
+    INTERVAL_ENTRIES.min(state.sb.segment_size() as usize / 64)
 }

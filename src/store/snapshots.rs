@@ -1,6 +1,5 @@
 //! The snapshot table: create, delete, attributes.
 
-use super::changes;
 use super::state::encode_deletion;
 use super::view::describe;
 use super::writer::{Draft, Need, Writer};
@@ -8,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::format::table::{Deletion, HOLD_MAX, HOLDS_MAX, NAME_MAX, Snapshot};
 use crate::point::volume::{Administer, Change, Changed, SnapshotInfo, StoreInfo};
+use crate::point::{Identity, Point, PointId};
 use crate::units::{Epoch, Tag};
 
 impl Writer {
@@ -74,11 +74,68 @@ impl Writer {
         Ok(())
     }
 
+    /// Makes a hidden snapshot of the origin as it is now, and names what it holds as the origin.
+    pub(super) fn freeze(&mut self) -> Result<Point> {
+        self.ensure_idle()?;
+        let hidden = self.new_snapshot(u32::MAX, "", true);
+        let mut body = Vec::new();
+        hidden.encode(&mut body);
+        self.ensure_space(
+            Record::header_length(0, body.len(), self.view.state.sb.block_bits),
+            Need::Ordinary,
+        )?;
+        self.begin_epoch(RecordKind::Create, hidden.id, body)?;
+        // The next write makes the origin something else than what is frozen.
+        self.origin_touched = false;
+        let volume = &self.view.state.volume;
+        Ok(Point {
+            id: PointId::Snapshot(Epoch(hidden.id)),
+            tag: Tag::ORIGIN,
+            name: None,
+            size_bytes: hidden.size_bytes,
+            created_secs: 0,
+            identity: Identity { volume: volume.volume, id: u64::MAX, generation: volume.generation },
+        })
+    }
+
+    /// Removes a hidden snapshot, whose deletion makes `dead` index entries dead, if it is still there.
+    pub(super) fn thaw(&mut self, id: Epoch, dead: u64) -> Result<()> {
+        if !self.frozen().contains(&id.0) {
+            return Ok(());
+        }
+        let deletion = Deletion { id: id.0, automatic: false, squashed: false, reason: String::new() };
+        self.log_counted(&deletion, dead)
+    }
+
+    /// Hidden snapshots but that of a long operation.
+    pub(super) fn frozen(&self) -> Vec<u64> {
+        let state = &self.view.state;
+        let before = state.operation.as_ref().map(|operation| operation.before);
+        let hidden = state.snapshots.values().filter(|snapshot| snapshot.hidden && !snapshot.squashed);
+        hidden.map(|snapshot| snapshot.id).filter(|id| Some(*id) != before).collect()
+    }
+
+    /// Removes what whoever froze the origin left behind.
+    pub(super) fn remove_leftovers(&mut self) -> Result<()> {
+        for id in self.frozen() {
+            let dead = self.view.count_dead(id)?;
+            self.thaw(Epoch(id), dead)?;
+        }
+        Ok(())
+    }
+
     /// Deletes a snapshot; durable when this returns.
     ///
     /// # Errors
     /// `Kind::NotFound`; `Kind::Busy` if its use count is not zero, it is held or pinned.
     pub fn delete_snapshot(&mut self, id: Epoch) -> Result<()> {
+        self.ensure_deletable(id)?;
+        self.log_deletion(id, false, false, String::new())?;
+        self.sweep_if_due()
+    }
+
+    /// Refuses to delete a snapshot that somebody needs.
+    pub(super) fn ensure_deletable(&self, id: Epoch) -> Result<()> {
         let snapshot = self.table_entry(id)?;
         let tag = snapshot.tag;
         if snapshot.use_count > 0 {
@@ -102,8 +159,7 @@ impl Writer {
                 format!("snapshot {tag} is needed by an incomplete operation"),
             ));
         }
-        self.log_deletion(id, false, false, String::new())?;
-        self.sweep_if_due()
+        Ok(())
     }
 
     /// Appends and commits the deletion (or squash) of `id`.
@@ -114,30 +170,18 @@ impl Writer {
         squashed: bool,
         reason: String,
     ) -> Result<()> {
-        let dead = self.count_dead(id.0)?;
+        let dead = self.view.count_dead(id.0)?;
+        self.log_counted(&Deletion { id: id.0, automatic, squashed, reason }, dead)
+    }
+
+    /// Appends and commits a deletion that makes `dead` index entries dead, more or less: that only says when a sweep
+    /// is due.
+    pub(super) fn log_counted(&mut self, deletion: &Deletion, dead: u64) -> Result<()> {
         let mut body = Vec::new();
-        encode_deletion(&Deletion { id: id.0, automatic, squashed, reason }, dead, &mut body);
+        encode_deletion(deletion, dead, &mut body);
         self.log(RecordKind::Delete, body)?;
         self.copied.clear();
         Ok(())
-    }
-
-    /// How many index entries the deletion of snapshot `id` makes dead: what changed after it and also between
-    /// its older neighbour and it (everything if it is the oldest), and its overlay.
-    pub(super) fn count_dead(&self, id: u64) -> Result<u64> {
-        let live = self.view.state.live_ids();
-        let Ok(at) = live.binary_search(&id) else { return Ok(0) };
-        let next = live.get(at + 1).copied().unwrap_or(u64::MAX);
-        let index = self.view.index();
-        let mut pages = index.changed_pages(id, next);
-        if let Some(older) = at.checked_sub(1).and_then(|at| live.get(at)) {
-            pages = changes::combine(pages, index.changed_pages(*older, id), |a, b| a & b);
-        }
-        let mut dead = 0;
-        for page in pages.chain(index.overlay_pages(id)?) {
-            dead += u64::from(page?.1.count_ones());
-        }
-        Ok(dead)
     }
 
     fn table_entry(&self, id: Epoch) -> Result<&Snapshot> {

@@ -120,7 +120,24 @@ impl State {
         for (number, segment) in &mut self.segments {
             if segment.count == 0 && !promised.contains(number) && !open.contains(&Some(*number)) {
                 *segment = Segment { role: Role::Emptied, count: 0, live: 0, digest: 0 };
+                self.emptied.entry(*number).or_insert(self.sb.checkpoint + 1);
             }
+        }
+    }
+
+    /// Emptied segments that nobody reads who has tables of checkpoint `keep`.
+    pub fn releasable(&self, keep: Option<u64>) -> impl Iterator<Item = u32> {
+        let emptied = self.segments.iter().filter(|(_, segment)| segment.role == Role::Emptied);
+        let since = |number: &u32| self.emptied.get(number).copied().unwrap_or(0);
+        emptied.map(|(number, _)| *number).filter(move |number| keep.is_none_or(|keep| since(number) <= keep))
+    }
+
+    /// Makes segments that were emptied with the last checkpoint, or before, free.
+    pub fn release_emptied(&mut self) {
+        let gone: Vec<u32> = self.releasable(self.keep).collect();
+        for number in gone {
+            self.segments.remove(&number);
+            self.emptied.remove(&number);
         }
     }
 

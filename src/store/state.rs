@@ -64,6 +64,10 @@ pub struct State {
     pub log_records: u64,
     /// Only segments below this are taken; fewer than the store has while it is being made smaller.
     pub limit: u32,
+    /// With which checkpoint each segment was emptied, as far as this session did it.
+    pub emptied: BTreeMap<u32, u64>,
+    /// Somebody reads tables as old as this checkpoint: what was emptied later is not used yet.
+    pub keep: Option<u64>,
 }
 
 impl State {
@@ -91,6 +95,8 @@ impl State {
             fingerprint: None,
             log_bytes: 0,
             log_records: 0,
+            emptied: BTreeMap::new(),
+            keep: None,
         }
     }
 

@@ -1,7 +1,10 @@
-//! Who has a snapshot open: it is neither deleted nor given up meanwhile.
+//! Who has a snapshot open: it is neither deleted nor given up meanwhile. And who has the live origin.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Stands for the live origin among the ids of snapshots.
+pub(super) const ORIGIN: u64 = u64::MAX;
 
 /// How many have each snapshot open, by its id.
 #[derive(Default, Clone)]
@@ -22,6 +25,11 @@ impl Users {
     pub(super) fn add(&self, id: u64) -> User {
         *self.counts().entry(id).or_default() += 1;
         User { users: self.clone(), id }
+    }
+
+    /// True if anybody has anything open.
+    pub(super) fn any(&self) -> bool {
+        !self.counts().is_empty()
     }
 
     /// True if somebody has snapshot `id` open.

@@ -28,7 +28,7 @@ pub struct View {
     pub(super) device: Arc<dyn ReadAt>,
     pub(super) origin: Option<Arc<dyn ReadAt>>,
     pub(super) state: State,
-    pub(super) reader: BlockReader,
+    pub(super) reader: Arc<BlockReader>,
 }
 
 impl View {
@@ -45,7 +45,7 @@ impl View {
     /// `Kind::Mismatch` if `origin` is smaller than the store says.
     pub fn open(store: Arc<dyn ReadAt>, origin: Option<Arc<dyn ReadAt>>) -> Result<Self> {
         let state = recover::load(store.as_ref())?;
-        let reader = BlockReader::new(Arc::clone(&store));
+        let reader = Arc::new(BlockReader::new(Arc::clone(&store)));
         let view = Self { device: store, origin: None, state, reader };
         match origin {
             Some(origin) => view.with_origin(origin),
@@ -66,6 +66,16 @@ impl View {
         }
         self.origin = Some(origin);
         Ok(self)
+    }
+
+    /// The same tables once more, which do not change with these.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            device: Arc::clone(&self.device),
+            origin: self.origin.clone(),
+            state: self.state.clone(),
+            reader: Arc::clone(&self.reader),
+        }
     }
 
     pub(super) fn index(&self) -> Index<'_> {
@@ -242,12 +252,51 @@ impl View {
         Ok(first.filter(|(key, _)| key.class == 0 && key.a == chunk).map(|(_, value)| value))
     }
 
+    /// How many index entries the deletion of snapshot `id` makes dead: what changed after it and also between
+    /// its older neighbour and it (everything if it is the oldest), and its overlay.
+    pub(super) fn count_dead(&self, id: u64) -> Result<u64> {
+        let live = self.state.live_ids();
+        let Ok(at) = live.binary_search(&id) else { return Ok(0) };
+        let next = live.get(at + 1).copied().unwrap_or(u64::MAX);
+        let index = self.index();
+        let mut pages = index.changed_pages(id, next);
+        if let Some(older) = at.checked_sub(1).and_then(|at| live.get(at)) {
+            pages = changes::combine(pages, index.changed_pages(*older, id), |a, b| a & b);
+        }
+        let mut dead = 0;
+        for page in pages.chain(index.overlay_pages(id)?) {
+            dead += u64::from(page?.1.count_ones());
+        }
+        Ok(dead)
+    }
+
     /// The bytes of a preserved chunk, verified.
     pub(super) fn fetch(&self, value: &Value) -> Result<Vec<u8>> {
         fetch(self.device.as_ref(), self.state.sb.chunk_size(), value)
     }
 
-    fn read_snapshot(&self, id: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
+    /// Reads snapshot `id` from byte `offset`; returns the ranges of bytes that the origin had.
+    ///
+    /// # Errors
+    /// As [`PointSource::read`].
+    pub fn read_noting(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<Vec<(u64, u64)>> {
+        self.ensure_inside(PointId::Snapshot(id), offset, buf.len())?;
+        self.read_snapshot(id.0, offset, buf)
+    }
+
+    fn ensure_inside(&self, point: PointId, offset: u64, length: usize) -> Result<()> {
+        let size = self.size_of(point)?;
+        match offset.checked_add(length as u64).filter(|end| *end <= size) {
+            Some(_) => Ok(()),
+            None => {
+                let what = format!("{length} bytes at {offset} end past the point's {size} bytes");
+                Err(Error::new(Kind::Usage, what))
+            }
+        }
+    }
+
+    fn read_snapshot(&self, id: u64, offset: u64, buf: &mut [u8]) -> Result<Vec<(u64, u64)>> {
+        let mut noted = Vec::new();
         let bits = self.state.sb.chunk_bits;
         let end = offset + buf.len() as u64;
         // What the origin still has is read in one go: its range so far, to be read before the next exception.
@@ -258,7 +307,7 @@ impl View {
             let stop = end.min((chunk + 1) << bits);
             match self.find(id, chunk)? {
                 Some(value) => {
-                    self.read_origin(&pending, offset, buf)?;
+                    self.read_origin(&pending, offset, buf, &mut noted)?;
                     let bytes = self.fetch(&value)?;
                     let skip = index(at - (chunk << bits));
                     let target = &mut buf[index(at - offset)..index(stop - offset)];
@@ -271,12 +320,13 @@ impl View {
                 None => pending.end = stop,
             }
             if pending.end - pending.start >= READ_MAX {
-                self.read_origin(&pending, offset, buf)?;
+                self.read_origin(&pending, offset, buf, &mut noted)?;
                 pending.start = stop;
             }
             at = stop;
         }
-        self.read_origin(&pending, offset, buf)
+        self.read_origin(&pending, offset, buf, &mut noted)?;
+        Ok(noted)
     }
 
     /// The chunks of `to` that are not known to be zeroes: where the origin's file has data, and what the store has.
@@ -295,11 +345,18 @@ impl View {
         Ok(Box::new(changes::ranges(pages, chunks)))
     }
 
-    /// Reads `range` of the origin into `buf`, which begins at byte `base`.
-    fn read_origin(&self, range: &std::ops::Range<u64>, base: u64, buf: &mut [u8]) -> Result<()> {
+    /// Reads `range` of the origin into `buf`, which begins at byte `base`, and notes it.
+    fn read_origin(
+        &self,
+        range: &std::ops::Range<u64>,
+        base: u64,
+        buf: &mut [u8],
+        noted: &mut Vec<(u64, u64)>,
+    ) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
+        noted.push((range.start, range.end));
         self.need_origin()?.read_at(&mut buf[index(range.start - base)..index(range.end - base)], range.start)
     }
 }
@@ -431,17 +488,10 @@ impl PointSource for View {
     }
 
     fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let size = self.size_of(point)?;
-        let end = offset.checked_add(buf.len() as u64);
-        if end.is_none_or(|end| end > size) {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("{} bytes at {offset} end past the point's {size} bytes", buf.len()),
-            ));
-        }
+        self.ensure_inside(point, offset, buf.len())?;
         match point {
             PointId::Origin => self.need_origin()?.read_at(buf, offset),
-            PointId::Snapshot(id) => self.read_snapshot(id.0, offset, buf),
+            PointId::Snapshot(id) => self.read_snapshot(id.0, offset, buf).map(|_| ()),
         }
     }
 

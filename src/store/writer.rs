@@ -3,6 +3,7 @@
 use super::copied::Copied;
 use super::fingerprint;
 use super::index::BlockReader;
+use super::pins::Pins;
 use super::publish::{self, Plan};
 use super::recover::{self, OPEN_JUMP, Superblocks};
 use super::room::PLAIN;
@@ -41,7 +42,7 @@ pub struct Writer {
     /// The open record of this incarnation is in the log.
     started: bool,
     /// A checkpoint was made: it stands for the mark of the last close, and says nothing of the origin.
-    published: bool,
+    pub(super) published: bool,
     /// The origin may have been written since its last flush, by this session or one that was not closed.
     pub(super) origin_dirty: bool,
     /// The volume record that names the origin's new generation is in the log.
@@ -60,6 +61,12 @@ pub struct Writer {
     pub(super) users: Users,
     /// A full store fails what is being done rather than give up any snapshot.
     pub(super) keeps_snapshots: bool,
+    /// Whoever reads tables as they were: what they name is not used for anything else.
+    pub(super) pins: Pins,
+    /// Checkpoints and sweeps that are merely due are made by somebody else.
+    pub(super) attended: bool,
+    /// A checkpoint is being made apart from these tables: what was entered since, with its promised segment.
+    pub(super) since: Option<Vec<(usize, Record)>>,
 }
 
 /// Whether a record may use the space kept for deletes and repairs.
@@ -228,7 +235,8 @@ impl Writer {
             store.flush()?;
             publish::write_superblocks(store.as_ref(), &state.sb)?;
         }
-        let writer = Self::adopt(store, state, now_secs)?;
+        let mut writer = Self::adopt(store, state, now_secs)?;
+        writer.remove_leftovers()?;
         match origin {
             Some(origin) => writer.with_origin(origin),
             None => Ok(writer),
@@ -239,7 +247,7 @@ impl Writer {
     pub(super) fn adopt(store: Arc<dyn WriteAt>, state: State, now_secs: i64) -> Result<Self> {
         let last_fingerprint = state.fingerprint.clone();
         let unclean = last_fingerprint.is_none();
-        let reader = BlockReader::new(as_reader(&store));
+        let reader = Arc::new(BlockReader::new(as_reader(&store)));
         Ok(Self {
             view: View { device: as_reader(&store), origin: None, state, reader },
             device: store,
@@ -258,6 +266,9 @@ impl Writer {
             touched_snapshots: HashSet::new(),
             users: Users::default(),
             keeps_snapshots: false,
+            pins: Pins::default(),
+            attended: false,
+            since: None,
         })
     }
 
@@ -384,7 +395,7 @@ impl Writer {
     fn write_record(&mut self, draft: Draft) -> Result<()> {
         let composed = self.compose(draft)?;
         composed.write(self.device.as_ref())?;
-        self.enter(&composed)
+        self.enter(composed)
     }
 
     /// Makes a record of `draft` that belongs at the end of the log.
@@ -423,8 +434,12 @@ impl Writer {
     }
 
     /// Brings the tables up to date with a record that was written.
-    pub(super) fn enter(&mut self, composed: &Composed) -> Result<()> {
-        self.view.state.apply(composed.at, &composed.record)
+    pub(super) fn enter(&mut self, composed: Composed) -> Result<()> {
+        self.view.state.apply(composed.at, &composed.record)?;
+        if let Some(since) = &mut self.since {
+            since.push((composed.at, composed.record));
+        }
+        Ok(())
     }
 
     /// Makes every appended record durable.
@@ -445,10 +460,15 @@ impl Writer {
     /// Makes a checkpoint of tables that `change` has changed.
     pub(super) fn checkpoint_with(&mut self, plan: Plan, change: impl FnOnce(&mut State)) -> Result<()> {
         self.ensure_sound()?;
+        if self.since.is_some() {
+            return Err(Error::new(Kind::Busy, "a checkpoint is being made already"));
+        }
+        let keep = self.pins.oldest();
         let View { state, reader, .. } = &mut self.view;
         // Made on a copy: half of a failed checkpoint would let the view take what is preserved for absent and
         // read the origin's newer bytes instead.
         let mut next = state.clone();
+        next.keep = keep;
         change(&mut next);
         let outcome = publish::publish(self.device.as_ref(), reader, &mut next, plan);
         match &outcome {

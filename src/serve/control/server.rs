@@ -94,7 +94,11 @@ impl Control {
                     chunk_bits: view.chunk_bits(),
                 })
             }),
-            Request::Sharing => live.look(|view| view.sharing()).map(Reply::Sharing),
+            Request::Sharing => {
+                let picture = live.picture();
+                let sharing = picture.view.sharing();
+                picture.pin.ensure_good().and(sharing).map(Reply::Sharing)
+            }
             Request::Figures => Ok(Reply::Figures(Box::new(self.figures.collect()?))),
             Request::Changed { from, to, start } => changed(&live, from, to, start),
             Request::Read { point, offset, length } => {
@@ -112,7 +116,7 @@ impl Control {
                 if let (Change::Create { .. }, Some(guard)) = (&change, &self.guard) {
                     guard()?;
                 }
-                let changed: Changed = live.change(|writer| Administer::change(writer, &change))?;
+                let changed = make(&live, &change)?;
                 Ok(Reply::Changed(Box::new(changed)))
             }
             Request::Serve(_) => Err(Error::new(Kind::Usage, "a device has a connection of its own")),
@@ -128,10 +132,20 @@ fn ended() -> Error {
     Error::new(Kind::Busy, "the server is being ended")
 }
 
+/// Makes a change of the snapshot table.
+fn make(live: &Live, change: &Change) -> Result<Changed> {
+    match change {
+        Change::Create { tag, name } => live.create_snapshot(*tag, name.as_deref()).map(Changed::Snapshot),
+        Change::Delete(id) => live.delete_snapshot(*id).map(|()| Changed::Done),
+        change => live.change(|writer| Administer::change(writer, change)),
+    }
+}
+
 fn changed(live: &Live, from: Option<PointId>, to: PointId, start: u64) -> Result<Reply> {
-    live.look(|view| {
+    let picture = live.picture();
+    let list = || {
         let mut ranges = Vec::new();
-        for range in view.changed(from, to)? {
+        for range in picture.view.changed(from, to)? {
             let range = range?;
             if range.end <= start {
                 continue;
@@ -142,7 +156,9 @@ fn changed(live: &Live, from: Option<PointId>, to: PointId, start: u64) -> Resul
             ranges.push((range.start.max(start), range.end));
         }
         Ok(Reply::Ranges { ranges, more: false })
-    })
+    };
+    let listed = list();
+    picture.pin.ensure_good().and(listed)
 }
 
 impl Service for Control {

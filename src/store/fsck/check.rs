@@ -111,7 +111,7 @@ pub fn look(
     let view = View {
         device: Arc::clone(device),
         origin: None,
-        reader: BlockReader::new(Arc::clone(device)),
+        reader: Arc::new(BlockReader::new(Arc::clone(device))),
         state,
     };
     if check_runs(&view, &mut report, progress)? {

@@ -420,7 +420,7 @@ impl Rebuild<'_> {
 
     fn view_of(&self, state: State) -> View {
         let device: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(self.device);
-        View { device: Arc::clone(&device), origin: None, reader: BlockReader::new(device), state }
+        View { device: Arc::clone(&device), origin: None, reader: Arc::new(BlockReader::new(device)), state }
     }
 
     /// Marks what is gone, taints what is in doubt, publishes, and restates in the log what has no record.

@@ -3,28 +3,45 @@
 //! A writer holds the chunks that it writes from the decision whether they must be copied out until the origin has the
 //! new bytes. Copy-outs go through one thread that appends what has gathered since its last flush as few records and
 //! makes them durable together; only then may their origin writes begin. A snapshot is created while no writer holds
-//! anything. Locks are taken in this order: `gate`, chunks, `log`, `core`; no read or write of a device happens under
-//! `core` but those of the rare operations that [`Live::change`] runs.
+//! anything. Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the
+//! tables. Locks are taken in this order: `publishing`, `gate`, chunks, `log`, `core`; no read or write of a device
+//! happens under `core` but look-ups in the index, and those of the rare operations that [`Live::change`] runs.
 //!
 //! A reader of a snapshot that finds a chunk nowhere in the store reads the origin and looks again: if the chunk was
 //! preserved in the meantime, that counts. What it fetches from the store counts if the index still says so afterwards.
 
+mod background;
+mod busy;
+mod commit;
+mod rewrite;
+
+use super::index::BlockReader;
 use super::origin::Geometry;
+use super::picture::Picture;
+use super::room::PLAIN;
 use super::users::User;
 use super::view::{View, fetch};
 use super::work::{Figures, Operation, Work};
-use super::writer::{Draft, Need, Writer};
-use crate::block::WriteAt;
+use super::writer::{Need, Writer};
+use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
-use crate::format::record::{Entry, RecordKind, pad};
+use crate::format::record::Entry;
 use crate::format::run::Value;
-use crate::units::{Epoch, index};
+use crate::format::table::Deletion;
+use crate::point::Point;
+use crate::point::volume::SnapshotInfo;
+use crate::units::{Epoch, Tag, index};
+use busy::Busy;
+use commit::Job;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, mpsc,
 };
 use std::thread::JoinHandle;
+
+/// Bytes of log that a change of the snapshot table takes, at most.
+const CHANGE_BYTES: u64 = 32 << 10;
 
 /// Bytes that one writer preserves at a time, and that a reader of a snapshot reads at a time: bounds memory.
 const SLICE: u64 = 4 << 20;
@@ -34,9 +51,16 @@ pub struct Live {
     shared: Arc<Shared>,
     jobs: Option<mpsc::Sender<Job>>,
     committer: Option<JoinHandle<()>>,
+    checkpointer: Option<JoinHandle<()>>,
 }
 
 struct Shared {
+    /// Held while a checkpoint is made, and by whoever must not meet one.
+    publishing: Mutex<()>,
+    /// Has the checkpointer look whether there is something to do; `None` ends it.
+    wake: Mutex<Option<mpsc::SyncSender<()>>>,
+    /// Held by whoever replaces what the origin has; which client the long operation belongs to.
+    owner: Mutex<u64>,
     /// Held by each write; a snapshot is created when nobody holds it.
     gate: RwLock<()>,
     busy: Busy,
@@ -44,18 +68,11 @@ struct Shared {
     log: Mutex<()>,
     core: RwLock<Writer>,
     store: Arc<dyn WriteAt>,
+    reader: Arc<BlockReader>,
     origin: Arc<dyn WriteAt>,
     origin_size: AtomicU64,
     clock: fn() -> i64,
     work: Work,
-}
-
-/// Chunks to be preserved, and who waits for that.
-struct Job {
-    entries: Vec<Entry>,
-    /// Each entry's data, padded to the block size.
-    data: Vec<u8>,
-    done: mpsc::SyncSender<Result<()>>,
 }
 
 impl Live {
@@ -70,11 +87,18 @@ impl Live {
         // Whatever happens to the origin from now on, happens under the store's eyes.
         writer.begin_session()?;
         writer.origin_dirty = true;
+        writer.remove_leftovers()?;
+        writer.attended = true;
+        let (wake, woken) = mpsc::sync_channel(1);
         let shared = Arc::new(Shared {
+            publishing: Mutex::new(()),
+            wake: Mutex::new(Some(wake)),
+            owner: Mutex::new(0),
             gate: RwLock::new(()),
             busy: Busy::default(),
             log: Mutex::new(()),
             store: Arc::clone(&writer.device),
+            reader: Arc::clone(&writer.view.reader),
             origin,
             origin_size: AtomicU64::new(writer.view.state.volume.origin_size),
             core: RwLock::new(writer),
@@ -82,12 +106,13 @@ impl Live {
             work: Work::default(),
         });
         let (jobs, queue) = mpsc::channel();
-        let committing = Arc::clone(&shared);
-        let committer = std::thread::Builder::new()
-            .name("committer".into())
-            .spawn(move || committing.commit_jobs(&queue))
-            .map_err(|error| Error::io("cannot start a thread", error))?;
-        Ok(Self { shared, jobs: Some(jobs), committer: Some(committer) })
+        let (committing, publishing) = (Arc::clone(&shared), Arc::clone(&shared));
+        // From here on the threads that run are ended whatever happens.
+        let mut live = Self { shared, jobs: Some(jobs), committer: None, checkpointer: None };
+        live.committer = Some(spawn("committer", move || committing.commit_jobs(&queue))?);
+        live.checkpointer = Some(spawn("checkpointer", move || publishing.checkpoint_when_due(&woken))?);
+        live.shared.wake();
+        Ok(live)
     }
 
     /// Where the origin is, which may be elsewhere than the store remembers.
@@ -111,6 +136,14 @@ impl Live {
     /// Runs `look` on the tables as they are now: nobody changes them meanwhile, so it must not take long.
     pub fn look<T>(&self, look: impl FnOnce(&View) -> T) -> T {
         look(&self.shared.core().view)
+    }
+
+    /// The tables as they are now, to be read at leisure.
+    #[must_use]
+    pub fn picture(&self) -> Picture {
+        let core = self.shared.core();
+        // Together: no checkpoint comes between.
+        Picture { view: core.view.fork(), pin: core.pins.add(core.view.state.sb.checkpoint) }
     }
 
     /// Opens a snapshot: it stays until the user of it is dropped.
@@ -232,20 +265,138 @@ impl Live {
         }
     }
 
-    /// Runs `work` while nobody writes: for snapshots and other changes of the tables.
+    /// Makes a snapshot of the origin as it is now; durable when this returns. Writes wait for as long as a flush of
+    /// what was written in the last moments takes.
+    ///
+    /// # Errors
+    /// As [`Writer::create_snapshot`].
+    pub fn create_snapshot(&self, tag: Tag, name: Option<&str>) -> Result<SnapshotInfo> {
+        self.begin_epoch(|writer| writer.create_snapshot(tag, name))
+    }
+
+    /// Runs `work`, which begins an epoch and appends no more than a few blocks.
+    fn begin_epoch<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
+        let shared = &self.shared;
+        let _running = shared.work.begin(Operation::Change);
+        // What gathered in the caches is written before anybody waits for it, and what that let gather too.
+        for _ in 0..2 {
+            shared.origin.flush()?;
+        }
+        loop {
+            let closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some((log, mut core)) = shared.try_ready() {
+                let outcome = shared.run(&mut core, work);
+                drop((log, core, closed));
+                return outcome;
+            }
+            drop(closed);
+            drop(shared.publishing());
+        }
+    }
+
+    /// Deletes a snapshot; durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Writer::delete_snapshot`].
+    pub fn delete_snapshot(&self, id: Epoch) -> Result<()> {
+        self.shared.core().ensure_deletable(id)?;
+        // Counting reads much of the index, which nobody should wait for.
+        let picture = self.picture();
+        let dead = picture.view.count_dead(id.0);
+        let dead = picture.pin.ensure_good().and(dead)?;
+        drop(picture);
+        let deletion = Deletion { id: id.0, automatic: false, squashed: false, reason: String::new() };
+        self.change(|writer| {
+            writer.ensure_deletable(id)?;
+            writer.log_counted(&deletion, dead)
+        })
+    }
+
+    /// Makes a checkpoint beside whatever else goes on.
+    ///
+    /// # Errors
+    /// `Kind::Io`; `Kind::NoSpace`.
+    pub fn checkpoint(&self) -> Result<()> {
+        let _publishing = self.shared.publishing();
+        self.shared.checkpoint_apart(PLAIN)
+    }
+
+    /// Keeps the origin as it is now in a snapshot that nobody sees, until [`Live::thaw`]. A full store may end it
+    /// earlier.
+    ///
+    /// # Errors
+    /// As [`Live::create_snapshot`].
+    pub fn freeze(&self) -> Result<Point> {
+        self.begin_epoch(Writer::freeze)
+    }
+
+    /// Ends what [`Live::freeze`] began.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn thaw(&self, id: Epoch) -> Result<()> {
+        let dead = self.picture().view.count_dead(id.0)?;
+        self.change(|writer| writer.thaw(id, dead))
+    }
+
+    /// The parts of `ranges` of bytes, of snapshot `id`, that the origin no longer has.
+    ///
+    /// # Errors
+    /// `Kind::NotFound` if the snapshot is gone; `Kind::Io`.
+    pub fn preserved(&self, id: Epoch, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64)>> {
+        let core = self.shared.core();
+        core.view.endpoint(id)?;
+        let bits = core.view.state.sb.chunk_bits;
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        for (start, end) in ranges.iter().filter(|(start, end)| start < end) {
+            for chunk in start >> bits..=(end - 1) >> bits {
+                if core.view.find(id.0, chunk)?.is_none() {
+                    continue;
+                }
+                let part = ((chunk << bits).max(*start), ((chunk + 1) << bits).min(*end));
+                match found.last_mut() {
+                    Some(last) if last.1 == part.0 => last.1 = part.1,
+                    _ => found.push(part),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The devices of the store and of the origin.
+    #[must_use]
+    pub fn devices(&self) -> [&dyn ReadAt; 2] {
+        [self.shared.store.as_ref(), self.shared.origin.as_ref()]
+    }
+
+    /// Runs `work` while nobody writes, and no checkpoint is made but by it.
     ///
     /// # Errors
     /// What `work` says.
     pub fn change<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         let shared = &self.shared;
         let _running = shared.work.begin(Operation::Change);
-        let _closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let _log = shared.log();
-        let mut core = shared.core_mut();
-        core.now_secs = (shared.clock)();
-        let outcome = work(&mut core);
-        shared.origin_size.store(core.view.state.volume.origin_size, Ordering::Release);
-        outcome
+        loop {
+            {
+                // A checkpoint now is one that writers need not wait for.
+                let _publishing = shared.publishing();
+                if !shared.core().accepts(CHANGE_BYTES, Need::Ordinary) {
+                    shared.checkpoint_apart(PLAIN)?;
+                }
+            }
+            let closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let publishing = match shared.publishing.try_lock() {
+                Ok(publishing) => publishing,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                // Another one has begun, which nobody should wait for who writes.
+                Err(TryLockError::WouldBlock) => continue,
+            };
+            let log = shared.log();
+            let outcome = shared.run(&mut shared.core_mut(), work);
+            drop((log, publishing, closed));
+            shared.wake();
+            return outcome;
+        }
     }
 
     /// Waits for every write, and closes the store cleanly.
@@ -260,14 +411,17 @@ impl Live {
         let shared = Arc::into_inner(shared).ok_or_else(in_use)?;
         let mut writer = shared.core.into_inner().unwrap_or_else(PoisonError::into_inner);
         writer.now_secs = (shared.clock)();
+        writer.attended = false;
+        writer.remove_leftovers()?;
         writer.close()
     }
 
     fn stop(&mut self) {
         drop(self.jobs.take());
-        if let Some(committer) = self.committer.take() {
-            // A panic in it has been told already, and its jobs have failed.
-            let _ = committer.join();
+        drop(self.shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        for thread in self.committer.take().into_iter().chain(self.checkpointer.take()) {
+            // A panic in it has been told already, and the committer's jobs have failed.
+            let _ = thread.join();
         }
     }
 
@@ -281,6 +435,11 @@ impl Live {
             }
         }
     }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let builder = std::thread::Builder::new().name(name.into());
+    builder.spawn(work).map_err(|error| Error::io("cannot start a thread", error))
 }
 
 impl Drop for Live {
@@ -300,6 +459,36 @@ impl Shared {
 
     fn log(&self) -> MutexGuard<'_, ()> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publishing(&self) -> MutexGuard<'_, ()> {
+        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log and the tables, when a few blocks can be appended: there is room, or it can be made, for no checkpoint
+    /// is being made.
+    fn try_ready(&self) -> Option<(MutexGuard<'_, ()>, RwLockWriteGuard<'_, Writer>)> {
+        let (log, core) = (self.log(), self.core_mut());
+        let ready = core.since.is_none() || core.accepts(CHANGE_BYTES, Need::Ordinary);
+        ready.then_some((log, core))
+    }
+
+    /// As [`Shared::try_ready`], and waits until it is so.
+    fn ready(&self) -> (MutexGuard<'_, ()>, RwLockWriteGuard<'_, Writer>) {
+        loop {
+            if let Some(ready) = self.try_ready() {
+                return ready;
+            }
+            drop(self.publishing());
+        }
+    }
+
+    /// Runs `work` on the tables, which the caller has for itself.
+    fn run<T>(&self, core: &mut Writer, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
+        core.now_secs = (self.clock)();
+        let outcome = work(core);
+        self.origin_size.store(core.view.state.volume.origin_size, Ordering::Release);
+        outcome
     }
 
     /// Where the chunks of a range of snapshot `id` are preserved; `None` where the origin still has them.
@@ -353,150 +542,5 @@ impl Shared {
             target[length..].fill(0);
         }
         Ok(())
-    }
-
-    /// Commits jobs until nobody can send any more.
-    fn commit_jobs(&self, queue: &mpsc::Receiver<Job>) {
-        while let Ok(first) = queue.recv() {
-            // What gathered during the last flush is made durable by the next.
-            let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
-            let _log = self.log();
-            let (appended, outcome) = self.append_jobs(&jobs);
-            // Also what was appended before an error: it counts, and is not copied out again.
-            let committed = self.commit();
-            if committed.is_ok() {
-                self.work.committed(jobs.iter().take(appended).map(|job| job.entries.len()).sum());
-            }
-            for (number, job) in jobs.iter().enumerate() {
-                let result = match (&committed, &outcome) {
-                    (Err(error), _) => Err(again(error)),
-                    (Ok(()), Err(error)) if number >= appended => Err(again(error)),
-                    _ => {
-                        let core = self.core();
-                        job.entries.iter().for_each(|entry| core.copied.mark(entry.chunk));
-                        Ok(())
-                    }
-                };
-                // Who no longer waits has given up its write.
-                let _ = job.done.send(result);
-            }
-        }
-    }
-
-    /// Appends the chunks of all jobs; returns how many jobs were appended whole.
-    fn append_jobs(&self, jobs: &[Job]) -> (usize, Result<()>) {
-        let touch = || {
-            let mut core = self.core_mut();
-            core.now_secs = (self.clock)();
-            core.touch_origin(Need::Ordinary)
-        };
-        if let Err(error) = touch() {
-            return (0, Err(error));
-        }
-        let bits = self.core().view.state.sb.block_bits;
-        let all = jobs.iter().enumerate().flat_map(|(number, job)| {
-            let mut at = 0;
-            job.entries.iter().map(move |entry| {
-                let start = at;
-                at += index(pad(u64::from(entry.stored_length), bits));
-                (number, entry, job.data.get(start..at).unwrap_or(&[]))
-            })
-        });
-        let mut all = all.peekable();
-        while let Some((number, ..)) = all.peek() {
-            let number = *number;
-            let (room, epoch) = {
-                let core = self.core();
-                (core.record_chunks(), core.view.state.epoch)
-            };
-            let mut draft = Draft::plain(RecordKind::CopyOut, epoch, Vec::new());
-            for (_, entry, data) in all.by_ref().take(room) {
-                draft.entries.push(*entry);
-                draft.data.extend_from_slice(data);
-            }
-            if let Err(error) = self.append(draft) {
-                return (number, Err(error));
-            }
-        }
-        (jobs.len(), Ok(()))
-    }
-
-    fn append(&self, draft: Draft) -> Result<()> {
-        let skip = {
-            let mut core = self.core_mut();
-            let length = draft.length(core.view.state.sb.block_bits);
-            core.ensure_space(length, Need::Ordinary)?;
-            core.skip_before(&draft)
-        };
-        skip.map_or(Ok(()), |skip| self.put(skip))?;
-        self.put(draft)
-    }
-
-    /// Writes a record at the end of the log, which only the holder of `log` moves.
-    fn put(&self, draft: Draft) -> Result<()> {
-        let write = || {
-            let composed = {
-                let core = self.core();
-                core.ensure_sound()?;
-                core.compose(draft)?
-            };
-            composed.write(self.store.as_ref())?;
-            self.core_mut().enter(&composed)
-        };
-        let outcome = write();
-        self.core_mut().failed |= outcome.is_err();
-        outcome
-    }
-
-    /// Makes every appended record durable.
-    fn commit(&self) -> Result<()> {
-        self.core().ensure_sound()?;
-        let outcome = self.store.flush();
-        let mut core = self.core_mut();
-        core.failed |= outcome.is_err();
-        outcome?;
-        core.view.state.durable = core.view.state.chain.position.sequence;
-        Ok(())
-    }
-}
-
-/// The same error, for one more of those that it concerns.
-fn again(error: &Error) -> Error {
-    Error::new(error.kind(), error.to_string())
-}
-
-/// Ranges of chunks that somebody writes.
-#[derive(Default)]
-struct Busy {
-    ranges: Mutex<Vec<(u64, u64)>>,
-    freed: Condvar,
-}
-
-/// Chunks that one writer holds.
-struct Held<'a> {
-    busy: &'a Busy,
-    range: (u64, u64),
-}
-
-impl Busy {
-    /// Waits until nobody else holds any chunk from `first` to before `end`, and holds them.
-    fn hold(&self, first: u64, end: u64) -> Held<'_> {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        while ranges.iter().any(|held| held.0 < end && first < held.1) {
-            ranges = self.freed.wait(ranges).unwrap_or_else(PoisonError::into_inner);
-        }
-        ranges.push((first, end));
-        Held { busy: self, range: (first, end) }
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let mut ranges = self.busy.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = ranges.iter().position(|range| *range == self.range) {
-            ranges.swap_remove(at);
-        }
-        drop(ranges);
-        self.busy.freed.notify_all();
     }
 }
