@@ -379,6 +379,118 @@ fn every_store_of_the_collection_reads_as_it_should() {
     }
 }
 
+impl Case {
+    /// A store in the repository.
+    fn own(name: &str) -> Self {
+        Self::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/legacy").join(name)).unwrap()
+    }
+
+    /// Writes `bytes` at byte `at` of a device.
+    fn spoil(&self, device: &str, at: usize, bytes: &[u8]) {
+        let mut whole = self.dir.read(device);
+        whole[at..at + bytes.len()].copy_from_slice(bytes);
+        self.dir.write(device, &whole);
+    }
+
+    /// The codes that a check finds; it reads only.
+    fn codes(&self) -> Vec<String> {
+        let run = self.dir.run(&format!("fsck -n --json store.img {}", self.devices())).json();
+        let found = run["findings"].as_array().unwrap();
+        found.iter().map(|one| one["code"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// The damage shows wherever the store is read, and an upgrade carries over nothing that is wrong.
+fn assert_told(case: &Case, tag: &str, other: &str) {
+    let devices = case.devices();
+    let run = case.dir.run(&format!("read store.img {tag} --origin origin.img {devices}")).expect(3);
+    assert!(run.stderr.contains("warning: this store of 2008 is damaged"), "{}", run.stderr);
+    assert!(run.stderr.contains("ddsnap fsck -n"), "{}", run.stderr);
+    for command in [
+        format!("changelist store.img list {tag} {other}"),
+        format!("create-delta store.img {tag} {other} -o delta --origin origin.img"),
+        format!("export store.img {tag} image --origin origin.img"),
+        "status store.img".to_owned(),
+    ] {
+        let run = case.dir.run(&format!("{command} {devices}")).expect(3);
+        assert!(run.stderr.contains("warning: this store of 2008 is damaged"), "{command}: {}", run.stderr);
+    }
+    case.dir.run(&format!("list store.img {devices}")).expect(0);
+    let upgrade = format!("upgrade store.img new.img --size 24M --origin origin.img {devices}");
+    case.dir.run(&upgrade).expect(5);
+    case.dir.run(&format!("{upgrade} --accept-lost")).expect(0);
+    case.dir.run(&format!("read new.img {tag}")).expect(3);
+    case.dir.run("fsck -n --data new.img").expect(0);
+}
+
+#[test]
+fn a_leaf_that_dropped_out_of_the_tree_is_told_and_put_back() {
+    let case = Case::own("squash-4k");
+    // One child less than the root has.
+    case.spoil("store.img", 528_384, &2u32.to_le_bytes());
+    assert_eq!(case.codes(), ["legacy-orphan"]);
+    let before = case.dir.read("store.img");
+    assert_told(&case, "1", "2");
+    case.dir.run("fsck -p store.img").expect(4);
+    assert!(case.dir.read("store.img") == before, "-p gave the leaf up");
+    case.dir.run("fsck -y store.img").expect(1);
+    assert!(case.codes().is_empty());
+    case.check_images("store.img");
+}
+
+#[test]
+fn a_preserved_chunk_of_nobody_may_be_anybodys() {
+    let case = Case::own("snapwrite-4k");
+    case.spoil("store.img", 527_872, &[0; 512]);
+    assert!(case.codes().contains(&"legacy-share-none".to_owned()));
+    assert_told(&case, "0", "1");
+    let before = case.dir.read("store.img");
+    for leave in ["-p", "-y"] {
+        case.dir.run(&format!("fsck {leave} store.img")).expect(4);
+        assert!(case.dir.read("store.img") == before, "{leave}");
+    }
+}
+
+/// Leaves where the superblock has nodes are leaves all the same, unless the bitmap contradicts them.
+#[test]
+fn one_level_too_many_costs_nothing() {
+    let case = Case::own("separate-chunk0");
+    case.spoil("meta.img", 4096 + 1596, &2u32.to_le_bytes());
+    let whole = case.dir.read("meta.img");
+    case.dir.run("fsck -y store.img --meta meta.img").expect(1);
+    assert!(case.codes().is_empty());
+    case.check_images("store.img");
+    case.dir.write("meta.img", &whole);
+    let base = u64::from_le_bytes(whole[4096 + 1664..4096 + 1672].try_into().unwrap());
+    case.spoil("meta.img", usize::try_from(base * 512).unwrap(), &[0; 512]);
+    let before = case.dir.read("meta.img");
+    case.dir.run("fsck -y store.img --meta meta.img").expect(4);
+    assert!(case.dir.read("meta.img") == before);
+}
+
+#[test]
+fn what_may_be_the_origin_is_not_replaced() {
+    let case = Case::own("squash-4k");
+    let before = case.dir.hashes();
+    for command in ["report store.img -o origin.img", "map store.img --svg origin.img"] {
+        let run = case.dir.run(command).expect(5);
+        assert!(run.stderr.contains("does not tell whether it is its origin"), "{}", run.stderr);
+        assert_eq!(case.dir.hashes(), before);
+    }
+    // Their own results are replaced.
+    for command in ["report store.img -o page.html", "map store.img --svg map.svg"] {
+        case.dir.run(command).expect(0);
+        case.dir.run(command).expect(0);
+    }
+}
+
+#[test]
+fn what_a_device_without_a_superblock_may_be_is_told() {
+    let case = Case::own("separate-chunk0");
+    let run = case.dir.run("fsck -n store.img").expect(4);
+    assert!(run.stderr.contains("with --meta"), "{}", run.stderr);
+}
+
 /// A device of the stores in the repository.
 fn device(case: &str, file: &str) -> Option<Memory> {
     let path = format!("{}/testdata/legacy/{case}/{file}.zst", env!("CARGO_MANIFEST_DIR"));

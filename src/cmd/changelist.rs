@@ -82,7 +82,7 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
             "--block-size is for lists of other tools: it goes with --import",
         ));
     }
-    let (source, path) = source(args)?;
+    let (source, path) = source(args, ui)?;
     source.ensure_output_elsewhere(path)?;
     let to = source.point(source.to)?;
     let from = source.from.map(|id| source.point(id)).transpose()?;
@@ -123,7 +123,7 @@ fn import(args: &Args, list: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn source(args: &Args) -> Result<(Source, &Path)> {
+fn source<'a>(args: &'a Args, ui: &Ui) -> Result<(Source, &'a Path)> {
     let stdout = Path::new("-");
     if args.compare {
         let (old, new, path) = match args.operands.as_slice() {
@@ -144,5 +144,5 @@ fn source(args: &Args) -> Result<(Source, &Path)> {
     let (from, to) = (from.map(|from| snap_name(from)).transpose()?, snap_name(to)?);
     // What is allocated can only be told with the origin at hand.
     let with_data = from.is_none();
-    Ok((Source::volume(&vol, from.as_ref(), &to, &args.accept, with_data)?, path))
+    Ok((Source::volume(&vol, from.as_ref(), &to, &args.accept, with_data, ui)?, path))
 }

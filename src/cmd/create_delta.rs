@@ -136,7 +136,7 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
     if args.format == Format::Rbd && (args.resume || args.resume_token.is_some()) {
         return Err(Error::new(Kind::Usage, "an rbd diff cannot be continued: leave out --resume"));
     }
-    let plan = plan(args)?;
+    let plan = plan(args, ui)?;
     plan.source.ensure_output_elsewhere(&plan.output)?;
     let changes = open_list(args, &plan)?;
     if args.format == Format::Rbd {
@@ -283,7 +283,7 @@ fn make_legacy(args: &Args, ui: &Ui) -> Result<()> {
         (_, true) => LegacyMode::Xdelta,
         _ => LegacyMode::Best,
     };
-    let mut plan = plan(args)?;
+    let mut plan = plan(args, ui)?;
     plan.source.ensure_output_elsewhere(&plan.output)?;
     let mut changes = open_list(args, &plan)?;
     if plan.is_whole {
@@ -323,7 +323,7 @@ fn ensure_whole(changes: Option<Changes<'_>>, source: &Source) -> Result<()> {
         .hint("in 2008, the first chunks would have been stored as if they were all"))
 }
 
-fn plan(args: &Args) -> Result<Plan> {
+fn plan(args: &Args, ui: &Ui) -> Result<Plan> {
     let mut operands = args.operands.as_slice();
     let first = operands.first().map(Path::new).unwrap_or(Path::new(""));
     if !args.compare && (operands.len() == 4 && !ends_with_dash(operands) || is_list(first)) {
@@ -356,7 +356,7 @@ fn plan(args: &Args) -> Result<Plan> {
             if let Some(name) = &args.hold {
                 hold::move_along(&vol.vol, from, to, name)?;
             }
-            Source::volume(&vol, from, to, &args.accept, true)?
+            Source::volume(&vol, from, to, &args.accept, true, ui)?
         }
         (true, found) => return Err(wrong_operands("OLD NEW", found)),
         (false, found) => return Err(wrong_operands("VOL [SNAP1] SNAP2", found)),

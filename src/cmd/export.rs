@@ -114,7 +114,7 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
             .at_path(&args.file)
             .hint(format!("'ddsnap read VOL SNAP > {}' insists", args.file.display())));
     }
-    let view = open::view_with_origin(&args.vol)?;
+    let view = open::view_with_origin(&args.vol, ui)?;
     let info = view.info();
     let mut inputs = open::inputs(&info.store_path, &args.vol.old, open::origin_path(&args.vol, &info));
     inputs.extend(args.backing.clone());

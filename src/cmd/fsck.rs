@@ -12,6 +12,7 @@ use crate::progress::{Paced, Progress};
 use crate::store::fsck::{
     self, CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, rebuild, repair,
 };
+use crate::store::is_unfinished;
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
 use std::os::unix::ffi::OsStrExt;
@@ -94,6 +95,7 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     let (device, leave, found) = look_first(args, ui, progress)?;
     let mut outcome =
         Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };
+    tell_what_else(args, &outcome, ui)?;
     if let (Some(device), Some(leave)) = (device, leave) {
         let mendable = outcome.found.findings.iter().any(|finding| leave.mends(finding.code));
         if args.rebuild || mendable {
@@ -106,6 +108,20 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         outcome.taint_accepted = accept_taint(args)?;
     }
     report(args, &outcome, ui)
+}
+
+/// What a device without any superblock may be instead of a damaged store.
+fn tell_what_else(args: &Args, outcome: &Outcome, ui: &Ui) -> Result<()> {
+    let is_lost = outcome.found.findings.iter().any(|finding| finding.code == Code::SuperblockLost);
+    if !is_lost || outcome.found.records > 0 {
+        return Ok(());
+    }
+    if is_unfinished(&FileReader::open_origin_read(&args.store)?)? {
+        ui.warn("it holds an upgrade that was not finished: run that 'ddsnap upgrade' again");
+    } else {
+        ui.warn("if it has the data of a store of 2008, name the device with its metadata with --meta");
+    }
+    Ok(())
 }
 
 fn report(args: &Args, outcome: &Outcome, ui: &Ui) -> Result<Exit> {

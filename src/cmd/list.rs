@@ -42,7 +42,7 @@ pub struct Args {
 /// What opening the store says.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let doing = || format!("cannot list snapshots of {}", args.vol.display());
-    let view = open::view(&args.vol, &args.old).map_err(|error| error.doing(doing()))?;
+    let view = open::view(&args.vol, &args.old, ui).map_err(|error| error.doing(doing()))?;
     let (info, mut snapshots) = (view.info(), view.snapshots());
     if args.last {
         snapshots.drain(..snapshots.len().saturating_sub(1));

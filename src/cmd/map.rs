@@ -69,7 +69,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn draw(args: &Args, ui: &Ui) -> Result<()> {
-    let view = open::view(&args.vol, &args.old)?;
+    let view = open::view(&args.vol, &args.old, ui)?;
     let wide = u64::from(args.width.unwrap_or(0));
     let wide = if wide == 0 { heat::COLUMNS } else { wide };
     match &args.svg {
@@ -85,7 +85,11 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
             } else {
                 heat::difference(&made.map, wide, &head)
             };
-            write_out(path, &svg.file(height))?;
+            let file = svg.file(height);
+            if view.info().legacy.is_some() {
+                open::ensure_not_unknown(path, file.as_bytes())?;
+            }
+            write_out(path, &file)?;
         }
         None if args.json => {
             let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;

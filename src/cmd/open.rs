@@ -13,7 +13,7 @@ use crate::point::volume::{Administer, Volume};
 use crate::point::{Point, PointId};
 use crate::serve::control::Client;
 use crate::store::{SnapshotState, StoreInfo, View, Writer};
-use crate::ui::time;
+use crate::ui::{Ui, time};
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -23,11 +23,11 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// `Kind::Busy` if a writer holds it; `Kind::NotFound` if the server has ended.
-pub fn view(vol: &Path, old: &OldArgs) -> Result<Box<dyn Volume>> {
+pub fn view(vol: &Path, old: &OldArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
     if is_socket(vol) {
         return Ok(Box::new(server(vol, old, None)?));
     }
-    match old_store(vol, old, None)? {
+    match old_store(vol, old, None, ui)? {
         Some(store) => Ok(Box::new(store)),
         None => Ok(Box::new(current_view(vol)?)),
     }
@@ -56,12 +56,12 @@ pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
 ///
 /// # Errors
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
-pub fn view_with_origin(args: &VolArgs) -> Result<Box<dyn Volume>> {
+pub fn view_with_origin(args: &VolArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
     if is_socket(&args.vol) {
         return Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?));
     }
     // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
-    match old_store(&args.vol, &args.old, args.origin.as_deref())? {
+    match old_store(&args.vol, &args.old, args.origin.as_deref(), ui)? {
         Some(store) => Ok(Box::new(store)),
         None => Ok(Box::new(current_view_with_origin(args)?)),
     }
@@ -81,13 +81,19 @@ pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
     view.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
 }
 
-/// Opens a store of 2008, with `origin` if that is named; `None` if the store is not one.
+/// Opens a store of 2008, with `origin` if that is named, and warns if it is damaged; `None` if the store is not one.
 ///
 /// # Errors
 /// As [`view`]; `Kind::Usage` for what only a store of 2008 has.
-pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Store>> {
+pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>, ui: &Ui) -> Result<Option<legacy::Store>> {
     let Some(devices) = old_devices(vol, old, origin)? else { return Ok(None) };
     let store = legacy::Store::open(devices, old.layout)?;
+    if let Some(first) = store.damage().next() {
+        ui.warn(&format!(
+            "this store of 2008 is damaged ({}): what cannot be told is an error to read; 'ddsnap fsck -n' tells more",
+            first.code
+        ));
+    }
     if let Some(origin) = store.origin() {
         ensure_origin_size(origin, &store.info())?;
     }
@@ -476,6 +482,27 @@ pub fn ensure_output_elsewhere(output: &Path, inputs: &[impl AsRef<Path>]) -> Re
         )
         .at_path(output)),
     }
+}
+
+/// Refuses to replace what may be the origin of a store of 2008, which does not remember it: a file that does not begin
+/// as `made` does, which is to be written there.
+///
+/// # Errors
+/// `Kind::Refused`; `Kind::Io`.
+pub fn ensure_not_unknown(output: &Path, made: &[u8]) -> Result<()> {
+    const HEAD: usize = 16;
+    if output.as_os_str() == "-" || !std::fs::metadata(output).is_ok_and(|meta| meta.is_file()) {
+        return Ok(());
+    }
+    let there = FileReader::open_origin_read(output)?;
+    let length = usize::try_from(there.size()).unwrap_or(HEAD).min(HEAD);
+    let mut head = vec![0; length];
+    there.read_at(&mut head, 0)?;
+    if head == made.get(..length).unwrap_or_default() {
+        return Ok(());
+    }
+    let what = "it is there already, and a store of 2008 does not tell whether it is its origin";
+    Err(Error::new(Kind::Refused, what).at_path(output).hint("name another file, or remove it first"))
 }
 
 /// Refuses while an operation on the origin is incomplete, unless the user insists.

@@ -47,7 +47,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn read(args: &Args, ui: &Ui) -> Result<()> {
-    let view = open::view_with_origin(&args.vol)?;
+    let view = open::view_with_origin(&args.vol, ui)?;
     let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
     let end = match args.length {
         None => Some(point.size_bytes),

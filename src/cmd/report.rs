@@ -67,14 +67,19 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
         facts: Vec::new(),
         is_unreadable: false,
     };
-    let origin = match open::old_devices(&args.vol, &args.old, None)? {
+    let devices = open::old_devices(&args.vol, &args.old, None)?;
+    let is_old = devices.is_some();
+    let origin = match devices {
         Some(devices) => look_at_old(args, &devices, &mut found, ui)?,
         None => look_at(args, &mut found, ui)?,
     };
     let inputs = open::inputs(&args.vol, &args.old, origin);
     open::ensure_output_elsewhere(&args.output, &inputs)?;
-    let mut output = Output::create_text(&args.output, true)?;
     let page = report::html(&found);
+    if is_old {
+        open::ensure_not_unknown(&args.output, page.as_bytes())?;
+    }
+    let mut output = Output::create_text(&args.output, true)?;
     output
         .write_all(page.as_bytes())
         .map_err(|error| Error::io("cannot write it", error).at_path(&args.output))?;

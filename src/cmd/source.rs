@@ -10,6 +10,7 @@ use crate::format::changelist::{self, Ending};
 use crate::point::files::Files;
 use crate::point::import::{self, Import, ImportOptions};
 use crate::point::{Changes, Point, PointId, PointSource};
+use crate::ui::Ui;
 use crate::units::Tag;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -42,8 +43,12 @@ impl Source {
         to: &SnapName,
         accept: &AcceptArgs,
         with_data: bool,
+        ui: &Ui,
     ) -> Result<Self> {
-        let view = if with_data { open::view_with_origin(vol)? } else { open::view(&vol.vol, &vol.old)? };
+        let view = match with_data {
+            true => open::view_with_origin(vol, ui)?,
+            false => open::view(&vol.vol, &vol.old, ui)?,
+        };
         let point = |name: &SnapName| {
             open::readable_point(view.as_ref(), &vol.vol, name, accept).map(|point| point.id)
         };

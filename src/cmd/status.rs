@@ -97,7 +97,7 @@ fn watch(args: &Args, seconds: u64, ui: &Ui) -> Result<Exit> {
 
 /// Answers; with the figures of the server, if it is one. `before` are those of the last answer.
 fn answer(args: &Args, before: Option<&ServerFigures>, ui: &Ui) -> Result<(Exit, Option<ServerFigures>)> {
-    let view = open::view(&args.vol, &args.old)?;
+    let view = open::view(&args.vol, &args.old, ui)?;
     let snapshots = view.snapshots();
     let mut figures = None;
     if args.state {

@@ -13,7 +13,7 @@ use crate::progress::{Paced, Progress};
 use crate::store::{InitOptions, is_unfinished, size_for};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape, time};
-use crate::upgrade::{CopyOptions, Doubts, Losses, Old, Outcome, Plan, copy, plan, store_options};
+use crate::upgrade::{CopyOptions, Losses, Outcome, Plan, copy, plan, store_options};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -82,10 +82,10 @@ fn upgrade(args: &Args, ui: &Ui) -> Result<()> {
     }
     open::ensure_not_held(&args.origin)?;
     let old = old(args, ui)?;
-    let options = options(args, &old.store)?;
+    let options = options(args, &old)?;
     let plan = plan(&old, ui.progress())?;
     ui.end_progress();
-    tell_rest(args, &old.store, ui);
+    tell_rest(args, &old, ui);
     tell_damage(&plan.losses, &old, ui)?;
     if args.dry_run {
         return dry_run(args, &old, &options, &plan, ui);
@@ -121,14 +121,10 @@ fn options(args: &Args, store: &legacy::Store) -> Result<InitOptions> {
     Ok(store_options(store, block, path))
 }
 
-/// Opens the old store, and looks for what reading it does not show.
-fn old(args: &Args, ui: &Ui) -> Result<Old> {
+/// Opens the old store.
+fn old(args: &Args, ui: &Ui) -> Result<legacy::Store> {
     let none = || Error::new(Kind::Usage, "this is no snapshot store of 2008").at_path(&args.store);
-    let origin = Some(args.origin.as_path());
-    let store = open::old_store(&args.store, &args.old, origin)?.ok_or_else(none)?;
-    let devices = open::old_devices(&args.store, &args.old, origin)?.ok_or_else(none)?;
-    let checked = legacy::check(&devices, args.old.layout, ui.progress())?;
-    Ok(Old { store, doubts: Doubts::of(&checked.findings) })
+    open::old_store(&args.store, &args.old, Some(args.origin.as_path()), ui)?.ok_or_else(none)
 }
 
 /// Says what part of the origin nobody protects.
@@ -144,8 +140,8 @@ fn tell_rest(args: &Args, store: &legacy::Store, ui: &Ui) {
     }
 }
 
-fn tell_damage(losses: &Losses, old: &Old, ui: &Ui) -> Result<()> {
-    for finding in old.doubts.findings() {
+fn tell_damage(losses: &Losses, old: &legacy::Store, ui: &Ui) -> Result<()> {
+    for finding in old.doubts() {
         ui.print(&format!("doubtful: {}: {}", finding.code, escape::line(&finding.text)))?;
         for affected in &finding.affected {
             ui.print(&format!("    {}", describe(affected)))?;
@@ -161,11 +157,11 @@ fn tell_losses(losses: &Losses, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn ensure_accepted(args: &Args, losses: &Losses, old: &Old) -> Result<()> {
+fn ensure_accepted(args: &Args, losses: &Losses, old: &legacy::Store) -> Result<()> {
     if args.accept_lost {
         return Ok(());
     }
-    let what = match (losses.iter().len(), old.doubts.findings().is_empty()) {
+    let what = match (losses.iter().len(), old.doubts().next().is_none()) {
         (0, true) => return Ok(()),
         (0, false) => "the old store is damaged, and some of its snapshots may be wrong".to_owned(),
         (count, _) => format!("{count} of its snapshots cannot be read in full"),
@@ -188,7 +184,7 @@ fn ensure_room(args: &Args, size: u64, options: &InitOptions, plan: &Plan) -> Re
 
 fn fill(
     args: &Args,
-    old: &Old,
+    old: &legacy::Store,
     device: &Arc<dyn WriteAt>,
     (options, plan): (&InitOptions, &Plan),
     ui: &Ui,
@@ -223,7 +219,7 @@ fn fill(
     if !outcome.finished {
         return ensure_accepted(args, &outcome.losses, old);
     }
-    summary(args, &old.store, &outcome, ui)
+    summary(args, old, &outcome, ui)
 }
 
 fn total(losses: &Losses) -> u64 {
@@ -246,11 +242,11 @@ fn summary(args: &Args, store: &legacy::Store, outcome: &Outcome, ui: &Ui) -> Re
     Ok(())
 }
 
-fn dry_run(args: &Args, old: &Old, options: &InitOptions, plan: &Plan, ui: &Ui) -> Result<()> {
+fn dry_run(args: &Args, old: &legacy::Store, options: &InitOptions, plan: &Plan, ui: &Ui) -> Result<()> {
     let needed = size_for(options, plan.room, None)?;
     ui.print(&format!(
         "would take over {} snapshots: {} chunks of {} bytes, {} of them written on one snapshot alone",
-        old.store.snapshots().len(),
+        old.snapshots().len(),
         plan.exceptions + plan.overlays,
         options.chunk_size,
         plan.overlays

@@ -37,15 +37,15 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let verb = if args.diff.is_some() { "change" } else { "tell" };
     let doing = || format!("cannot {verb} the use count of {} in {}", args.snap, args.vol.vol.display());
     let count = match args.diff {
-        None => tell(args),
+        None => tell(args, ui),
         Some(diff) => change(args, diff),
     };
     ui.print(&count.map_err(|error| error.doing(doing()))?.to_string())?;
     Ok(Exit::Done)
 }
 
-fn tell(args: &Args) -> Result<u32> {
-    let snapshots = open::view(&args.vol.vol, &args.vol.old)?.snapshots();
+fn tell(args: &Args, ui: &Ui) -> Result<u32> {
+    let snapshots = open::view(&args.vol.vol, &args.vol.old, ui)?.snapshots();
     Ok(args.snap.snapshot(&snapshots)?.use_count)
 }
 

@@ -160,8 +160,8 @@ impl Dumper<'_> {
             ("areas", Node::List(areas.collect())),
         ];
         self.out.emit(&Part::new("state", "state of the store, its journal replayed", fields))?;
-        for notice in metadata.notices() {
-            self.out.problem("what a crash left", &Error::damaged(notice.as_str()), None)?;
+        if let Some(doubt) = metadata.doubt() {
+            self.out.problem("what a crash left", &Error::damaged(doubt), None)?;
         }
         Ok(())
     }

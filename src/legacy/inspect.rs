@@ -2,16 +2,18 @@
 
 use super::bits::Bits;
 use super::blocks::Blocks;
+use super::check::{Tally, look};
 use super::recover::{Recovered, commit_at, recover};
 use super::space::Bitmap;
 use super::store::{Devices, ensure_pair, superblock_of};
-use super::walk::{Broken, Care, Walk};
+use super::walk::{Broken, Care, Root, Walk};
 use crate::block::ReadAt;
 use crate::error::{Error, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::journal::Commit;
 use crate::format::legacy::superblock::{self, Candidate, Release, Space, Superblock};
 use crate::format::legacy::tree::Exception;
+use crate::progress::Silent;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ pub struct Inspector {
     metadata: Arc<dyn ReadAt>,
     /// The bytes of the superblock.
     pub block: Vec<u8>,
+    /// A repair that was cut short has decided what they become.
+    is_decided: bool,
     /// Each layout that they can have, the likeliest first.
     pub candidates: Vec<Candidate>,
 }
@@ -32,11 +36,11 @@ impl Inspector {
     /// `Kind::Io`; `Kind::Damaged` if there is none.
     pub fn open(devices: &Devices, release: Option<Release>) -> Result<Self> {
         let metadata = Arc::clone(devices.metadata.as_ref().unwrap_or(&devices.store));
-        let (block, _) = superblock_of(metadata.as_ref())?;
+        let (block, is_decided) = superblock_of(metadata.as_ref())?;
         let mut candidates = superblock::candidates(&block, metadata.size())?;
         candidates.retain(|candidate| release.is_none_or(|release| candidate.superblock.release == release));
         candidates.sort_by_key(|candidate| !candidate.is_usable());
-        Ok(Self { metadata, block, candidates })
+        Ok(Self { metadata, block, is_decided, candidates })
     }
 
     /// The device with the metadata.
@@ -57,7 +61,8 @@ impl Inspector {
         ensure_pair(&sb, devices)?;
         let mut blocks = Blocks::new(Arc::clone(&self.metadata), &sb);
         let recovered = recover(&sb, &mut blocks)?;
-        Ok(Metadata { sb, blocks, recovered })
+        let root = look(&sb, &blocks, &recovered, Tally::of(&sb, self.is_decided), &Silent)?.root;
+        Ok(Metadata { sb, blocks, root, recovered })
     }
 }
 
@@ -65,6 +70,7 @@ impl Inspector {
 pub struct Metadata {
     sb: Superblock,
     blocks: Blocks,
+    root: Root,
     recovered: Recovered,
 }
 
@@ -99,7 +105,7 @@ impl Metadata {
     /// Sector of the root and index levels above the leaves, as recovery has them.
     #[must_use]
     pub fn root(&self) -> (u64, u32) {
-        (self.recovered.root.sector, self.recovered.root.levels)
+        (self.root.sector, self.root.levels)
     }
 
     /// Blocks whose newest version is in the journal.
@@ -114,10 +120,10 @@ impl Metadata {
         &self.recovered.deferred
     }
 
-    /// What recovery could not make good, for people.
+    /// Why the journal does not tell what was done last.
     #[must_use]
-    pub fn notices(&self) -> &[String] {
-        &self.recovered.notices
+    pub fn doubt(&self) -> Option<&str> {
+        self.recovered.doubt.as_deref()
     }
 
     /// Bytes of a block.
@@ -178,7 +184,7 @@ impl Metadata {
             entered: Vec::new(),
             broken: Vec::new(),
         };
-        let mut walk = Walk::with(&self.blocks, self.recovered.root, notes);
+        let mut walk = Walk::with(&self.blocks, self.root, notes);
         loop {
             let found = walk.next_leaf()?;
             let nodes: HashSet<u64> = walk.take_nodes().into_iter().collect();
@@ -208,7 +214,7 @@ impl Metadata {
     /// # Errors
     /// `Kind::Io`, `Kind::Damaged`.
     pub fn exceptions(&self, chunk: u64) -> Result<Vec<Exception>> {
-        let mut walk = Walk::new(&self.blocks, self.recovered.root, chunk)?;
+        let mut walk = Walk::new(&self.blocks, self.root, chunk)?;
         let Some(found) = walk.next_leaf()? else { return Ok(Vec::new()) };
         let entry = found.leaf.entries.iter().find(|entry| u64::from(entry.chunk) == chunk);
         Ok(entry.map(|entry| found.leaf.of(entry).to_vec()).unwrap_or_default())
@@ -238,8 +244,8 @@ impl Care for Notes {
         Ok(true)
     }
 
-    fn broken(&mut self, broken: Broken) -> Result<()> {
+    fn broken(&mut self, broken: Broken) -> Result<bool> {
         self.broken.push(broken);
-        Ok(())
+        Ok(true)
     }
 }

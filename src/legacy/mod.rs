@@ -7,6 +7,8 @@
 //! | `recover` | the journal, and which block is the root of the tree |
 //! | `walk` | the exception tree in order of chunks |
 //! | `space` | allocation bitmaps |
+//! | `overfull` | leaves that the original made for chunks that did not fit one |
+//! | `lost` | which chunks of which snapshots cannot be believed |
 //! | `preserved` | everything that the tree preserves, past what is damaged in it |
 //! | `check` | looking for damage: every rule, beyond the first that is broken |
 //! | `inspect` | what a dump may see |
@@ -17,6 +19,8 @@ mod bits;
 mod blocks;
 mod check;
 pub mod inspect;
+mod lost;
+mod overfull;
 mod preserved;
 mod recover;
 mod repair;
@@ -28,7 +32,8 @@ mod walk;
 
 pub use crate::format::legacy::superblock::Release;
 pub use check::{Checked, check};
-pub use preserved::{Preserved, Step};
+pub use lost::Lost;
+pub use preserved::Preserved;
 pub use repair::{Repaired, What, Write, repair};
 pub use store::{Devices, Store};
 

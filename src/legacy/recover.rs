@@ -3,84 +3,64 @@
 //! The original wrote the superblock rarely and replayed its journal wrongly (all blocks of a commit went to one
 //! place), so neither is followed: the superblock's root is only where the search begins.
 
-use super::blocks::Blocks;
+use super::bits::Bits;
+use super::blocks::{Blocks, Holes};
 use super::space::Bitmap;
-use super::walk::{Root, Walk};
+use super::walk::Root;
 use crate::error::{Kind, Result};
 use crate::format::legacy::journal::Commit;
-use crate::format::legacy::superblock::{Space, Superblock};
+use crate::format::legacy::superblock::{LEVELS_MAX, Space, Superblock};
 use crate::format::legacy::tree::{Node, has_leaf_magic};
-use crate::units::index;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// What recovery found out beside the blocks in [`Blocks`].
 pub(super) struct Recovered {
-    /// Where the tree begins.
+    /// Where the tree begins, but for a root above it, which shows only in what nothing else explains.
     pub root: Root,
     /// Chunks in use though the bitmap does not say so yet.
     pub deferred: BTreeSet<u64>,
-    /// Bits of the one snapshot whose deletion was interrupted.
-    pub half_deleted: u64,
-    /// What could not be made good, for people.
-    pub notices: Vec<String>,
+    /// Commits of a journal that counts.
+    pub commits: u64,
+    /// Why such a journal does not tell what was done last.
+    pub doubt: Option<String>,
 }
 
 /// Reads a store that was shut down cleanly as its superblock says, any other one through its journal.
 ///
 /// # Errors
-/// `Kind::Io`, `Kind::Damaged`.
+/// `Kind::Io`.
 pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered> {
     let mut found = Recovered {
         root: Root { sector: sb.root, levels: sb.levels },
         deferred: BTreeSet::new(),
-        half_deleted: 0,
-        notices: Vec::new(),
+        commits: 0,
+        doubt: None,
     };
     if !sb.is_busy() {
         return Ok(found);
     }
-    let deferred = replay(sb, blocks)?;
+    let commits = commits(sb, blocks)?;
+    found.commits = commits.len() as u64;
+    // A crash leaves one place where the numbers break off: after the newest.
+    let breaks = gaps(&commits).count();
+    if breaks > 1 {
+        found.doubt = Some(format!("the numbers of the commits break off in {breaks} places, not in one"));
+    }
+    let deferred = replay(sb, blocks, commits)?;
     // Deferred mode worked in the combined layout only; in the other one it booked in the wrong bitmap.
     if sb.data.is_none() {
         found.deferred = deferred;
     }
-    match find_root(sb, &mut found, blocks) {
-        Err(error) if error.kind() == Kind::Damaged => {
-            found.notices.push(format!("what the crash left of the tree is damaged: {error}"));
-        }
-        other => other?,
-    }
+    found.root = lower_root(found.root, blocks, sb.metadata, &found.deferred)?;
     Ok(found)
 }
 
-fn find_root(sb: &Superblock, found: &mut Recovered, blocks: &Blocks) -> Result<()> {
-    found.root = true_root(sb, found.root, blocks, &found.deferred)?;
-    found.half_deleted = half_deleted(sb, found.root, blocks, &found.deferred)?;
-    Ok(())
-}
-
-/// The root that `root` has become, or what it has become a part of.
-///
-/// # Errors
-/// `Kind::Io`, `Kind::Damaged`.
-pub(super) fn true_root(
-    sb: &Superblock,
-    root: Root,
-    blocks: &Blocks,
-    deferred: &BTreeSet<u64>,
-) -> Result<Root> {
-    // A shutdown saves the root that there is. If that is free in the bitmap, the bitmap is wrong: what lies beside
-    // the root's first child is not given up for that.
-    let root = if sb.is_busy() { lower_root(root, blocks, sb.metadata, deferred)? } else { root };
-    higher_root(sb, root, blocks, deferred)
-}
-
 /// Lays the blocks of the last run of commits over the device. Returns the deferred chunks.
-fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
+fn replay(sb: &Superblock, blocks: &mut Blocks, commits: Vec<(u64, u32)>) -> Result<BTreeSet<u64>> {
     let size = u64::from(sb.journal_size);
     let place = |position: u64| sb.journal_base + position * blocks.sectors();
     let read = |position: u64| commit_at(sb, blocks, position);
-    let run = last_run(commits(sb, blocks)?, size, read)?;
+    let run = last_run(commits, size, read)?;
     let mut deferred = BTreeSet::new();
     let oldest = oldest_to_replay(&run);
     let mut moved = BTreeMap::new();
@@ -110,9 +90,13 @@ fn replay(sb: &Superblock, blocks: &mut Blocks) -> Result<BTreeSet<u64>> {
 /// # Errors
 /// `Kind::Io`.
 pub(super) fn commits(sb: &Superblock, blocks: &Blocks) -> Result<Vec<(u64, u32)>> {
-    let mut commits = Vec::new();
-    for position in 0..u64::from(sb.journal_size) {
-        commits.extend(commit_at(sb, blocks, position)?.map(|commit| (position, commit.sequence)));
+    let (mut commits, mut holes, mut position) = (Vec::new(), Holes::default(), 0);
+    while position < u64::from(sb.journal_size) {
+        let skip = blocks.holes(&mut holes, sb.journal_base + position * blocks.sectors())?;
+        if skip == 0 {
+            commits.extend(commit_at(sb, blocks, position)?.map(|commit| (position, commit.sequence)));
+        }
+        position += skip.max(1);
     }
     Ok(commits)
 }
@@ -147,18 +131,18 @@ fn last_run(
         return Ok(run);
     };
     commits.sort_by_key(|(_, sequence)| newest.wrapping_sub(*sequence));
-    let mut claimed = vec![false; index(size)];
+    let mut claimed = HashSet::new();
     for ((position, sequence), expected) in commits.into_iter().zip(0u32..) {
         if newest.wrapping_sub(sequence) != expected {
             break;
         }
         let Some(commit) = read(position)? else { break };
         let entries = commit.homes.len() as u64;
-        let places = (0..=entries).map(|back| index((position + size - back % size) % size));
-        if entries >= size || places.clone().any(|place| claimed[place]) {
+        let places = (0..=entries).map(|back| (position + size - back % size) % size);
+        if entries >= size || places.clone().any(|place| claimed.contains(&place)) {
             break;
         }
-        places.for_each(|place| claimed[place] = true);
+        claimed.extend(places);
         let is_barrier = commit.is_barrier;
         run.push((position, commit));
         if is_barrier {
@@ -177,128 +161,85 @@ fn oldest_to_replay(run: &[(u64, Commit)]) -> usize {
 }
 
 /// A root that is free was dropped by a deletion: the tree goes on at its first child.
-fn lower_root(mut root: Root, blocks: &Blocks, space: Space, deferred: &BTreeSet<u64>) -> Result<Root> {
+fn lower_root(saved: Root, blocks: &Blocks, space: Space, deferred: &BTreeSet<u64>) -> Result<Root> {
     let mut bitmap = Bitmap::new(blocks, space, deferred);
+    let mut root = saved;
     while root.levels > 1 && !bitmap.is_used(root.sector / blocks.sectors())? {
-        let node = Node::decode(&blocks.read(root.sector)?)?;
+        let node = match blocks.read_tree(root.sector).and_then(|block| Node::decode(&block)) {
+            Err(error) if error.kind() == Kind::Damaged => return Ok(saved),
+            node => node?,
+        };
         let Some(&(_, child)) = node.children.first() else { break };
         root = Root { sector: child, levels: root.levels - 1 };
     }
-    Ok(root)
+    // If everything down there is free it is the bitmap that is wrong.
+    let is_root = bitmap.is_used(root.sector / blocks.sectors())?;
+    Ok(if is_root { root } else { saved })
 }
 
-/// A root that was split has become the first child of one that the superblock does not know.
-fn higher_root(sb: &Superblock, mut root: Root, blocks: &Blocks, deferred: &BTreeSet<u64>) -> Result<Root> {
-    let mut unexplained = unexplained(sb, root, blocks, deferred)?;
-    while unexplained.any() && u64::from(root.levels) < 33 {
-        let Some(parent) = unexplained.find(|sector| is_parent(sb, blocks, sector, root.sector, deferred))?
-        else {
-            break;
-        };
-        root = Root { sector: parent, levels: root.levels + 1 };
-    }
-    Ok(root)
-}
-
-/// Blocks that are in use, but not for anything known.
-struct Unexplained<'a> {
-    blocks: &'a Blocks,
-    /// A bit for each block, 64 of them under the number of the first / 64: what a device only claims to have takes
-    /// no memory.
-    bits: BTreeMap<u64, u64>,
-    root: u64,
-}
-
-impl Unexplained<'_> {
-    fn any(&self) -> bool {
-        self.bits.values().any(|word| *word != 0)
-    }
-
-    /// The first of them that may be a node above the root and is one by `test`; the search for the next root goes on
-    /// from there.
-    fn find(&mut self, test: impl Fn(u64) -> Result<bool>) -> Result<Option<u64>> {
-        let blocks = self.blocks;
-        for (word, bits) in &self.bits {
-            for block in (0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| word * 64 + bit) {
-                let sector = block * blocks.sectors();
-                if (blocks.moved.contains_key(&sector) || blocks.first_child(sector)? == self.root)
-                    && test(sector)?
-                {
-                    self.root = sector;
-                    return Ok(Some(sector));
-                }
+/// The root of the tree that `root` has become a part of: one that was split has become the first child of one that
+/// the superblock does not know, and that nothing leads to. `own` are the blocks of the tree at `root`, `leaks` those in
+/// use that nothing leads to.
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn root_above(
+    sb: &Superblock,
+    mut root: Root,
+    blocks: &Blocks,
+    deferred: &BTreeSet<u64>,
+    (own, leaks): (&Bits, &Bits),
+) -> Result<Root> {
+    let sectors = blocks.sectors();
+    while root.levels < LEVELS_MAX {
+        let mut found = None;
+        for sector in leaks.each().map(|block| block * sectors) {
+            if (blocks.moved.contains_key(&sector) || blocks.first_child(sector)? == root.sector)
+                && is_parent(sb, blocks, sector, root.sector, (deferred, own))?
+            {
+                found = Some(sector);
+                break;
             }
         }
-        Ok(None)
+        let Some(sector) = found else { break };
+        root = Root { sector, levels: root.levels + 1 };
     }
+    Ok(root)
 }
 
-fn unexplained<'a>(
-    sb: &Superblock,
-    root: Root,
-    blocks: &'a Blocks,
-    deferred: &BTreeSet<u64>,
-) -> Result<Unexplained<'a>> {
-    let mut bits: BTreeMap<u64, u64> = BTreeMap::new();
-    Bitmap::new(blocks, sb.metadata, deferred)
-        .each_used(|word, used| *bits.entry(word).or_default() |= used)?;
-    let mut explain = |block: u64| {
-        if let Some(word) = bits.get_mut(&(block / 64)) {
-            *word &= !(1 << (block % 64));
-        }
-    };
-    for (_, begin, end) in sb.areas() {
-        (begin / blocks.sectors()..end.div_ceil(blocks.sectors())).for_each(&mut explain);
-    }
-    let mut walk = Walk::new(blocks, root, 0)?;
-    while let Some(found) = walk.next_leaf()? {
-        for sector in found.sectors.into_iter().chain(walk.take_nodes()) {
-            explain(sector / blocks.sectors());
-        }
-        if sb.data.is_none() {
-            found.leaf.exceptions.iter().for_each(|exception| explain(exception.physical));
-        }
-    }
-    walk.take_nodes().into_iter().for_each(|sector| explain(sector / blocks.sectors()));
-    Ok(Unexplained { blocks, bits, root: root.sector })
-}
-
-/// True if the block at `sector` is a node whose first child is `root`.
+/// True if the block at `sector` is a node whose first child is `root`, and whose others are nodes beside it.
 fn is_parent(
     sb: &Superblock,
     blocks: &Blocks,
     sector: u64,
     root: u64,
-    deferred: &BTreeSet<u64>,
+    (deferred, own): (&BTreeSet<u64>, &Bits),
 ) -> Result<bool> {
-    let block = blocks.read(sector)?;
-    let Ok(node) = Node::decode(&block) else { return Ok(false) };
-    let first = node.children.first().map(|child| child.1);
-    if has_leaf_magic(&block) || node.children.len() < 2 || first != Some(root) || !node.is_ascending() {
+    let Some(node) = node_at(blocks, sector)? else { return Ok(false) };
+    if node.children.len() < 2 || node.children.first().map(|child| child.1) != Some(root) {
         return Ok(false);
     }
     let mut bitmap = Bitmap::new(blocks, sb.metadata, deferred);
-    for (_, child) in node.children {
-        if !blocks.is_place(child) || !bitmap.is_used(child / blocks.sectors())? {
+    for (_, child) in node.children.into_iter().skip(1) {
+        let block = child / blocks.sectors();
+        // What the root leads to is no part of something beside it.
+        if !blocks.is_place(child)
+            || own.has(block)
+            || !bitmap.is_used(block)?
+            || node_at(blocks, child)?.is_none()
+        {
             return Ok(false);
         }
     }
-    Ok(true)
+    bitmap.is_used(root / blocks.sectors())
 }
 
-/// The bit of the one snapshot that refers to chunks which are free: its deletion was interrupted. 0 if there is none,
-/// or if several do, which has another cause.
-fn half_deleted(sb: &Superblock, root: Root, blocks: &Blocks, deferred: &BTreeSet<u64>) -> Result<u64> {
-    let live = sb.live();
-    let mut bitmap = Bitmap::new(blocks, *sb.data_space(), deferred);
-    let mut walk = Walk::new(blocks, root, 0)?;
-    let mut owners = 0;
-    while let Some(found) = walk.next_leaf()? {
-        for exception in &found.leaf.exceptions {
-            if !bitmap.is_used(exception.physical)? {
-                owners |= exception.share & live;
-            }
-        }
-    }
-    Ok(if owners.count_ones() == 1 { owners } else { 0 })
+/// The node at `sector`, if one can be there.
+fn node_at(blocks: &Blocks, sector: u64) -> Result<Option<Node>> {
+    let block = match blocks.read_tree(sector) {
+        Err(error) if error.kind() == Kind::Damaged => return Ok(None),
+        block => block?,
+    };
+    let node = Node::decode(&block).ok().filter(|node| !has_leaf_magic(&block) && node.is_ascending());
+    Ok(node)
 }

@@ -50,47 +50,20 @@ impl<'a> Bitmap<'a> {
         Ok(block[index(bit / 8)] >> (bit % 8) & 1 == 1)
     }
 
-    /// Hands `found` each run of 64 chunks of which some are in use: the first one / 64, and a bit for each.
+    /// The bits of 64 times `number` and of the 63 after it, one for each that is in use.
     ///
     /// # Errors
     /// As [`Bitmap::is_used`].
-    pub fn each_used(&mut self, mut found: impl FnMut(u64, u64)) -> Result<()> {
-        let chunks = self.space.chunks;
-        let words_per_block = self.blocks.size / 8;
-        for number in 0..self.space.bitmap_blocks {
-            let words = self.block(number)?.as_chunks::<8>().0.iter();
-            for (at, word) in (number * words_per_block..).zip(words) {
-                let inside = chunks.saturating_sub(at * 64).min(64);
-                let bits = u64::from_le_bytes(*word)
-                    & u64::MAX.checked_shr(64 - u32::try_from(inside).unwrap_or(64)).unwrap_or(0);
-                if bits != 0 {
-                    found(at, bits);
-                }
-            }
+    pub fn word(&mut self, number: u64) -> Result<u64> {
+        let first = number * 64;
+        let inside = self.space.chunks.saturating_sub(first).min(64);
+        let at = index(number % (self.blocks.size / 8));
+        let word = self.block(number / (self.blocks.size / 8))?.as_chunks::<8>().0[at];
+        let mut bits = u64::from_le_bytes(word);
+        for chunk in self.deferred.range(first..first.saturating_add(64)) {
+            bits |= 1 << (chunk - first);
         }
-        self.deferred.range(..chunks).for_each(|chunk| found(chunk / 64, 1 << (chunk % 64)));
-        Ok(())
-    }
-
-    /// How many chunks are free.
-    ///
-    /// # Errors
-    /// As [`Bitmap::is_used`].
-    pub fn count_free(&mut self) -> Result<u64> {
-        let mut free = 0;
-        for number in 0..self.space.bitmap_blocks {
-            let begin = number * self.blocks.size * 8;
-            let bits = self.space.chunks.saturating_sub(begin).min(self.blocks.size * 8);
-            let block = self.block(number)?;
-            // As in 2008 whole bytes count; what lies past the end is marked as used.
-            let bytes = &block[..index(bits.div_ceil(8))];
-            free += bytes.iter().map(|byte| u64::from(byte.count_zeros())).sum::<u64>();
-        }
-        let mut deferred = 0;
-        for chunk in self.deferred.range(..self.space.chunks) {
-            deferred += u64::from(!self.is_marked(*chunk)?);
-        }
-        Ok(free.saturating_sub(deferred))
+        Ok(bits & u64::MAX.checked_shr(64 - u32::try_from(inside).unwrap_or(64)).unwrap_or(0))
     }
 
     fn block(&mut self, number: u64) -> Result<&[u8]> {

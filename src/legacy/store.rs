@@ -1,18 +1,21 @@
 //! A store of 2008 as a source of points in time.
 
 use super::blocks::Blocks;
+use super::check::{Tally, look};
+use super::lost::{self, Lost};
 use super::preserved::Preserved;
-use super::recover::{Recovered, recover};
-use super::space::Bitmap;
-use super::walk::{Found, Walk};
+use super::recover::recover;
+use super::walk::{Found, Past, Root, Walk};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::legacy::repair;
 use crate::format::legacy::superblock::{self, Fault, OFFSET, Release, SIZE, Snapshot, Space, Superblock};
 use crate::format::legacy::tree::Exception;
 use crate::format::legacy::{SECTOR, SNAPSHOTS_MAX};
+use crate::point::finding::{Code, Finding, Severity};
 use crate::point::volume::{FullPolicy, Legacy, Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
+use crate::progress::Silent;
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,9 +38,13 @@ pub struct Store {
     sb: Superblock,
     faults: Vec<Fault>,
     blocks: Blocks,
-    recovered: Recovered,
-    /// Areas of the metadata, in sectors: no data can be there.
-    areas: Vec<(&'static str, u64, u64)>,
+    root: Root,
+    /// What cannot be believed: reading it is an error.
+    lost: Lost,
+    /// What is damaged, as a check tells it.
+    damage: Vec<Finding>,
+    /// Bits of the snapshots of which anything may be wrong.
+    tainted: u64,
     /// Free chunks of the metadata space and, if there is one, of the data space.
     free: (u64, Option<u64>),
     data: Arc<dyn ReadAt>,
@@ -51,7 +58,8 @@ const RECENT_LEAVES: u64 = 16;
 const RECENT_BYTES: u64 = 4 << 20;
 
 impl Store {
-    /// Opens a store; replays its journal in memory if it was not shut down cleanly. `release` says which layout its
+    /// Opens a store; replays its journal in memory if it was not shut down cleanly, and looks through its metadata for
+    /// what cannot be believed. `release` says which layout its
     /// superblock has; otherwise the one that makes sense is taken.
     ///
     /// # Errors
@@ -59,7 +67,7 @@ impl Store {
     /// `Kind::Io`.
     pub fn open(devices: Devices, release: Option<Release>) -> Result<Self> {
         let metadata = devices.metadata.clone().unwrap_or_else(|| Arc::clone(&devices.store));
-        let (block, _) = superblock_of(metadata.as_ref())?;
+        let (block, is_decided) = superblock_of(metadata.as_ref())?;
         let chosen = superblock::choose(&block, metadata.size(), release)
             .map_err(|error| error.at_path(metadata.path()))?;
         let sb = chosen.superblock;
@@ -67,11 +75,15 @@ impl Store {
         ensure_size(&sb, &devices)?;
         let mut blocks = Blocks::new(metadata, &sb);
         let recovered = recover(&sb, &mut blocks)?;
-        let free = free(&sb, &blocks, &recovered)?;
+        let mut tree = look(&sb, &blocks, &recovered, Tally::of(&sb, is_decided), &Silent)?;
+        let (root, lost, counted) = (tree.root, tree.lost(), tree.free);
+        let tainted = tree.tainted | tree.half_deleted;
+        tree.tally.keep(|code| code.severity() == Severity::Loss);
+        let damage = tree.tally.into_findings();
+        let free = if sb.is_busy() { counted } else { said(&sb) };
         let (data, origin) = (devices.store, devices.origin);
-        let areas = sb.areas();
         let (faults, recent) = (chosen.faults, Mutex::default());
-        Ok(Self { sb, faults, blocks, recovered, areas, free, data, origin, recent })
+        Ok(Self { sb, faults, blocks, root, lost, damage, tainted, free, data, origin, recent })
     }
 
     /// The origin, if it was given.
@@ -81,9 +93,27 @@ impl Store {
     }
 
     /// Everything that the tree preserves, in order of chunks.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn preserved(&self) -> Result<Preserved<'_>> {
+        Ok(Preserved::new(self.walk(0)?))
+    }
+
+    /// Which chunks cannot be told: reading them is an error.
     #[must_use]
-    pub fn preserved(&self) -> Preserved<'_> {
-        Preserved::new(&self.blocks, self.recovered.root)
+    pub fn lost(&self) -> &Lost {
+        &self.lost
+    }
+
+    /// What a look through the metadata found damaged that concerns any snapshot.
+    pub fn damage(&self) -> impl Iterator<Item = &Finding> {
+        self.damage.iter().filter(|finding| !finding.affected.is_empty())
+    }
+
+    /// As [`Store::damage`], without a deletion that was interrupted: its snapshot is marked.
+    pub fn doubts(&self) -> impl Iterator<Item = &Finding> {
+        self.damage().filter(|finding| finding.code != Code::LegacyDeletion)
     }
 
     /// The bit of each snapshot in share masks, oldest first; none for one that was squashed.
@@ -106,9 +136,8 @@ impl Store {
             let what = format!("the tree names chunk {chunk}, which lies outside the store");
             return Err(Error::damaged(what).at_path(self.data.path()));
         }
-        let sector = (chunk << bits) / SECTOR;
-        let areas = if self.sb.data.is_none() { self.areas.as_slice() } else { &[] };
-        if let Some((name, ..)) = areas.iter().find(|(_, begin, end)| (*begin..*end).contains(&sector)) {
+        let area = if self.sb.data.is_none() { self.blocks.area((chunk << bits) / SECTOR) } else { None };
+        if let Some(name) = area {
             let what = format!("the tree names chunk {chunk} for data, where the {name} is");
             return Err(Error::damaged(what).at_path(self.data.path()));
         }
@@ -121,8 +150,14 @@ impl Store {
         self.data.as_ref()
     }
 
-    fn walk(&self, from: u64) -> Result<Walk<'_>> {
-        Walk::new(&self.blocks, self.recovered.root, from)
+    fn walk(&self, from: u64) -> Result<Walk<'_, Past>> {
+        Walk::past(&self.blocks, self.root, from)
+    }
+
+    /// Refuses chunks that cannot be told for the snapshots of `mask`.
+    fn ensure_known(&self, mask: u64, chunks: &Range<u64>) -> Result<()> {
+        let known = self.lost.first(mask, chunks).map(|lost| lost::error(&lost).at_path(self.data.path()));
+        known.map_or(Ok(()), Err)
     }
 
     fn chunk_size(&self) -> u64 {
@@ -172,13 +207,15 @@ impl Store {
     /// What differs in the chunks before `tail`, then all of `tail`.
     fn between(&self, from: PointId, to: PointId, tail: Range<u64>) -> Result<Changes<'_>> {
         let masks = (self.mask(from)?, self.mask(to)?);
-        let mut changed = Changed { walk: self.walk(0)?, masks, tail, ready: VecDeque::new() };
+        let lost = self.lost.first(masks.0 | masks.1, &(0..tail.start));
+        let mut changed = Changed { walk: self.walk(0)?, masks, tail, lost, ready: VecDeque::new() };
         Ok(Box::new(std::iter::from_fn(move || changed.next_range().transpose())))
     }
 
     fn read_snapshot(&self, mask: u64, offset: u64, buf: &mut [u8]) -> Result<()> {
         let bits = self.sb.chunk_bits();
         let end = offset + buf.len() as u64;
+        self.ensure_known(mask, &(offset >> bits..end.div_ceil(self.chunk_size())))?;
         // What lies before this has been read, but for one run of chunks.
         let mut done = offset;
         let mut run = Run { place: 0, bytes: done..done };
@@ -325,15 +362,11 @@ pub(super) fn ensure_size(sb: &Superblock, devices: &Devices) -> Result<()> {
     }
 }
 
-/// Free chunks: as the superblock says after a clean shutdown, else counted.
-fn free(sb: &Superblock, blocks: &Blocks, recovered: &Recovered) -> Result<(u64, Option<u64>)> {
-    if !sb.is_busy() {
-        // A count that cannot be is told as a fault of the superblock.
-        let said = |space: Space| space.free.min(space.chunks);
-        return Ok((said(sb.metadata), sb.data.map(said)));
-    }
-    let count = |space: Space| Bitmap::new(blocks, space, &recovered.deferred).count_free();
-    Ok((count(sb.metadata)?, sb.data.map(count).transpose()?))
+/// Free chunks as the superblock says, which is right after a clean shutdown.
+fn said(sb: &Superblock) -> (u64, Option<u64>) {
+    // A count that cannot be is told as a fault of the superblock.
+    let said = |space: Space| space.free.min(space.chunks);
+    (said(sb.metadata), sb.data.map(said))
 }
 
 impl Volume for Store {
@@ -364,12 +397,7 @@ impl Volume for Store {
                 release: sb.release.name(),
                 is_clean: !sb.is_busy(),
                 separate: sb.data.map(|_| (sb.block_size(), sb.metadata.chunks, metadata_free)),
-                notices: self
-                    .faults
-                    .iter()
-                    .map(|fault| format!("superblock: {}", fault.text))
-                    .chain(self.recovered.notices.iter().cloned())
-                    .collect(),
+                notices: self.faults.iter().map(|fault| format!("superblock: {}", fault.text)).collect(),
             }),
         }
     }
@@ -385,7 +413,7 @@ impl Volume for Store {
             use_count: snapshot.use_count.into(),
             generation: 0,
             state: if snapshot.mask() == 0 { SnapshotState::Squashed } else { SnapshotState::Normal },
-            tainted: snapshot.mask() & self.recovered.half_deleted != 0,
+            tainted: snapshot.mask() & self.tainted != 0,
             holds: Vec::new(),
         };
         self.numbered().map(describe).collect()
@@ -393,6 +421,7 @@ impl Volume for Store {
 
     fn sharing(&self) -> Result<Vec<Sharing>> {
         let live = self.sb.live();
+        self.ensure_known(live, &(0..u64::MAX))?;
         let mut counts = vec![[0u64; SNAPSHOTS_MAX]; SNAPSHOTS_MAX];
         let mut walk = self.walk(0)?;
         while let Some(found) = walk.next_leaf()? {
@@ -485,11 +514,13 @@ impl PointSource for Store {
 
 /// The chunks that two snapshots do not share, in order.
 struct Changed<'a> {
-    walk: Walk<'a>,
+    walk: Walk<'a, Past>,
     /// The bits of the two points; none for the origin.
     masks: (u64, u64),
     /// Chunks that come last, whatever the tree says of them and those behind.
     tail: Range<u64>,
+    /// The first that cannot be told.
+    lost: Option<Range<u64>>,
     /// Found; the last one may grow.
     ready: VecDeque<ChunkRange>,
 }
@@ -506,7 +537,11 @@ impl Changed<'_> {
             };
             self.push_leaf(&found);
         }
-        Ok(self.ready.pop_front())
+        let next = self.ready.pop_front();
+        match &self.lost {
+            Some(lost) if next.is_none_or(|next| next.end > lost.start) => Err(lost::error(lost)),
+            _ => Ok(next),
+        }
     }
 
     fn push_leaf(&mut self, found: &Found) {

@@ -5,9 +5,10 @@
 //! together with the one before them, whose exceptions are older and say exactly whose they are.
 
 use super::blocks::Blocks;
+use super::overfull;
 use crate::error::{Error, Kind, Result};
 use crate::format::legacy::SECTOR;
-use crate::format::legacy::tree::{Entry, Exception, Leaf, Node, is_lost};
+use crate::format::legacy::tree::{Leaf, Node, is_lost};
 
 /// Where the tree begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) struct Found {
     pub sectors: Vec<u64>,
     /// What they hold.
     pub leaf: Leaf,
+    /// All of it belongs there.
+    pub is_sound: bool,
 }
 
 /// Which rule a tree breaks.
@@ -70,11 +73,12 @@ pub(super) trait Care {
     /// What ends the walk.
     fn enter(&mut self, sector: u64, low: u64, high: Option<u64>) -> Result<bool>;
 
-    /// The walk goes on without the block, and what it leads to, if this does not fail.
+    /// The walk goes on without the block, and what it leads to, if this does not fail. True if a leaf with chunks
+    /// that belong elsewhere is wanted all the same.
     ///
     /// # Errors
     /// What ends the walk.
-    fn broken(&mut self, broken: Broken) -> Result<()>;
+    fn broken(&mut self, broken: Broken) -> Result<bool>;
 }
 
 /// Ends the walk at the first broken rule: what is read must be right.
@@ -91,8 +95,25 @@ impl Care for Strict {
         Ok(true)
     }
 
-    fn broken(&mut self, broken: Broken) -> Result<()> {
+    fn broken(&mut self, broken: Broken) -> Result<bool> {
         Err(broken.error)
+    }
+}
+
+/// Passes over what is damaged: whoever uses it knows from a check which chunks that concerns.
+pub(super) struct Past {
+    /// Blocks that may still be visited before the tree must have a loop.
+    left: u64,
+}
+
+impl Care for Past {
+    fn enter(&mut self, _sector: u64, _low: u64, _high: Option<u64>) -> Result<bool> {
+        self.left = self.left.saturating_sub(1);
+        Ok(self.left > 0)
+    }
+
+    fn broken(&mut self, _broken: Broken) -> Result<bool> {
+        Ok(false)
     }
 }
 
@@ -120,6 +141,18 @@ impl<'a> Walk<'a> {
     }
 }
 
+impl<'a> Walk<'a, Past> {
+    /// As [`Walk::new`], past what is damaged.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn past(blocks: &'a Blocks, root: Root, from: u64) -> Result<Self> {
+        let mut walk = Self::with(blocks, root, Past { left: blocks.count.saturating_add(2) });
+        walk.descend(from)?;
+        Ok(walk)
+    }
+}
+
 impl<'a, C: Care> Walk<'a, C> {
     /// Begins before the first leaf.
     pub fn with(blocks: &'a Blocks, root: Root, care: C) -> Self {
@@ -141,25 +174,39 @@ impl<'a, C: Care> Walk<'a, C> {
             self.descend(0)?;
             let Some(group) = self.stack.last_mut().and_then(Vec::pop) else { return Ok(None) };
             let (mut sectors, mut parts) = (Vec::with_capacity(1), Vec::with_capacity(1));
+            let mut is_sound = true;
             for &sector in &group.sectors {
-                let Some(leaf) = self.load(sector, &group, Rule::Leaf, Leaf::decode)? else { continue };
+                let Some(leaf) = self.load(sector, &group, Rule::Leaf, Leaf::decode)? else {
+                    is_sound = false;
+                    continue;
+                };
                 let outside = leaf.entries.iter().find(|entry| {
                     u64::from(entry.chunk) < group.low
                         || group.high.is_some_and(|high| u64::from(entry.chunk) >= high)
                 });
                 if let Some(entry) = outside {
+                    is_sound = false;
                     let what = format!("tree leaf has chunk {}, which does not belong into it", entry.chunk);
-                    self.broken(Rule::Order, Error::damaged(what), sector, &group)?;
+                    if !self.broken(Rule::Order, Error::damaged(what), sector, &group)? {
+                        continue;
+                    }
                 }
                 sectors.push(sector);
                 parts.push(leaf);
             }
+            if is_sound && parts.len() > 1 && !overfull::is(&parts) {
+                is_sound = false;
+                let what = format!("the leaves at sectors {sectors:?} are for the same chunks");
+                if !self.broken(Rule::Order, Error::damaged(what), sectors[0], &group)? {
+                    continue;
+                }
+            }
             let leaf = match parts.len() {
                 0 => continue,
                 1 => parts.pop().unwrap_or_default(),
-                _ => together(&parts),
+                _ => overfull::together(&parts),
             };
-            return Ok(Some(Found { low: group.low, high: group.high, sectors, leaf }));
+            return Ok(Some(Found { low: group.low, high: group.high, sectors, leaf, is_sound }));
         }
     }
 
@@ -195,7 +242,7 @@ impl<'a, C: Care> Walk<'a, C> {
                     groups.reverse();
                     self.stack.push(groups);
                 }
-                Err(error) => self.broken(Rule::Node, error, sector, &group)?,
+                Err(error) => _ = self.broken(Rule::Node, error, sector, &group)?,
             }
         }
     }
@@ -211,20 +258,22 @@ impl<'a, C: Care> Walk<'a, C> {
         if !self.care.enter(sector, group.low, group.high).map_err(|error| self.at(error, sector))? {
             return Ok(None);
         }
-        let (rule, error) = match self.blocks.read(sector) {
+        let (rule, error) = match self.blocks.read_tree(sector) {
             Ok(block) => match decode(&block) {
                 Ok(found) => return Ok(Some(found)),
                 Err(error) if is_lost(&block) => (Rule::Lost, error),
                 Err(error) => (rule, error),
             },
             Err(error) if error.kind() == Kind::Damaged => (Rule::Place, error),
+            // A medium that fails in one place costs what is there.
+            Err(error) if error.kind() == Kind::Io => (rule, error),
             Err(error) => return Err(error),
         };
         self.broken(rule, error, sector, group)?;
         Ok(None)
     }
 
-    fn broken(&mut self, rule: Rule, error: Error, sector: u64, group: &Group) -> Result<()> {
+    fn broken(&mut self, rule: Rule, error: Error, sector: u64, group: &Group) -> Result<bool> {
         let error = self.at(error, sector);
         self.care.broken(Broken { rule, error, sector, low: group.low, high: group.high })
     }
@@ -254,27 +303,4 @@ fn groups(node: &Node, outer: &Group) -> Result<Vec<Group>> {
         }
     }
     Ok(groups)
-}
-
-/// One leaf of several for the same chunks: what an earlier one says of a snapshot counts.
-fn together(parts: &[Leaf]) -> Leaf {
-    let mut chunks: std::collections::BTreeMap<u32, Vec<Exception>> = std::collections::BTreeMap::new();
-    for part in parts {
-        for entry in &part.entries {
-            let list = chunks.entry(entry.chunk).or_default();
-            let said = list.iter().fold(0, |mask, exception| mask | exception.share);
-            let new = part
-                .of(entry)
-                .iter()
-                .map(|exception| Exception { share: exception.share & !said, ..*exception });
-            list.extend(new.filter(|exception| exception.share != 0));
-        }
-    }
-    let mut leaf = Leaf::default();
-    for (chunk, exceptions) in chunks {
-        let start = leaf.exceptions.len();
-        leaf.exceptions.extend(exceptions);
-        leaf.entries.push(Entry { chunk, range: start..leaf.exceptions.len() });
-    }
-    leaf
 }

@@ -1,6 +1,5 @@
 //! The whole way: planned, copied, checked, published.
 
-use super::Old;
 use super::losses::Losses;
 use super::units::{Units, Want, chunk_bits};
 use super::window::Window;
@@ -10,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::record::EntryClass;
 use crate::legacy::Store;
 use crate::point::PointSource;
-use crate::point::volume::{SnapshotInfo, Volume};
+use crate::point::volume::Volume;
 use crate::progress::Progress;
 use crate::store::fsck::{CheckReport, Code, Severity};
 use crate::store::{InitOptions, Intake, Preserve, Room, Taken};
@@ -63,13 +62,12 @@ pub fn store_options(store: &Store, block_size: u32, origin_path: PathBuf) -> In
     }
 }
 
-/// Looks through the metadata of `old`.
+/// Looks through the metadata of `store`.
 ///
 /// # Errors
 /// `Kind::Interrupted`; `Kind::Damaged` for a snapshot of a size that cannot be. What else is damaged counts as lost.
-pub fn plan(old: &Old, progress: &dyn Progress) -> Result<Plan> {
+pub fn plan(store: &Store, progress: &dyn Progress) -> Result<Plan> {
     progress.stage("looking", None);
-    let store = &old.store;
     let snapshots = store.snapshots();
     // Numbers of chunks had 32 bits: more would be nonsense, and take for ever.
     let most = 1u64.checked_shl(32 + store.chunk_bits()).unwrap_or(u64::MAX);
@@ -79,7 +77,7 @@ pub fn plan(old: &Old, progress: &dyn Progress) -> Result<Plan> {
     }
     let bits = chunk_bits(store.chunk_bits());
     let mut plan = Plan::default();
-    for (number, want) in (1u32..).zip(Units::new(old)) {
+    for (number, want) in (1u32..).zip(Units::new(store)?) {
         if number.is_multiple_of(1 << 12) {
             progress.check()?;
         }
@@ -109,35 +107,27 @@ pub struct CopyOptions {
     pub now_secs: i64,
 }
 
-/// Makes a store on `device` that has all snapshots of `old`; `total` is what [`Plan::bytes`] says. Until the last
+/// Makes a store on `device` that has all snapshots of `store`; `total` is what [`Plan::bytes`] says. Until the last
 /// moment what lies there is no store.
 ///
 /// # Errors
 /// `Kind::NotFound` if it was opened without its origin; `Kind::Damaged` if the new store does not read back;
 /// `Kind::NoSpace`, `Kind::Io`, `Kind::Interrupted`.
 pub fn copy(
-    old: &Old,
+    store: &Store,
     device: Arc<dyn WriteAt>,
     (init, total): (&InitOptions, u64),
     options: CopyOptions,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
-    let store = &old.store;
     let origin = store.origin().ok_or_else(|| Error::new(Kind::NotFound, "the origin was not given"))?;
     let (info, snapshots) = (store.info(), store.snapshots());
-    let taken: Vec<SnapshotInfo> = snapshots
-        .iter()
-        .map(|snapshot| SnapshotInfo {
-            tainted: snapshot.tainted || old.doubts.taint(snapshot.id),
-            ..snapshot.clone()
-        })
-        .collect();
-    let mut intake = Intake::begin(device, init, info.full_policy, &taken, options.now_secs)?;
+    let mut intake = Intake::begin(device, init, info.full_policy, &snapshots, options.now_secs)?;
     let mut outcome =
         Outcome { finished: false, chunks: 0, bytes: 0, losses: Losses::default(), check: None };
     progress.stage("copying", Some(total));
-    fill(old, origin, &mut intake, &mut outcome, progress)?;
-    let sound = outcome.losses.is_empty() && old.doubts.findings().is_empty();
+    fill(store, origin, &mut intake, &mut outcome, progress)?;
+    let sound = outcome.losses.is_empty() && store.doubts().next().is_none();
     if !sound && !options.accept_lost {
         return Ok(outcome);
     }
@@ -155,16 +145,15 @@ pub fn copy(
 
 /// Copies every chunk.
 fn fill(
-    old: &Old,
+    store: &Store,
     origin: &dyn ReadAt,
     intake: &mut Intake,
     outcome: &mut Outcome,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let store = &old.store;
     let snapshots = store.snapshots();
     let bits = chunk_bits(store.chunk_bits());
-    let mut units = Units::new(old);
+    let mut units = Units::new(store)?;
     let piece_bits = units.piece_bits();
     ordered(
         READERS,

@@ -9,7 +9,7 @@
 //! | `chain` | which snapshots share an exception, which get a chunk of their own |
 //! | `units` | the tree of 2008 as chunks of the new store, with the places of their bytes |
 //! | `window` | reading many chunks at once, in the order of the device |
-//! | `losses` | what cannot be read, and what can be read but not believed |
+//! | `losses` | what cannot be read |
 //! | `copy` | the whole way |
 
 mod chain;
@@ -21,14 +21,4 @@ mod units;
 mod window;
 
 pub use copy::{CopyOptions, Outcome, Plan, copy, plan, store_options};
-pub use losses::{Doubts, Loss, Losses};
-
-use crate::legacy::Store;
-
-/// A store of 2008, opened with its origin, and what a check of it found.
-pub struct Old {
-    /// The store.
-    pub store: Store,
-    /// What to believe of it less than it says.
-    pub doubts: Doubts,
-}
+pub use losses::{Loss, Losses};

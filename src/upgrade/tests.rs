@@ -1,6 +1,6 @@
 //! Stores of 2008 built from models, upgraded, and compared with what the models mean.
 
-use super::{CopyOptions, Doubts, Old, Outcome, Plan, copy, plan, store_options};
+use super::{CopyOptions, Outcome, Plan, copy, plan, store_options};
 use crate::block::memory::Memory;
 use crate::block::record::{DeviceId, Log, Recorder, Replay};
 use crate::block::{ReadAt, WriteAt};
@@ -8,7 +8,7 @@ use crate::error::{Kind, Result};
 use crate::format::legacy::superblock::Release;
 use crate::legacy::tests::build::{Built, Shape};
 use crate::legacy::tests::model::{Model, Random, image};
-use crate::legacy::{self, Devices, Store};
+use crate::legacy::{Devices, Store};
 use crate::point::volume::Volume;
 use crate::point::{PointId, PointSource};
 use crate::progress::Silent;
@@ -23,25 +23,19 @@ fn shape(bits: u32) -> Shape {
     Shape { block_bits: bits, chunk_bits: bits, ..Shape::COMBINED }
 }
 
-/// `devices` opened, and checked.
-fn old(devices: Devices) -> Result<Old> {
-    let checked = legacy::check(&devices, None, &Silent)?;
-    Ok(Old { store: Store::open(devices, None)?, doubts: Doubts::of(&checked.findings) })
-}
-
 /// A device that is sure to hold what `store` preserves.
-fn device_for(old: &Old, plan: &Plan) -> Memory {
-    Memory::new(size_for(&store_options(&old.store, 4096, "/origin".into()), plan.room, None).unwrap())
+fn device_for(old: &Store, plan: &Plan) -> Memory {
+    Memory::new(size_for(&store_options(old, 4096, "/origin".into()), plan.room, None).unwrap())
 }
 
-fn upgrade(old: &Old, device: Arc<dyn WriteAt>, options: CopyOptions) -> Result<Outcome> {
+fn upgrade(old: &Store, device: Arc<dyn WriteAt>, options: CopyOptions) -> Result<Outcome> {
     let plan = plan(old, &Silent)?;
-    copy(old, device, (&store_options(&old.store, 4096, "/origin".into()), plan.bytes), options, &Silent)
+    copy(old, device, (&store_options(old, 4096, "/origin".into()), plan.bytes), options, &Silent)
 }
 
 /// Upgrades into a store of just the size that is needed, and `spare` bytes.
 fn upgraded(built: &Built, spare: u64) -> (Arc<Memory>, Outcome) {
-    let store = old(built.devices()).unwrap();
+    let store = built.open().unwrap();
     let needed = device_for(&store, &plan(&store, &Silent).unwrap()).size();
     let device = Arc::new(Memory::new(needed + spare));
     let outcome = upgrade(&store, Arc::<Memory>::clone(&device), OPTIONS).unwrap();
@@ -249,7 +243,7 @@ fn the_size_that_is_asked_for_is_enough() {
 fn a_crash_leaves_no_store_or_all_of_it() {
     let model = sample();
     let built = Built::new(shape(12), &model);
-    let store = old(built.devices()).unwrap();
+    let store = built.open().unwrap();
     let log = Log::new();
     let plan = plan(&store, &Silent).unwrap();
     let initial = device_for(&store, &plan);
@@ -317,22 +311,22 @@ fn damage_is_carried_over_as_damage() {
         let at = if random.below(2) == 0 { random.below(64) } else { 4096 - 1 - random.below(100) };
         built.metadata[index(sector) * 512 + at] ^= 1 << random.below(8);
         let expected = images(&model, 12);
-        let Ok(store) = old(built.devices()) else { continue };
+        let Ok(store) = built.open() else { continue };
         let planned = plan(&store, &Silent).unwrap();
         let device = Arc::new(Memory::new(64 << 20));
         let refused = upgrade(&store, Arc::<Memory>::clone(&device), OPTIONS).unwrap();
-        let sound = refused.losses.is_empty() && store.doubts.findings().is_empty();
+        let sound = refused.losses.is_empty() && store.doubts().next().is_none();
         assert_eq!(refused.finished, sound, "seed {seed}");
         assert_eq!(planned.losses.is_empty(), refused.losses.is_empty(), "seed {seed}");
         if refused.finished {
-            assert_same_reads(&store.store, &view(&device, &built.origin).unwrap(), &expected, seed);
+            assert_same_reads(&store, &view(&device, &built.origin).unwrap(), &expected, seed);
             continue;
         }
         assert!(view(&device, &built.origin).is_err());
         lost += 1;
         let accepted = CopyOptions { accept_lost: true, ..OPTIONS };
         assert!(upgrade(&store, Arc::<Memory>::clone(&device), accepted).unwrap().finished);
-        assert_same_reads(&store.store, &view(&device, &built.origin).unwrap(), &expected, seed);
+        assert_same_reads(&store, &view(&device, &built.origin).unwrap(), &expected, seed);
     }
     assert!(lost > 20, "{lost}");
 }
@@ -375,15 +369,15 @@ fn what_cannot_be_believed_is_not_carried_over() {
         }
         built.put(leaf, &block);
     }
-    let store = old(built.devices()).unwrap();
-    assert_eq!(store.doubts.findings().len(), 1);
+    let store = built.open().unwrap();
+    assert_eq!(store.doubts().count(), 1);
     let device = Arc::new(Memory::new(64 << 20));
     assert!(!upgrade(&store, Arc::<Memory>::clone(&device), OPTIONS).unwrap().finished);
     let accepted = CopyOptions { accept_lost: true, ..OPTIONS };
     let outcome = upgrade(&store, Arc::<Memory>::clone(&device), accepted).unwrap();
     assert!(outcome.finished && !outcome.losses.is_empty());
     let view = view(&device, &built.origin).unwrap();
-    for affected in &store.doubts.findings()[0].affected {
+    for affected in &store.doubts().next().unwrap().affected {
         for range in &affected.ranges {
             let error = view.read(PointId::Snapshot(affected.id), range.start, &mut [0; 512]).unwrap_err();
             assert_eq!(error.kind(), Kind::Damaged);
@@ -401,8 +395,7 @@ fn a_bad_place_costs_only_the_chunk_on_it() {
         // One chunk that all older snapshots have, in a place that cannot be read.
         let (_, place) = built.places.iter().next().unwrap();
         let bad = BadPlace { inner: Arc::clone(&devices.store), range: place << bits..(place + 1) << bits };
-        let mut store = old(devices.clone()).unwrap();
-        store.store = Store::open(Devices { store: Arc::new(bad), ..devices }, None).unwrap();
+        let store = Store::open(Devices { store: Arc::new(bad), ..devices }, None).unwrap();
         let device = Arc::new(Memory::new(64 << 20));
         assert!(plan(&store, &Silent).unwrap().losses.is_empty());
         let refused = upgrade(&store, Arc::<Memory>::clone(&device), OPTIONS).unwrap();
@@ -465,7 +458,7 @@ fn a_tail_that_the_origin_gave_up_is_kept_or_lost() {
         let cut = &built.origin[..33 << bits];
         assert_images(&self::view(&device, cut).unwrap(), &expected, "tail cut off");
         built.origin.truncate(40 << bits);
-        let store = old(built.devices()).unwrap();
+        let store = built.open().unwrap();
         assert_eq!(plan(&store, &Silent).unwrap().losses.iter().count(), 2);
         let device = Arc::new(Memory::new(64 << 20));
         let accepted = CopyOptions { accept_lost: true, ..OPTIONS };

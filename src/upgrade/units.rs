@@ -3,13 +3,13 @@
 //! A chunk of 2008 had 512 bytes or more, a chunk of today has 4 KiB to 1 MiB. A larger one is cut; several
 //! smaller ones become one, and what only some of them preserve is completed from the origin.
 
-use super::Old;
 use super::chain::{Has, links};
 use crate::block::ReadAt;
+use crate::error::Result;
 use crate::format::legacy::tree::Leaf;
 use crate::format::record::EntryClass;
 use crate::format::superblock::CHUNK_BITS;
-use crate::legacy::{Preserved, Step, Store};
+use crate::legacy::{Preserved, Store};
 use crate::point::PointSource;
 use crate::point::volume::{SnapshotInfo, Volume};
 use crate::units::{Epoch, index};
@@ -59,13 +59,12 @@ struct Region {
     /// First byte, and one past the last.
     start: u64,
     end: u64,
-    /// The leaf and the number of the chunk in it; `None` if all is lost.
+    /// The leaf and the number of the chunk in it; `None` if the medium failed: all is lost.
     entry: Option<(Arc<Leaf>, usize)>,
 }
 
 /// All chunks that the new store is to keep, ascending by chunk.
 pub(super) struct Units<'a> {
-    old: &'a Old,
     store: &'a Store,
     steps: Preserved<'a>,
     ended: bool,
@@ -89,18 +88,18 @@ pub(super) struct Units<'a> {
 }
 
 impl<'a> Units<'a> {
-    pub fn new(old: &'a Old) -> Self {
-        let store = &old.store;
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn new(store: &'a Store) -> Result<Self> {
         let snapshots = store.snapshots();
         let masks = store.masks();
         let live = snapshots.iter().zip(&masks).filter(|(_, mask)| **mask != 0);
         let limit = live.map(|(snapshot, _)| snapshot.size_bytes).max().unwrap_or(0);
         let bits = store.chunk_bits();
         let new = chunk_bits(bits);
-        Self {
-            old,
+        Ok(Self {
             store,
-            steps: store.preserved(),
+            steps: store.preserved()?,
             ended: false,
             regions: VecDeque::new(),
             snapshots,
@@ -114,7 +113,7 @@ impl<'a> Units<'a> {
             next: 0,
             ready: VecDeque::new(),
             places: Vec::new(),
-        }
+        })
     }
 
     /// log2 of the bytes of a piece.
@@ -131,12 +130,11 @@ impl<'a> Units<'a> {
         while !self.ended && self.regions.back().is_none_or(|last| last.start < end) {
             match self.steps.next() {
                 None => self.ended = true,
-                Some(Step::Lost { chunks, .. }) => {
-                    let byte = |chunk: u64| chunk.saturating_mul(1 << self.bits);
-                    let (start, end) = (byte(chunks.start), byte(chunks.end));
-                    self.regions.push_back(Region { start, end, entry: None });
+                Some(Err(_)) => {
+                    let start = self.regions.back().map_or(self.next << self.new, |last| last.end);
+                    self.regions.push_back(Region { start, end: u64::MAX, entry: None });
                 }
-                Some(Step::Leaf(leaf)) => {
+                Some(Ok(leaf)) => {
                     let leaf = Arc::new(leaf);
                     for (number, entry) in leaf.entries.iter().enumerate() {
                         let start = u64::from(entry.chunk) << self.bits;
@@ -163,7 +161,9 @@ impl<'a> Units<'a> {
         let known = self.regions.front().map(|region| self.chunk(region.start).max(self.next));
         // Writes beyond the end of the origin are no business of the new store: it must have the tail.
         let tail = self.chunk(self.origin_size).max(self.next);
-        let chunk = known.map_or(tail, |known| known.min(tail));
+        let lost = self.store.lost().next(start >> self.bits);
+        let lost = lost.map(|lost| self.chunk(lost.saturating_mul(1 << self.bits)).max(self.next));
+        let chunk = [known, lost].into_iter().flatten().fold(tail, u64::min);
         (chunk << self.new < self.limit).then_some(chunk)
     }
 
@@ -188,8 +188,10 @@ impl<'a> Units<'a> {
                 }
             }
         }
-        for (snapshot, places) in self.snapshots.iter().zip(self.places.chunks_mut(count.max(1))) {
-            if self.old.doubts.concern(snapshot.id, &(start..end)) {
+        let old = start >> self.bits..end.div_ceil(1 << self.bits);
+        let snapshots = self.snapshots.iter().zip(&self.masks);
+        for ((snapshot, mask), places) in snapshots.zip(self.places.chunks_mut(count.max(1))) {
+            if self.store.lost().first(*mask, &old).is_some() {
                 places.fill(Place::Lost);
             }
             let range = Range { start, end: snapshot.size_bytes };

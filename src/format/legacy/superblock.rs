@@ -25,7 +25,7 @@ const SIZE_BITS: std::ops::RangeInclusive<u32> = 9..=31;
 /// The same of metadata blocks, which are held in memory: above 256 KiB the journals of the original overran.
 const BLOCK_BITS: std::ops::RangeInclusive<u32> = 9..=24;
 /// More index levels than this no tree of 2^32 chunks can have.
-const LEVELS_MAX: u32 = 33;
+pub const LEVELS_MAX: u32 = 33;
 
 raw_struct! {
     /// A space of blocks or chunks that a bitmap accounts for.
@@ -302,62 +302,44 @@ pub fn choose(block: &[u8], device_size: u64, wanted: Option<Release>) -> Result
         .at_offset(OFFSET))
 }
 
+/// The superblock in `$raw`, whatever its layout, and how many snapshots it counts; `$sectors` is the size of a snapshot.
+macro_rules! decode {
+    ($raw:expr, $release:expr, $sectors:expr) => {{
+        let raw = $raw;
+        let snapshots = raw.table.iter().take(used(raw.snapshots)).map(|entry| Snapshot {
+            created_secs: entry.created.get(),
+            tag: entry.tag.get(),
+            use_count: entry.use_count.get(),
+            bit: entry.bit,
+            priority: entry.priority,
+            sectors: $sectors(entry),
+        });
+        let superblock = Superblock {
+            release: $release,
+            created_secs: raw.created.get(),
+            root: raw.root.get(),
+            origin_offset: raw.origin_offset.get(),
+            origin_sectors: raw.origin_sectors.get(),
+            flags: raw.flags.get(),
+            snapshots: snapshots.collect(),
+            levels: raw.levels.get(),
+            journal_base: raw.journal_base.get().into(),
+            journal_next: raw.journal_next.get(),
+            journal_size: raw.journal_size.get(),
+            sequence: raw.sequence.get(),
+            metadata: space(&raw.metadata),
+            data: data_space(&raw.data),
+        };
+        (superblock, raw.snapshots.get())
+    }};
+}
+
 fn from_r10(raw: &RawSuperblock) -> (Superblock, u32) {
-    let used = raw.table.iter().take(used(raw.snapshots));
-    let snapshots = used.map(|raw| Snapshot {
-        created_secs: raw.created.get(),
-        tag: raw.tag.get(),
-        use_count: raw.use_count.get(),
-        bit: raw.bit,
-        priority: raw.priority,
-        sectors: raw.sectors.get(),
-    });
-    let superblock = Superblock {
-        release: Release::R10,
-        created_secs: raw.created.get(),
-        root: raw.root.get(),
-        origin_offset: raw.origin_offset.get(),
-        origin_sectors: raw.origin_sectors.get(),
-        flags: raw.flags.get(),
-        snapshots: snapshots.collect(),
-        levels: raw.levels.get(),
-        journal_base: raw.journal_base.get().into(),
-        journal_next: raw.journal_next.get(),
-        journal_size: raw.journal_size.get(),
-        sequence: raw.sequence.get(),
-        metadata: space(&raw.metadata),
-        data: data_space(&raw.data),
-    };
-    (superblock, raw.snapshots.get())
+    decode!(raw, Release::R10, |entry: &RawSnapshot| entry.sectors.get())
 }
 
 fn from_r04(raw: &RawSuperblock04) -> (Superblock, u32) {
-    let used = raw.table.iter().take(used(raw.snapshots));
-    let snapshots = used.map(|entry| Snapshot {
-        created_secs: entry.created.get(),
-        tag: entry.tag.get(),
-        use_count: entry.use_count.get(),
-        bit: entry.bit,
-        priority: entry.priority,
-        sectors: raw.origin_sectors.get(),
-    });
-    let superblock = Superblock {
-        release: Release::R04,
-        created_secs: raw.created.get(),
-        root: raw.root.get(),
-        origin_offset: raw.origin_offset.get(),
-        origin_sectors: raw.origin_sectors.get(),
-        flags: raw.flags.get(),
-        snapshots: snapshots.collect(),
-        levels: raw.levels.get(),
-        journal_base: raw.journal_base.get().into(),
-        journal_next: raw.journal_next.get(),
-        journal_size: raw.journal_size.get(),
-        sequence: raw.sequence.get(),
-        metadata: space(&raw.metadata),
-        data: data_space(&raw.data),
-    };
-    (superblock, raw.snapshots.get())
+    decode!(raw, Release::R04, |_: &RawSnapshot04| raw.origin_sectors.get())
 }
 
 fn used(count: U32) -> usize {

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `tree` | the exception tree, and what it leads to |
 //! | `space` | the bitmaps against what is in use |
+//! | `judge` | what each of the two proves of the other |
 //! | `tally` | findings, gathered by code |
 
+mod judge;
 mod space;
 mod tally;
 #[cfg(test)]
@@ -13,11 +15,12 @@ pub(super) mod tests;
 mod tree;
 
 use super::blocks::Blocks;
-use super::recover::{Recovered, commit_at, commits, gaps, recover, true_root};
+use super::recover::{Recovered, commit_at, commits, gaps, recover, root_above};
 use super::store::{Devices, superblock_of};
+use super::walk::Root;
 use crate::error::{Kind, Result};
+use crate::format::legacy::SECTOR;
 use crate::format::legacy::superblock::{self, Candidate, Fault, OFFSET, Release, Rule, Space, Superblock};
-use crate::format::legacy::{SECTOR, repair};
 use crate::point::finding::{Code, Finding};
 use crate::progress::Progress;
 use std::sync::Arc;
@@ -58,12 +61,8 @@ pub fn check(devices: &Devices, release: Option<Release>, progress: &dyn Progres
         return Ok(Checked::default());
     };
     let is_usable = faults.iter().all(|fault| !fault.is_fatal());
-    let mut tally = Tally::new(&sb);
+    let mut tally = Tally::of(&sb, is_decided);
     tell_faults(&faults, &mut tally);
-    if is_decided {
-        let text = || "the superblock is to become what a repair decided, which lies behind it".into();
-        tally.add(Code::LegacyRepair, Some(OFFSET + repair::OFFSET as u64), text);
-    }
     let fits = is_usable && check_devices(&sb, devices, &mut tally)?;
     if !fits {
         return Ok(Checked { findings: tally.into_findings(), ..Checked::default() });
@@ -95,13 +94,12 @@ fn check_metadata(
     let metadata = devices.metadata.as_ref().unwrap_or(&devices.store);
     let mut blocks = Blocks::new(Arc::clone(metadata), sb);
     let recovered = recover(sb, &mut blocks)?;
-    let (mut tree, commits) = look(sb, &blocks, &recovered, tally, progress)?;
-    tree.tell_twice(progress)?;
+    let mut tree = look(sb, &blocks, &recovered, tally, progress)?;
+    let commits = check_journal(&mut tree, &recovered)?;
     Ok(Checked { findings: tree.tally.into_findings(), commits, exceptions: tree.exceptions })
 }
 
-/// Looks at everything, but for whom the chunks belong to that are used twice. Returns how many commits the journal
-/// has, too.
+/// Looks at the tree, at what it leads to, and at what the bitmaps say of both, adding to `tally`.
 ///
 /// # Errors
 /// `Kind::Io`, `Kind::Interrupted`.
@@ -109,17 +107,49 @@ pub(super) fn look<'a>(
     sb: &'a Superblock,
     blocks: &'a Blocks,
     recovered: &'a Recovered,
-    mut tally: Tally<'a>,
+    tally: Tally<'a>,
     progress: &dyn Progress,
-) -> Result<(Tree<'a>, u64)> {
-    let commits = check_journal(sb, blocks, recovered, &mut tally)?;
-    progress.stage("tree", None);
-    let mut tree = Tree::new(sb, blocks, recovered, tally);
-    tree.look(progress)?;
-    progress.stage("bitmaps", None);
-    space::balance(&mut tree, recovered, progress)?;
-    check_root(&mut tree, recovered)?;
-    Ok((tree, commits))
+) -> Result<Tree<'a>> {
+    let at = |root: Root| -> Result<Tree<'a>> {
+        progress.stage("tree", None);
+        let mut tree = Tree::new(sb, blocks, root, &recovered.deferred, tally.clone());
+        tree.look(progress)?;
+        progress.stage("bitmaps", None);
+        space::balance(&mut tree, progress)?;
+        Ok(tree)
+    };
+    let mut tree = at(recovered.root)?;
+    let saved = Root { sector: sb.root, levels: sb.levels };
+    if saved != tree.root && tree.leaks() {
+        // The root was taken for one that a deletion dropped; it explains more than what is below it.
+        let other = at(saved)?;
+        if !other.leaks() && !other.is_cut {
+            tree = other;
+        }
+    }
+    // What is not reached may be in use by what could not be followed.
+    if (sb.is_busy() || !tree.is_cut) && !tree.tally.has(Code::LegacyRepair) {
+        let root = root_above(sb, tree.root, blocks, &recovered.deferred, (&tree.own, &tree.leaks))?;
+        match root == tree.root {
+            true => {}
+            false if sb.is_busy() => tree = at(root)?,
+            false => tell_root(&mut tree, root),
+        }
+    }
+    tree.judge(recovered.doubt.as_deref(), progress)?;
+    Ok(tree)
+}
+
+/// A store that was shut down may have lost the root of its tree in a crash before.
+fn tell_root(tree: &mut Tree<'_>, root: Root) {
+    let text = format!(
+        "a tree of {} levels that begins at sector {} has the one at sector {} as a part",
+        root.levels, root.sector, tree.root.sector
+    );
+    let (live, offset) = (tree.sb.live(), root.sector.checked_mul(SECTOR));
+    tree.tally.add_whole(Code::LegacyRoot, offset, live, || text);
+    tree.tainted |= live;
+    tree.above = Some(root);
 }
 
 /// True if the devices are as large as the store.
@@ -154,22 +184,20 @@ fn check_devices(sb: &Superblock, devices: &Devices, tally: &mut Tally<'_>) -> R
 }
 
 /// What a recovery does, or that none is needed. Returns how many commits the journal has.
-fn check_journal(
-    sb: &Superblock,
-    blocks: &Blocks,
-    recovered: &Recovered,
-    tally: &mut Tally<'_>,
-) -> Result<u64> {
-    let commits = commits(sb, blocks)?;
-    let count = commits.len() as u64;
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn check_journal(tree: &mut Tree<'_>, recovered: &Recovered) -> Result<u64> {
+    let (sb, blocks) = (tree.sb, tree.blocks);
     let offset = Some(sb.journal_base * SECTOR);
     if sb.is_busy() {
-        tally.add(Code::LegacyRecovery, Some(OFFSET), || what_recovery_does(sb, blocks, recovered));
-        for notice in &recovered.notices {
-            tally.add_whole(Code::LegacyUnrecovered, None, sb.live(), || notice.clone());
-        }
-        return Ok(count);
+        let text = what_recovery_does(tree);
+        tree.tally.add(Code::LegacyRecovery, Some(OFFSET), || text);
+        return Ok(recovered.commits);
     }
+    let commits = commits(sb, blocks)?;
+    let count = commits.len() as u64;
+    let tally = &mut tree.tally;
     // In the order of the ring there is one commit whose number the next one does not follow: the newest.
     let mut gaps = gaps(&commits);
     let Some((position, sequence)) = gaps.next() else {
@@ -202,41 +230,18 @@ fn check_journal(
     Ok(count)
 }
 
-fn what_recovery_does(sb: &Superblock, blocks: &Blocks, recovered: &Recovered) -> String {
-    let mut text = format!("recovery takes {} blocks from the journal", blocks.moved.len());
-    let (root, deferred) = (recovered.root, recovered.deferred.len());
+fn what_recovery_does(tree: &Tree<'_>) -> String {
+    let (sb, root) = (tree.sb, tree.root);
+    let mut text = format!("recovery takes {} blocks from the journal", tree.blocks.moved.len());
     if (root.sector, root.levels) != (sb.root, sb.levels) {
         text += &format!(
             ", begins the tree at sector {} with {} levels instead of {} with {}",
             root.sector, root.levels, sb.root, sb.levels
         );
     }
+    let deferred = tree.deferred.len();
     if deferred > 0 {
         text += &format!(", takes {deferred} chunks for used that the bitmap does not have yet");
     }
     text + ", and counts what is free"
-}
-
-/// A store that was shut down may have lost the root of its tree in a crash before.
-fn check_root(tree: &mut Tree<'_>, recovered: &Recovered) -> Result<()> {
-    let suspect = [Code::LegacyLeak, Code::LegacyTreeFree].into_iter().any(|code| tree.tally.has(code));
-    if tree.sb.is_busy() || tree.is_cut || !suspect {
-        return Ok(());
-    }
-    match true_root(tree.sb, recovered.root, tree.blocks, &recovered.deferred) {
-        Ok(root) if root != recovered.root => {
-            let text = || {
-                format!(
-                    "a tree of {} levels that begins at sector {} has the one at sector {} as a part",
-                    root.levels, root.sector, recovered.root.sector
-                )
-            };
-            let (live, offset) = (tree.sb.live(), root.sector.checked_mul(SECTOR));
-            tree.tally.add_whole(Code::LegacyRoot, offset, live, text);
-            Ok(())
-        }
-        // What is damaged is told of already.
-        Err(error) if error.kind() != Kind::Damaged => Err(error),
-        _ => Ok(()),
-    }
 }

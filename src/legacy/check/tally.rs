@@ -1,19 +1,21 @@
 //! Findings, gathered by code: however often something is found, it is told once, and counted.
 
-use crate::format::legacy::SECTOR;
-use crate::format::legacy::superblock::Superblock;
+use crate::format::legacy::superblock::{OFFSET, Superblock};
+use crate::format::legacy::{SECTOR, repair};
 use crate::point::finding::{Affected, Code, Finding};
 use crate::units::{Epoch, Tag};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// What was found so far.
+#[derive(Clone)]
 pub(in crate::legacy) struct Tally<'a> {
     sb: &'a Superblock,
     found: BTreeMap<Code, Found>,
 }
 
 /// The first of its code, and how many there are.
+#[derive(Clone)]
 struct Found {
     text: String,
     offset: Option<u64>,
@@ -29,6 +31,17 @@ impl<'a> Tally<'a> {
         Self { sb, found: BTreeMap::new() }
     }
 
+    /// Nothing, but that a repair which was cut short has decided what the superblock becomes. Until it is ended the
+    /// bitmaps prove nothing.
+    pub fn of(sb: &'a Superblock, is_decided: bool) -> Self {
+        let mut tally = Self::new(sb);
+        if is_decided {
+            let text = || "the superblock is to become what a repair decided, which lies behind it".into();
+            tally.add(Code::LegacyRepair, Some(OFFSET + repair::OFFSET as u64), text);
+        }
+        tally
+    }
+
     /// True if something of this code was found.
     pub fn has(&self, code: Code) -> bool {
         self.found.contains_key(&code)
@@ -42,6 +55,23 @@ impl<'a> Tally<'a> {
     /// Adds something that concerns no snapshot in particular.
     pub fn add(&mut self, code: Code, offset: Option<u64>, text: impl FnOnce() -> String) {
         self.entry(code, offset, text);
+    }
+
+    /// As [`Tally::add`], `count` times; the text is of the first.
+    pub fn add_many(&mut self, code: Code, offset: Option<u64>, count: u64, text: impl FnOnce() -> String) {
+        if count > 0 {
+            self.entry(code, offset, text).count += count - 1;
+        }
+    }
+
+    /// Forgets what is of other codes.
+    pub fn keep(&mut self, wanted: impl Fn(Code) -> bool) {
+        self.found.retain(|code, _| wanted(*code));
+    }
+
+    /// How often something of this code was found.
+    pub fn count(&self, code: Code) -> u64 {
+        self.found.get(&code).map_or(0, |found| found.count)
     }
 
     /// Adds something that concerns the snapshots of `mask`, nothing tells where.

@@ -104,6 +104,11 @@ impl Sample {
         self.put32(at + 24 + 8 * chunks.len(), 512);
     }
 
+    /// Exchanges two blocks.
+    fn swap(&mut self, a: usize, b: usize) {
+        (0..512).for_each(|at| self.0.swap(a + at, b + at));
+    }
+
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -136,8 +141,9 @@ pub(in crate::legacy) type Damage =
 const NOBODY: [&[(u64, u64)]; 2] = [&[], &[]];
 const CHUNK_1: &[(u64, u64)] = &[(512, 1024)];
 const CHUNK_5: &[(u64, u64)] = &[(2560, 3072)];
-const IN_LEAF_A: &[(u64, u64)] = &[(0, 32 * 512)];
-const IN_LEAF_B: &[(u64, u64)] = &[(32 * 512, 64 * 512)];
+/// Up to the first chunk, and from the last one on, that the other leaf has.
+const IN_LEAF_A: &[(u64, u64)] = &[(0, 40 * 512)];
+const IN_LEAF_B: &[(u64, u64)] = &[(6 * 512, 64 * 512)];
 const EVERYWHERE: &[(u64, u64)] = &[(0, 64 * 512)];
 
 /// All of them.
@@ -167,12 +173,31 @@ fn superblock_damages() -> Vec<Damage> {
         ("J2 position", |s| s.0[SB + 1604] = 3, &[LegacyJournal], NOBODY),
         ("J3 free count", |s| s.0[JOURNAL + 11 * 512 + 28] -= 1, &[LegacyJournal], NOBODY),
         ("crash", |s| s.0[SB + 40] = 2, &[Code::LegacyRecovery], NOBODY),
+        (
+            "crash J1",
+            |s| {
+                s.0[SB + 40] = 2;
+                s.0[JOURNAL + 5 * 512 + 12] = 77;
+            },
+            &[Code::LegacyRecovery, Code::LegacyUnrecovered],
+            NOBODY,
+        ),
+        (
+            "crash without a journal",
+            |s| {
+                s.0[SB + 40] = 2;
+                s.0[JOURNAL..LEAF_A].fill(0);
+                s.mark(60);
+            },
+            &[Code::LegacyRecovery, Code::LegacyUnrecovered, Code::LegacyLeak],
+            NOBODY,
+        ),
     ]
 }
 
 fn tree_damages() -> Vec<Damage> {
     use Code::{LegacyChunkPlace, LegacyChunkTwice, LegacyLeaf, LegacyLeak, LegacyNode, LegacyTreePlace};
-    use Code::{LegacyOrder, LegacyOverfull, LegacyShareStale, LegacyShareTwice, LegacyTreeFree};
+    use Code::{LegacyOrder, LegacyShareNone, LegacyShareStale, LegacyShareTwice, LegacyTreeFree};
     vec![
         ("T1 in the journal", |s| s.0[ROOT + 32] = 18, &[LegacyTreePlace], [IN_LEAF_B; 2]),
         ("T1 outside", |s| s.0[ROOT + 32] = 124, &[LegacyTreePlace], [IN_LEAF_B; 2]),
@@ -199,12 +224,24 @@ fn tree_damages() -> Vec<Damage> {
         (
             "T4 two leaves",
             |s| _ = s.put64(ROOT + 24, 0).put32(LEAF_B + 28, 5),
-            &[LegacyOverfull],
+            &[LegacyOrder],
+            [EVERYWHERE; 2],
+        ),
+        ("T4 leaf swapped", |s| s.swap(LEAF_A, LEAF_B), &[LegacyOrder], [EVERYWHERE; 2]),
+        ("T4 leaf not in the tree", |s| s.0[ROOT] = 1, &[Code::LegacyOrphan], [IN_LEAF_B; 2]),
+        (
+            "T4 overfull",
+            |s| {
+                s.leaf(LEAF_A, &[(5, &[(1, 40), (2, 41)])]);
+                s.leaf(LEAF_B, &[(5, &[(3, 42)]), (40, &[(3, 43)])]);
+                s.put64(ROOT + 24, 0);
+            },
+            &[Code::LegacyOverfull],
             [CHUNK_5; 2],
         ),
-        ("T5 empty", |s| s.0[LEAF_A + 464] = 0, &[LegacyShareStale], NOBODY),
+        ("T5 empty", |s| s.0[LEAF_A + 464] = 0, &[LegacyShareNone], [CHUNK_1; 2]),
         ("T5 not live", |s| s.0[LEAF_A + 464] = 5, &[LegacyShareStale], NOBODY),
-        ("T5 twice", |s| s.0[LEAF_A + 464] = 3, &[LegacyShareTwice], [&[], CHUNK_1]),
+        ("T5 twice", |s| s.0[LEAF_A + 464] = 3, &[LegacyShareTwice], [IN_LEAF_A; 2]),
         ("T6 outside", |s| s.0[LEAF_A + 472] = 124, &[LegacyChunkPlace, LegacyLeak], [CHUNK_1, &[]]),
         ("T6 in the bitmap", |s| s.0[LEAF_A + 472] = 16, &[LegacyChunkPlace, LegacyLeak], [CHUNK_1, &[]]),
         (
@@ -228,6 +265,12 @@ fn space_damages() -> Vec<Damage> {
     }
     vec![
         ("T6 free", |s| bit(s, 42, false), &[Code::LegacyChunkFree], [CHUNK_5; 2]),
+        (
+            "T6 elsewhere",
+            |s| s.0[LEAF_A + 472] = 60,
+            &[Code::LegacyContrary, Code::LegacyLeak],
+            [CHUNK_1, &[]],
+        ),
         ("B1 leak", |s| bit(s, 60, true), &[Code::LegacyLeak], NOBODY),
         ("B1 area", |s| bit(s, 3, false), &[Code::LegacyAreaFree], NOBODY),
         ("B2 end", |s| bit(s, 125, false), &[Code::LegacyEnd], NOBODY),
@@ -248,7 +291,7 @@ fn space_damages() -> Vec<Damage> {
                 s.node(32 * 512, &[(0, 31), (50, 33)]);
                 [32, 33, 34, 44].into_iter().for_each(|chunk| bit(s, chunk, true));
             },
-            &[Code::LegacyRoot, Code::LegacyLeak],
+            &[Code::LegacyRoot, Code::LegacyOrphan, Code::LegacyLeak],
             NOBODY,
         ),
     ]
@@ -276,14 +319,8 @@ fn every_rule_that_is_broken_is_told_with_whom_it_concerns() {
         };
         assert_eq!([of(7), of(9)], ranges.map(<[_]>::to_vec), "{name}");
     }
-    // These need other devices, a tree that recovery cannot follow, or a repair.
-    let others = [
-        Code::LegacyUnproven,
-        Code::LegacyUnrecovered,
-        Code::LegacyRepair,
-        Code::LegacyLost,
-        Code::LegacyRefused,
-    ];
+    // These need other devices, or a repair.
+    let others = [Code::LegacyUnproven, Code::LegacyRepair, Code::LegacyLost, Code::LegacyRefused];
     let missing: Vec<Code> = Code::all()
         .filter(|code| code.name().starts_with("legacy-") && !others.contains(code) && !told.contains(code))
         .collect();
@@ -295,7 +332,7 @@ fn a_crash_over_a_damaged_tree_is_told_as_both() {
     let mut sample = Sample::new();
     sample.0[SB + 40] = 2;
     sample.0[LEAF_A] ^= 1;
-    assert_eq!(sample.codes(), [Code::LegacyRecovery, Code::LegacyUnrecovered, Code::LegacyLeaf]);
+    assert_eq!(sample.codes(), [Code::LegacyRecovery, Code::LegacyLeaf]);
 }
 
 #[test]

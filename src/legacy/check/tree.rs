@@ -1,59 +1,121 @@
 //! The exception tree, and what it leads to.
+//!
+//! Damage may be in a key as well as in what the key leads to. So of nothing between the last chunk before it and the
+//! first one behind it is it known what was preserved.
 
 use super::super::bits::Bits;
 use super::super::blocks::Blocks;
-use super::super::recover::Recovered;
+use super::super::lost::Lost;
 use super::super::space::Bitmap;
-use super::super::walk::{Broken, Care, Found, Rule, Walk};
+use super::super::walk::{Broken, Care, Found, Root, Rule, Walk};
 use super::tally::Tally;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::superblock::Superblock;
 use crate::format::legacy::tree::{Exception, Leaf};
 use crate::point::finding::Code;
 use crate::progress::Progress;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Chunks that are used twice whose snapshots are told; those beyond are only counted.
-const TWICE_MAX: usize = 4096;
+use std::ops::Range;
 
 /// A walk over the whole tree that goes on after damage.
 pub(in crate::legacy) struct Tree<'a> {
     pub sb: &'a Superblock,
     pub blocks: &'a Blocks,
-    recovered: &'a Recovered,
+    pub root: Root,
+    /// Chunks in use though the bitmap does not say so yet.
+    pub deferred: &'a BTreeSet<u64>,
     pub tally: Tally<'a>,
     /// Areas of the metadata, in sectors.
-    areas: Vec<(&'static str, u64, u64)>,
+    pub(super) areas: Vec<(&'static str, u64, u64)>,
     metadata: Bitmap<'a>,
     data: Bitmap<'a>,
     /// Blocks that the tree consists of.
     pub own: Bits,
     /// Chunks that it leads to.
     pub chunks: Bits,
-    /// Chunks of the data space that are used twice.
-    pub twice: BTreeSet<u64>,
+    /// Chunks of the data space that are used twice, and whether there are any.
+    pub(super) twice: Bits,
+    pub is_twice: bool,
     /// A part of the tree could not be followed: what is not reached may be in use all the same.
     pub is_cut: bool,
+    /// The medium failed where the tree leads to.
+    pub is_unreadable: bool,
     /// Exceptions looked at.
     pub exceptions: u64,
+    /// Blocks in use that nothing leads to; of a data space of its own the first, and how many.
+    pub(super) leaks: Bits,
+    pub(super) data_leaks: (Option<u64>, u64),
+    /// Free chunks of the metadata space and, if there is one, of the data space.
+    pub free: (u64, Option<u64>),
+    /// Bits of the one snapshot whose deletion was interrupted.
+    pub half_deleted: u64,
+    /// Bits of the snapshots of which anything may be wrong.
+    pub tainted: u64,
+    /// The tree is a part of one that begins here.
+    pub above: Option<Root>,
+    pub(super) lost: Vec<(Range<u64>, u64)>,
+    /// First and last chunk of each leaf that keeps the rules, ascending.
+    pub(super) leaves: Vec<(u64, u64)>,
+    /// What is damaged since the last of them.
+    gaps: Vec<Gap>,
+    /// Leaves that do not belong where they are.
+    foreign: Vec<u64>,
+    /// What is used and said to be free.
+    pub(super) unused: Vec<Unused>,
+}
+
+/// Damage whose neighbours are not known yet.
+struct Gap {
+    code: Code,
+    offset: Option<u64>,
+    text: String,
+    chunks: Range<u64>,
+}
+
+/// Something that the tree uses and the bitmap says is free.
+pub(super) enum Unused {
+    /// A block for these chunks, at a sector.
+    Block(u64, Range<u64>),
+    /// What a chunk leads to.
+    Chunk(u64, Exception),
 }
 
 impl<'a> Tree<'a> {
-    pub fn new(sb: &'a Superblock, blocks: &'a Blocks, recovered: &'a Recovered, tally: Tally<'a>) -> Self {
+    pub fn new(
+        sb: &'a Superblock,
+        blocks: &'a Blocks,
+        root: Root,
+        deferred: &'a BTreeSet<u64>,
+        tally: Tally<'a>,
+    ) -> Self {
         Self {
             sb,
             blocks,
-            recovered,
+            root,
+            deferred,
             tally,
             areas: sb.areas(),
-            metadata: Bitmap::new(blocks, sb.metadata, &recovered.deferred),
-            data: Bitmap::new(blocks, *sb.data_space(), &recovered.deferred),
+            metadata: Bitmap::new(blocks, sb.metadata, deferred),
+            data: Bitmap::new(blocks, *sb.data_space(), deferred),
             own: Bits::new(sb.metadata.chunks),
             chunks: Bits::new(sb.data_space().chunks),
-            twice: BTreeSet::new(),
+            twice: Bits::new(sb.data_space().chunks),
+            is_twice: false,
             is_cut: false,
+            is_unreadable: false,
             exceptions: 0,
+            leaks: Bits::new(sb.metadata.chunks),
+            data_leaks: (None, 0),
+            free: (0, None),
+            half_deleted: 0,
+            tainted: 0,
+            above: None,
+            lost: Vec::new(),
+            leaves: Vec::new(),
+            gaps: Vec::new(),
+            foreign: Vec::new(),
+            unused: Vec::new(),
         }
     }
 
@@ -62,29 +124,77 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// `Kind::Io`, `Kind::Interrupted`.
     pub fn look(&mut self, progress: &dyn Progress) -> Result<()> {
-        let (blocks, root) = (self.blocks, self.recovered.root);
+        let (blocks, root) = (self.blocks, self.root);
         let mut walk = Walk::with(blocks, root, &mut *self);
         while let Some(found) = walk.next_leaf()? {
             progress.check()?;
-            walk.take_nodes();
-            match found.sectors.len() {
-                1 => walk.care.leaf(&found.leaf)?,
-                _ => walk.care.overfull(&found)?,
+            walk.care.found(&found)?;
+        }
+        self.close(u64::MAX);
+        self.mark_foreign()
+    }
+
+    /// Everything that cannot be believed.
+    pub fn lost(&self) -> Lost {
+        Lost::of(&self.lost)
+    }
+
+    /// True if something is in use that nothing leads to.
+    pub(super) fn leaks(&self) -> bool {
+        self.data_leaks.1 > 0 || self.leaks.each().next().is_some()
+    }
+
+    fn found(&mut self, found: &Found) -> Result<()> {
+        let range = found.leaf.entries.first().zip(found.leaf.entries.last());
+        let Some((first, last)) = range.map(|(first, last)| (u64::from(first.chunk), u64::from(last.chunk)))
+        else {
+            return Ok(());
+        };
+        if !found.is_sound {
+            self.exceptions += found.leaf.exceptions.len() as u64;
+            self.foreign.extend(&found.sectors);
+            return Ok(());
+        }
+        let is_believed = match found.sectors.len() {
+            1 => self.leaf(&found.leaf)?,
+            _ => self.overfull(found)?,
+        };
+        if is_believed {
+            self.close(first);
+            self.leaves.push((first, last));
+        }
+        Ok(())
+    }
+
+    /// The first leaf behind damage begins with chunk `next`.
+    fn close(&mut self, next: u64) {
+        let known = self.leaves.last().map_or(0, |leaf| leaf.1 + 1);
+        let live = self.sb.live();
+        for gap in std::mem::take(&mut self.gaps) {
+            let chunks = known.min(gap.chunks.start)..next.max(gap.chunks.end);
+            self.tally.add_chunks(gap.code, gap.offset, (live, chunks.clone()), || gap.text);
+            self.lost.push((chunks, live));
+        }
+    }
+
+    /// What foreign leaves lead to is no leak, and is theirs only if nothing else has it.
+    fn mark_foreign(&mut self) -> Result<()> {
+        for sector in std::mem::take(&mut self.foreign) {
+            let Ok(leaf) = Leaf::decode(&self.blocks.read(sector)?) else { continue };
+            for exception in &leaf.exceptions {
+                let is_own = self.sb.data.is_none() && self.own.has(exception.physical);
+                if exception.physical < self.sb.data_space().chunks && !is_own {
+                    self.chunks.set(exception.physical);
+                }
             }
         }
         Ok(())
     }
 
-    /// True if block `block` belongs to the superblock, a bitmap or the journal.
-    pub fn area(&self, block: u64) -> Option<&'static str> {
-        let sector = block * self.blocks.sectors();
-        let mut areas = self.areas.iter();
-        areas.find(|(_, begin, end)| (*begin..*end).contains(&sector)).map(|(name, ..)| *name)
-    }
-
     /// Leaves that are for the same chunks: the original could not hold them in one.
-    fn overfull(&mut self, found: &Found) -> Result<()> {
+    fn overfull(&mut self, found: &Found) -> Result<bool> {
         let mut said: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut is_believed = true;
         for &sector in &found.sectors {
             let leaf = Leaf::decode(&self.blocks.read(sector)?)?;
             for entry in &leaf.entries {
@@ -104,72 +214,76 @@ impl<'a> Tree<'a> {
                 }
                 *said.entry(entry.chunk).or_default() |= mask;
             }
-            self.leaf(&leaf)?;
+            is_believed &= self.leaf(&leaf)?;
         }
-        if !self.tally.has(Code::LegacyOverfull) {
-            let text = || format!("the leaves at sectors {:?} are for the same chunks", found.sectors);
-            self.tally.add(Code::LegacyOverfull, None, text);
-        }
-        Ok(())
+        Ok(is_believed)
     }
 
-    fn leaf(&mut self, leaf: &Leaf) -> Result<()> {
+    /// False if a leaf contradicts itself, so that nothing of it is believed.
+    fn leaf(&mut self, leaf: &Leaf) -> Result<bool> {
         let live = self.sb.live();
+        let gaps = self.gaps.len();
         for entry in &leaf.entries {
             let chunk = u64::from(entry.chunk);
             let mut said = 0;
             for exception in leaf.of(entry) {
                 let share = exception.share;
-                if share == 0 || share & !live != 0 {
-                    let text = || format!("chunk {chunk} is kept for snapshots {share:#x} of {live:#x}");
-                    self.tally.add(Code::LegacyShareStale, self.place(exception), text);
+                let offset = self.place(exception);
+                let text = || format!("chunk {chunk} is kept for snapshots {share:#x} of {live:#x}");
+                if share & live == 0 {
+                    let concerned = (live, chunk..chunk + 1);
+                    self.tally.add_chunks(Code::LegacyShareNone, offset, concerned, text);
+                    self.lost.push((chunk..chunk + 1, live));
+                } else if share & !live != 0 {
+                    self.tally.add(Code::LegacyShareStale, offset, text);
                 }
                 if share & said != 0 {
-                    let text = || {
-                        let twice = (share & said).count_ones();
-                        format!("{twice} snapshots have two preserved versions of chunk {chunk}")
-                    };
-                    let concerned = (share & said, chunk..chunk + 1);
-                    self.tally.add_chunks(Code::LegacyShareTwice, self.place(exception), concerned, text);
+                    let twice = (share & said).count_ones();
+                    let text = format!("{twice} snapshots have two preserved versions of chunk {chunk}");
+                    self.gaps.push(Gap {
+                        code: Code::LegacyShareTwice,
+                        offset,
+                        text,
+                        chunks: chunk..chunk + 1,
+                    });
                 }
                 said |= share;
                 self.exception(chunk, exception)?;
             }
         }
-        Ok(())
+        Ok(self.gaps.len() == gaps)
     }
 
     /// Where the bytes of an exception are in the store.
-    fn place(&self, exception: &Exception) -> Option<u64> {
+    pub(super) fn place(&self, exception: &Exception) -> Option<u64> {
         exception.physical.checked_mul(1 << self.sb.chunk_bits())
     }
 
     fn exception(&mut self, chunk: u64, exception: &Exception) -> Result<()> {
         self.exceptions += 1;
         let at = exception.physical;
-        let offset = self.place(exception);
-        let concerned = (exception.share, chunk..chunk + 1);
         let count = self.sb.data_space().chunks;
-        if at >= count {
-            let text = || format!("chunk {chunk} is said to lie in chunk {at} of {count}");
-            self.tally.add_chunks(Code::LegacyChunkPlace, None, concerned, text);
+        let sector = at.checked_mul(self.blocks.sectors());
+        let area = sector.filter(|_| self.sb.data.is_none()).and_then(|sector| self.blocks.area(sector));
+        if at >= count || area.is_some() {
+            let text = || match area {
+                None => format!("chunk {chunk} is said to lie in chunk {at} of {count}"),
+                Some(area) => format!("chunk {chunk} is said to lie in chunk {at}, where the {area} is"),
+            };
+            // Where one number is nonsense the other may be, too.
+            let live = self.sb.live();
+            let mask = if exception.share & !live == 0 { exception.share } else { live };
+            let offset = area.and(self.place(exception));
+            self.tally.add_chunks(Code::LegacyChunkPlace, offset, (mask, chunk..chunk + 1), text);
+            self.lost.push((chunk..chunk + 1, mask));
             return Ok(());
         }
-        let area = if self.sb.data.is_none() { self.area(at) } else { None };
-        if let Some(area) = area {
-            let text = || format!("chunk {chunk} is said to lie in chunk {at}, where the {area} is");
-            self.tally.add_chunks(Code::LegacyChunkPlace, offset, concerned, text);
-            return Ok(());
-        }
-        if !self.chunks.set(at) && self.twice.len() < TWICE_MAX {
-            self.twice.insert(at);
+        if !self.chunks.set(at) {
+            self.is_twice = true;
+            self.twice.set(at);
         }
         if !self.data.is_used(at)? {
-            let was_deleted = exception.share & self.recovered.half_deleted != 0;
-            let code = if was_deleted { Code::LegacyDeletion } else { Code::LegacyChunkFree };
-            let text =
-                || format!("chunk {chunk} lies in chunk {at} of the store, which the bitmap says is free");
-            self.tally.add_chunks(code, offset, concerned, text);
+            self.unused.push(Unused::Chunk(chunk, *exception));
         }
         Ok(())
     }
@@ -178,25 +292,24 @@ impl<'a> Tree<'a> {
     ///
     /// # Errors
     /// `Kind::Io`, `Kind::Interrupted`.
-    pub fn tell_twice(&mut self, progress: &dyn Progress) -> Result<()> {
-        if self.twice.is_empty() {
+    pub(super) fn tell_twice(&mut self, progress: &dyn Progress) -> Result<()> {
+        if !self.is_twice {
             return Ok(());
         }
-        self.own.clear();
-        let again = Again { seen: &mut self.own, blocks: self.blocks };
-        let mut walk = Walk::with(self.blocks, self.recovered.root, again);
+        let mut seen = Bits::new(self.sb.metadata.chunks);
+        let again = Again { seen: &mut seen, blocks: self.blocks };
+        let mut walk = Walk::with(self.blocks, self.root, again);
         while let Some(found) = walk.next_leaf()? {
             progress.check()?;
-            walk.take_nodes();
             for entry in &found.leaf.entries {
                 let chunk = u64::from(entry.chunk);
-                let twice = |exception: &&Exception| self.twice.contains(&exception.physical);
-                for exception in found.leaf.of(entry).iter().filter(twice) {
+                for exception in found.leaf.of(entry).iter().filter(|one| self.twice.has(one.physical)) {
                     let at = exception.physical;
                     let text = || format!("chunk {at} of the store is used twice, once for chunk {chunk}");
                     let concerned = (exception.share, chunk..chunk + 1);
                     let offset = Some(at << self.sb.chunk_bits());
-                    self.tally.add_chunks(Code::LegacyChunkTwice, offset, concerned, text);
+                    self.tally.add_chunks(Code::LegacyChunkTwice, offset, concerned.clone(), text);
+                    self.lost.push((concerned.1, concerned.0 & self.sb.live()));
                 }
             }
         }
@@ -206,33 +319,25 @@ impl<'a> Tree<'a> {
 
 impl Care for &mut Tree<'_> {
     fn enter(&mut self, sector: u64, low: u64, high: Option<u64>) -> Result<bool> {
-        if !self.blocks.is_place(sector) {
+        if !self.blocks.is_place(sector) || self.blocks.area(sector).is_some() {
             // Reading it says so.
             return Ok(true);
         }
         let block = sector / self.blocks.sectors();
-        let concerned = (self.sb.live(), low..high.unwrap_or(u64::MAX));
-        let offset = Some(sector * SECTOR);
-        if let Some(area) = self.area(block) {
-            self.is_cut = true;
-            let text = || format!("the tree leads to sector {sector}, where the {area} is");
-            self.tally.add_chunks(Code::LegacyTreePlace, offset, concerned, text);
-            return Ok(false);
-        }
+        let chunks = low..high.unwrap_or(u64::MAX);
         if !self.own.set(block) {
             self.is_cut = true;
-            let text = || format!("the tree leads to sector {sector} twice");
-            self.tally.add_chunks(Code::LegacyTreePlace, offset, concerned, text);
+            let text = format!("the tree leads to sector {sector} twice");
+            self.gaps.push(Gap { code: Code::LegacyTreePlace, offset: Some(sector * SECTOR), text, chunks });
             return Ok(false);
         }
         if !self.metadata.is_used(block)? {
-            let text = || format!("the bitmap says that the block of the tree at sector {sector} is free");
-            self.tally.add(Code::LegacyTreeFree, offset, text);
+            self.unused.push(Unused::Block(sector, chunks));
         }
         Ok(true)
     }
 
-    fn broken(&mut self, broken: Broken) -> Result<()> {
+    fn broken(&mut self, broken: Broken) -> Result<bool> {
         let code = match broken.rule {
             Rule::Place => Code::LegacyTreePlace,
             Rule::Node => Code::LegacyNode,
@@ -240,12 +345,20 @@ impl Care for &mut Tree<'_> {
             Rule::Order => Code::LegacyOrder,
             Rule::Lost => Code::LegacyLost,
         };
-        // What a leaf with foreign chunks leads to is seen.
-        self.is_cut |= !matches!(broken.rule, Rule::Order | Rule::Lost);
-        let concerned = (self.sb.live(), broken.low..broken.high.unwrap_or(u64::MAX));
+        self.is_unreadable |= broken.error.kind() == Kind::Io;
+        let chunks = broken.low..broken.high.unwrap_or(u64::MAX);
         let offset = broken.sector.checked_mul(SECTOR);
-        self.tally.add_chunks(code, offset, concerned, || broken.error.what().to_owned());
-        Ok(())
+        let text = broken.error.what().to_owned();
+        if broken.rule == Rule::Lost {
+            let live = self.sb.live();
+            self.tally.add_chunks(code, offset, (live, chunks.clone()), || text);
+            self.lost.push((chunks, live));
+            return Ok(true);
+        }
+        // What a leaf with foreign chunks leads to is seen.
+        self.is_cut |= broken.rule != Rule::Order;
+        self.gaps.push(Gap { code, offset, text, chunks });
+        Ok(true)
     }
 }
 
@@ -260,7 +373,7 @@ impl Care for Again<'_> {
         Ok(self.blocks.is_place(sector) && self.seen.set(sector / self.blocks.sectors()))
     }
 
-    fn broken(&mut self, _broken: Broken) -> Result<()> {
-        Ok(())
+    fn broken(&mut self, _broken: Broken) -> Result<bool> {
+        Ok(false)
     }
 }

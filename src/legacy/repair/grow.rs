@@ -3,7 +3,6 @@
 use super::super::bits::Bits;
 use super::super::blocks::Blocks;
 use super::super::check::{Tally, Tree};
-use super::super::recover::Recovered;
 use super::super::space::Bitmap;
 use super::salvage::{Kind, Piece};
 use super::{What, Write, block_size};
@@ -45,12 +44,7 @@ struct Grower<'a> {
 ///
 /// # Errors
 /// `Kind::Io`.
-pub(super) fn grow(
-    tree: &Tree<'_>,
-    recovered: &Recovered,
-    pieces: &[Piece],
-    gone: u64,
-) -> Result<std::result::Result<Grown, Why>> {
+pub(super) fn grow(tree: &Tree<'_>, pieces: &[Piece], gone: u64) -> Result<std::result::Result<Grown, Why>> {
     let sb = tree.sb;
     let grown = Grown {
         writes: Vec::new(),
@@ -62,7 +56,7 @@ pub(super) fn grow(
     let mut grower = Grower {
         tree,
         blocks: tree.blocks,
-        bitmap: Bitmap::new(tree.blocks, sb.metadata, &recovered.deferred),
+        bitmap: Bitmap::new(tree.blocks, sb.metadata, tree.deferred),
         next: 0,
         live: sb.live() & !gone,
         children: Vec::new(),
@@ -97,7 +91,6 @@ impl Grower<'_> {
         let size = block_size(self.tree.sb);
         match piece.kind {
             Kind::Leaf(sector) => return self.add_leaf(piece.low, sector),
-            Kind::Empty => return self.add_empty(piece.low),
             Kind::Marked(sector) if !self.blocks.moved.contains_key(&sector) => self.keep(piece.low, sector),
             Kind::Lost | Kind::Marked(_) => {
                 if let Err(why) = self.put(piece.low, lost_leaf(size))? {
@@ -163,7 +156,7 @@ impl Grower<'_> {
             if !self.bitmap.is_used(block)?
                 && !tree.own.has(block)
                 && !is_data
-                && tree.area(block).is_none()
+                && self.blocks.area(sector).is_none()
                 && !self.blocks.moved.contains_key(&sector)
             {
                 let there = self.blocks.read_home(sector)?;

@@ -21,8 +21,8 @@ mod salvage;
 mod tests;
 
 use super::blocks::Blocks;
-use super::check::{Tally, Tree, look, tell_faults};
-use super::recover::{Recovered, recover, true_root};
+use super::check::{Tally, Tree, check_journal, look, tell_faults};
+use super::recover::{Recovered, recover};
 use super::store::{Devices, ensure_pair, ensure_size, superblock_of};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
@@ -92,6 +92,8 @@ impl Write {
 #[derive(Debug, Default)]
 struct Plan {
     stages: Vec<Vec<Write>>,
+    /// There is more to do than may be done.
+    is_open: bool,
     lost: Vec<Finding>,
     refused: Vec<Finding>,
 }
@@ -147,11 +149,17 @@ pub fn repair(
         Ok(())
     };
     run(unfinished(devices)?)?;
-    run(plan(devices, release, leave, progress)?)?;
+    let plan = plan(devices, release, leave, progress)?;
+    // While the bitmaps are as they were before a decision it has to stand.
+    let is_open = plan.is_open || !plan.refused.is_empty();
+    run(plan)?;
+    if !is_open {
+        run(undecided(metadata_of(devices).as_ref())?)?;
+    }
     Ok(done)
 }
 
-/// The end of a repair that was cut short between its decision and the superblock.
+/// The superblock of a repair that was cut short after its decision, which stands until all is written.
 fn unfinished(devices: &Devices) -> Result<Plan> {
     let metadata = metadata_of(devices);
     let decided = match superblock_of(metadata.as_ref()) {
@@ -162,7 +170,6 @@ fn unfinished(devices: &Devices) -> Result<Plan> {
     let mut plan = Plan::default();
     let write = Write::of(metadata.as_ref(), What::Superblock, OFFSET, decided)?;
     plan.stages.push(write.into_iter().collect());
-    plan.stages.push(undecided(metadata.as_ref())?);
     Ok(plan)
 }
 
@@ -172,11 +179,12 @@ fn metadata_of(devices: &Devices) -> &Arc<dyn ReadAt> {
 
 fn plan(devices: &Devices, release: Option<Release>, leave: Leave, progress: &dyn Progress) -> Result<Plan> {
     let metadata = metadata_of(devices);
-    let chosen = superblock_of(metadata.as_ref())
-        .and_then(|(block, _)| Ok((superblock::choose(&block, metadata.size(), release)?, block)));
-    let (Candidate { superblock: sb, faults }, block) = match chosen {
+    let chosen = superblock_of(metadata.as_ref()).and_then(|(block, is_decided)| {
+        Ok((superblock::choose(&block, metadata.size(), release)?, block, is_decided))
+    });
+    let (Candidate { superblock: sb, faults }, block, is_decided) = match chosen {
         // A check tells why.
-        Err(error) if error.kind() == Kind::Damaged => return Ok(Plan::default()),
+        Err(error) if error.kind() == Kind::Damaged => return Ok(Plan { is_open: true, ..Plan::default() }),
         chosen => chosen?,
     };
     ensure_pair(&sb, devices)?;
@@ -186,31 +194,45 @@ fn plan(devices: &Devices, release: Option<Release>, leave: Leave, progress: &dy
     let mut blocks = Blocks::new(Arc::clone(metadata), &sb);
     let recovered = recover(&sb, &mut blocks)?;
     let tally = || {
-        let mut tally = Tally::new(&sb);
+        let mut tally = Tally::of(&sb, is_decided);
         tell_faults(&faults, &mut tally);
         tally
     };
-    let (tree, _) = look(&sb, &blocks, &recovered, tally(), progress)?;
-    if leave == Leave::Safe || !tree.tally.has(Code::LegacyRoot) {
-        return Draft { tree, recovered: &recovered, leave, block: &block, is_moved: false }.plan();
-    }
+    let tree = checked(&sb, &blocks, &recovered, tally(), progress)?;
+    let Some(root) = tree.above.filter(|_| leave == Leave::Everything) else {
+        return Draft { tree, leave, block: &block, is_moved: false }.plan();
+    };
     drop(tree);
-    let root = true_root(&sb, recovered.root, &blocks, &recovered.deferred)?;
     let recovered = Recovered { root, ..recovered };
-    let (tree, _) = look(&sb, &blocks, &recovered, tally(), progress)?;
-    Draft { tree, recovered: &recovered, leave, block: &block, is_moved: true }.plan()
+    let tree = checked(&sb, &blocks, &recovered, tally(), progress)?;
+    Draft { tree, leave, block: &block, is_moved: true }.plan()
+}
+
+/// What there is, with what a check tells of the journal.
+fn checked<'a>(
+    sb: &'a Superblock,
+    blocks: &'a Blocks,
+    recovered: &'a Recovered,
+    tally: Tally<'a>,
+    progress: &dyn Progress,
+) -> Result<Tree<'a>> {
+    let mut tree = look(sb, blocks, recovered, tally, progress)?;
+    check_journal(&mut tree, recovered)?;
+    Ok(tree)
 }
 
 /// The tree is not what it should be, or not where: with leave for everything it is made anew.
-const BROKEN: [Code; 5] = [
+const BROKEN: [Code; 5] =
+    [Code::LegacyTreePlace, Code::LegacyNode, Code::LegacyLeaf, Code::LegacyOrphan, Code::LegacyDeletion];
+/// The tree or the journal contradicts itself or the bitmaps, and nothing tells what is right.
+const CONTRARY: [Code; 6] = [
     Code::LegacyUnrecovered,
-    Code::LegacyTreePlace,
-    Code::LegacyNode,
-    Code::LegacyLeaf,
-    Code::LegacyDeletion,
+    Code::LegacyOrder,
+    Code::LegacyShareTwice,
+    Code::LegacyShareNone,
+    Code::LegacyChunkPlace,
+    Code::LegacyContrary,
 ];
-/// The tree contradicts itself, and nothing tells what is right.
-const CONTRARY: [Code; 3] = [Code::LegacyOrder, Code::LegacyShareTwice, Code::LegacyChunkPlace];
 
 /// The bitmaps are wrong, so what they say of blocks that nothing leads to proves nothing.
 const WRONG: [Code; 3] = [Code::LegacyAreaFree, Code::LegacyTreeFree, Code::LegacyChunkFree];
@@ -218,7 +240,6 @@ const WRONG: [Code; 3] = [Code::LegacyAreaFree, Code::LegacyTreeFree, Code::Lega
 /// What a plan is made of.
 struct Draft<'a> {
     tree: Tree<'a>,
-    recovered: &'a Recovered,
     leave: Leave,
     /// The superblock.
     block: &'a [u8],
@@ -233,7 +254,7 @@ impl Draft<'_> {
         if !self.is_moved && !self.tree.tally.codes().any(|code| self.leave.mends(code)) {
             return Ok(Plan::default());
         }
-        let twice = (!self.tree.twice.is_empty()).then_some(Code::LegacyChunkTwice);
+        let twice = self.tree.is_twice.then_some(Code::LegacyChunkTwice);
         if let Some(code) = has(&CONTRARY).or(twice) {
             // A journal whose sums prove next to nothing is believed if what it makes is whole, and only then. And what
             // seems to be used by nothing may be what a damaged part of the tree should lead to.
@@ -242,6 +263,9 @@ impl Draft<'_> {
             );
             return Ok(Plan::refused(what));
         }
+        if self.tree.is_unreadable {
+            return Ok(Plan::refused("the medium fails where the tree is: copy it to a sound one first"));
+        }
         if let Some(code) = has(&WRONG).filter(|_| self.leave == Leave::Everything && broken.is_some()) {
             let what = format!(
                 "the tree is damaged, and '{code}' tells that the bitmaps are too: what is free is not known"
@@ -249,7 +273,7 @@ impl Draft<'_> {
             return Ok(Plan::refused(what));
         }
         match (self.leave, broken) {
-            (Leave::Safe, Some(_)) => Ok(Plan::default()),
+            (Leave::Safe, Some(_)) => Ok(Plan { is_open: true, ..Plan::default() }),
             (Leave::Safe, None) => self.restore(),
             (Leave::Everything, None) if has(&[Code::LegacyShareStale]).is_none() => self.restore(),
             (Leave::Everything, _) if has(&[Code::LegacyRoot, Code::LegacyOverfull]).is_some() => {
@@ -270,21 +294,21 @@ impl Draft<'_> {
                 first.extend(Write::of(blocks.device(), What::Tree, home * SECTOR, new)?);
             }
         }
-        let root = self.recovered.root;
+        let root = self.tree.root;
         self.settle(first, (root.sector, root.levels), None)
     }
 
     /// A new tree of the leaves that are left.
     fn regrow(&mut self) -> Result<Plan> {
         let gone = match self.tree.tally.has(Code::LegacyDeletion) {
-            true => self.recovered.half_deleted,
+            true => self.tree.half_deleted,
             false => 0,
         };
-        let pieces = match salvage::pieces(&self.tree, self.recovered)? {
+        let pieces = match salvage::pieces(&self.tree)? {
             Ok(pieces) => pieces,
             Err(why) => return Ok(Plan::refused(why)),
         };
-        let grown = match grow::grow(&self.tree, self.recovered, &pieces, gone)? {
+        let grown = match grow::grow(&self.tree, &pieces, gone)? {
             Ok(grown) => grown,
             Err(why) => return Ok(Plan::refused(why)),
         };
@@ -333,9 +357,14 @@ impl Draft<'_> {
 }
 
 /// Takes back what was decided, once the superblock says the same.
-fn undecided(device: &dyn ReadAt) -> Result<Vec<Write>> {
-    let offset = OFFSET + repair::OFFSET as u64;
-    Ok(Write::of(device, What::Decision, offset, vec![0; repair::SIZE])?.into_iter().collect())
+fn undecided(device: &dyn ReadAt) -> Result<Plan> {
+    let mut plan = Plan::default();
+    if let Ok((_, true)) = superblock_of(device) {
+        let offset = OFFSET + repair::OFFSET as u64;
+        let write = Write::of(device, What::Decision, offset, vec![0; repair::SIZE])?;
+        plan.stages.push(write.into_iter().collect());
+    }
+    Ok(plan)
 }
 
 /// Bytes of a block.

@@ -5,7 +5,6 @@
 
 use super::super::bits::Bits;
 use super::super::check::Tree;
-use super::super::recover::Recovered;
 use super::super::space::Bitmap;
 use super::salvage::Collect;
 use crate::error::{Kind, Result};
@@ -49,11 +48,7 @@ impl Orphans {
     ///
     /// # Errors
     /// `Kind::Io`.
-    pub fn find(
-        tree: &Tree<'_>,
-        recovered: &Recovered,
-        collect: &Collect<'_>,
-    ) -> Result<std::result::Result<Self, String>> {
+    pub fn find(tree: &Tree<'_>, collect: &Collect<'_>) -> Result<std::result::Result<Self, String>> {
         let (sb, blocks) = (tree.sb, tree.blocks);
         let count = sb.data_space().chunks;
         let mut search = Search {
@@ -61,8 +56,8 @@ impl Orphans {
             seen: &collect.seen,
             chunks: tree.chunks.clone(),
             twice: Bits::new(count),
-            metadata: Bitmap::new(blocks, sb.metadata, &recovered.deferred),
-            data: Bitmap::new(blocks, *sb.data_space(), &recovered.deferred),
+            metadata: Bitmap::new(blocks, sb.metadata, tree.deferred),
+            data: Bitmap::new(blocks, *sb.data_space(), tree.deferred),
             is_contrary: false,
         };
         let mut found = Vec::new();
@@ -89,7 +84,7 @@ impl Search<'_> {
         Ok(self.metadata.is_used(block)?
             && !self.seen.has(block)
             && !is_data
-            && self.tree.area(block).is_none())
+            && self.tree.blocks.area(block * self.tree.blocks.sectors()).is_none())
     }
 
     /// The leaf at `sector`, if one can be there; its chunks are noted.
@@ -116,8 +111,9 @@ impl Search<'_> {
             let mut said = 0;
             for exception in leaf.of(entry) {
                 let (share, at) = (exception.share, exception.physical);
-                let is_area = sb.data.is_none() && self.tree.area(at).is_some();
-                let is_inside = at < sb.data_space().chunks && !is_area;
+                let is_inside = at < sb.data_space().chunks
+                    && (sb.data.is_some()
+                        || self.tree.blocks.area(at * self.tree.blocks.sectors()).is_none());
                 if share == 0 || share & !sb.live() != 0 || share & said != 0 || !is_inside {
                     return Ok(None);
                 }

@@ -7,11 +7,12 @@
 use super::super::bits::Bits;
 use super::super::blocks::Blocks;
 use super::super::check::Tree;
-use super::super::recover::Recovered;
 use super::super::walk::{Broken, Care, Rule, Walk};
 use super::orphans::{Orphan, Orphans};
 use crate::error::Result;
 use crate::format::legacy::superblock::Superblock;
+use crate::format::legacy::tree::Leaf;
+use crate::point::finding::Code;
 
 /// What covers the chunks from `low` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +27,6 @@ pub(super) struct Piece {
 pub(super) enum Kind {
     /// A leaf, at this sector.
     Leaf(u64),
-    /// Nothing was preserved here.
-    Empty,
     /// Nothing tells what was preserved here.
     Lost,
     /// A leaf that says so already, at this sector.
@@ -45,7 +44,6 @@ struct Part {
 
 /// A walk that notes where the tree is broken.
 pub(super) struct Collect<'a> {
-    sb: &'a Superblock,
     blocks: &'a Blocks,
     /// Blocks that the walk has seen.
     pub seen: Bits,
@@ -59,28 +57,36 @@ impl Care for &mut Collect<'_> {
         if !self.blocks.is_place(sector) {
             return Ok(true);
         }
-        let is_area = self.sb.areas().iter().any(|(_, begin, end)| (*begin..*end).contains(&sector));
-        let is_new = !is_area && self.seen.set(sector / self.blocks.sectors());
+        if self.blocks.area(sector).is_some() {
+            // Reading it says so.
+            return Ok(true);
+        }
+        let is_new = self.seen.set(sector / self.blocks.sectors());
         if !is_new {
             self.parts.push(Part { low, high, kind: None, last: low });
         }
         Ok(is_new)
     }
 
-    fn broken(&mut self, broken: Broken) -> Result<()> {
+    fn broken(&mut self, broken: Broken) -> Result<bool> {
         let Broken { rule, sector, low, high, .. } = broken;
         let kind = match rule {
             // It is found as a leaf as well.
-            Rule::Order => return Ok(()),
+            Rule::Order => return Ok(true),
             Rule::Lost => Some(Kind::Marked(sector)),
             Rule::Place => None,
+            // With a wrong count of levels it is what it is all the same, and is found among what nothing leads to.
+            Rule::Node if Leaf::decode(&self.blocks.read(sector)?).is_ok() => {
+                self.seen.unset(sector / self.blocks.sectors());
+                None
+            }
             Rule::Node | Rule::Leaf => {
                 self.damaged.push(sector);
                 None
             }
         };
         self.parts.push(Part { low, high, kind, last: low });
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -88,14 +94,11 @@ impl Care for &mut Collect<'_> {
 ///
 /// # Errors
 /// `Kind::Io`.
-pub(super) fn pieces(
-    tree: &Tree<'_>,
-    recovered: &Recovered,
-) -> Result<std::result::Result<Vec<Piece>, String>> {
+pub(super) fn pieces(tree: &Tree<'_>) -> Result<std::result::Result<Vec<Piece>, String>> {
     let (sb, blocks) = (tree.sb, tree.blocks);
     let seen = Bits::new(sb.metadata.chunks);
-    let mut collect = Collect { sb, blocks, seen, damaged: Vec::new(), parts: Vec::new() };
-    let mut walk = Walk::with(blocks, recovered.root, &mut collect);
+    let mut collect = Collect { blocks, seen, damaged: Vec::new(), parts: Vec::new() };
+    let mut walk = Walk::with(blocks, tree.root, &mut collect);
     while let Some(found) = walk.next_leaf()? {
         walk.take_nodes();
         let &[sector] = found.sectors.as_slice() else {
@@ -108,11 +111,11 @@ pub(super) fn pieces(
         return Ok(Err("parts of the tree that have the same chunks cannot be put into a new one".into()));
     }
     let is_broken = collect.parts.iter().any(|part| part.kind.is_none());
-    if !is_broken {
+    if !is_broken && !tree.tally.has(Code::LegacyOrphan) {
         let whole = collect.parts.iter().filter_map(|part| Some(Piece { low: part.low, kind: part.kind? }));
         return Ok(Ok(whole.collect()));
     }
-    let orphans = match Orphans::find(tree, recovered, &collect)? {
+    let orphans = match Orphans::find(tree, &collect)? {
         Ok(orphans) => orphans,
         Err(why) => return Ok(Err(why)),
     };
@@ -171,6 +174,9 @@ fn from_scratch(
             None => {}
         }
     }
+    if leaves.is_empty() {
+        return Err("there are no leaves".into());
+    }
     leaves.sort_unstable_by_key(|leaf| leaf.first);
     if leaves.windows(2).any(|pair| pair[0].last >= pair[1].first) {
         return Err("leaves that have the same chunks cannot be put into a new tree".into());
@@ -192,9 +198,8 @@ fn fill((low, high): (u64, u64), leaves: &[Orphan], is_all: bool, pieces: &mut V
         pieces.push(Piece { low: begin, kind: Kind::Leaf(leaf.sector) });
         next = leaf.last.saturating_add(1);
     }
-    if !is_all && next < high {
+    // A block that is damaged was there for something.
+    if (!is_all || leaves.is_empty()) && next < high {
         pieces.push(Piece { low: next, kind: Kind::Lost });
-    } else if leaves.is_empty() {
-        pieces.push(Piece { low, kind: Kind::Empty });
     }
 }

@@ -309,6 +309,8 @@ J2 sequence | journal | - | -
 J2 position | journal | - | -
 J3 free count | journal | - | -
 crash | recovery | - | -
+crash J1 | recovery unrecovered | refused recovery unrecovered | refused recovery unrecovered
+crash without a journal | recovery unrecovered leak | refused recovery unrecovered leak | refused recovery unrecovered leak
 T1 in the journal | tree-place | tree-place | -
 T1 outside | tree-place | tree-place | -
 T1 twice | tree-place | tree-place | -
@@ -323,8 +325,11 @@ T3 end | leaf | leaf | lost lost
 T3 offset | leaf | leaf | lost lost
 T4 order | leaf | leaf | lost lost
 T4 range | order | order | order
-T4 two leaves | overfull | overfull | overfull
-T5 empty | share-stale | share-stale | -
+T4 two leaves | order | order | order
+T4 leaf swapped | order | order | order
+T4 leaf not in the tree | orphan | orphan | -
+T4 overfull | overfull | overfull | overfull
+T5 empty | share-none | share-none | share-none
 T5 not live | share-stale | share-stale | -
 T5 twice | share-twice | share-twice | share-twice
 T6 outside | chunk-place leak | refused chunk-place leak | refused chunk-place leak
@@ -332,11 +337,12 @@ T6 in the bitmap | chunk-place leak | refused chunk-place leak | refused chunk-p
 T6 two chunks | chunk-twice leak | refused chunk-twice leak | refused chunk-twice leak
 T6 the tree's | chunk-twice leak | refused chunk-twice leak | refused chunk-twice leak
 T6 free | chunk-free | - | -
+T6 elsewhere | contrary leak | refused contrary leak | refused contrary leak
 B1 leak | leak | - | -
 B1 area | area-free | - | -
 B2 end | end | - | -
 deletion | recovery deletion | recovery deletion | lost -
-stale root | root leak | root leak | -
+stale root | root orphan leak | root orphan leak | -
 ";
 
 #[test]

@@ -64,7 +64,7 @@ pub enum Code {
     LegacyGrown,
     /// The store of 2008 was not shut down: it is recovered in memory.
     LegacyRecovery,
-    /// The tree of 2008 cannot be followed where a recovery looks.
+    /// The journal of a store of 2008 that was not shut down does not tell what was done last.
     LegacyUnrecovered,
     /// A store of 2008 that was shut down begins its tree at a block that is not the root.
     LegacyRoot,
@@ -78,16 +78,22 @@ pub enum Code {
     LegacyLeaf,
     /// A leaf of the tree of 2008 has chunks that do not belong into it.
     LegacyOrder,
+    /// A leaf of 2008 is in use, and the tree does not lead to it.
+    LegacyOrphan,
     /// Several leaves of the tree of 2008 have the same chunks.
     LegacyOverfull,
     /// Two preserved chunks of 2008 claim to be the same chunk of a snapshot.
     LegacyShareTwice,
-    /// A preserved chunk of 2008 belongs to snapshots that are not there.
+    /// A preserved chunk of 2008 belongs to no snapshot that is there.
+    LegacyShareNone,
+    /// A preserved chunk of 2008 belongs to snapshots that are not there, too.
     LegacyShareStale,
     /// A preserved chunk of 2008 is said to be where none can be.
     LegacyChunkPlace,
     /// A chunk of a store of 2008 is used twice.
     LegacyChunkTwice,
+    /// The tree and the bitmap of 2008 contradict each other both ways.
+    LegacyContrary,
     /// A preserved chunk of 2008 is free by the bitmap.
     LegacyChunkFree,
     /// The deletion of a snapshot of 2008 was interrupted.
@@ -132,7 +138,7 @@ const fn facts(
 }
 
 /// Every code once, in the order of looking.
-static FACTS: [Facts; 52] = [
+static FACTS: [Facts; 55] = [
     facts(
         Code::SuperblockCopy,
         "superblock-copy",
@@ -340,8 +346,8 @@ static FACTS: [Facts; 52] = [
         Code::LegacyUnrecovered,
         "legacy-unrecovered",
         Severity::Loss,
-        Repair::Salvage,
-        "recovery could not follow the tree: the root and what a deletion left are as the superblock says",
+        Repair::Upgrade,
+        "the journal is damaged: what was preserved last may read as newer data, and nothing tells what that is",
     ),
     facts(
         Code::LegacyRoot,
@@ -386,6 +392,13 @@ static FACTS: [Facts; 52] = [
         "a leaf has chunks that belong elsewhere: those that it should have cannot be told",
     ),
     facts(
+        Code::LegacyOrphan,
+        "legacy-orphan",
+        Severity::Loss,
+        Repair::Salvage,
+        "a leaf has dropped out of the tree: what it and those beside it preserve would read as newer data",
+    ),
+    facts(
         Code::LegacyOverfull,
         "legacy-overfull",
         Severity::Repairable,
@@ -400,11 +413,18 @@ static FACTS: [Facts; 52] = [
         "a snapshot has two preserved versions of one chunk, and nothing tells which of them is right",
     ),
     facts(
+        Code::LegacyShareNone,
+        "legacy-share-none",
+        Severity::Loss,
+        Repair::Upgrade,
+        "chunks are kept for none of the snapshots: whose they were cannot be told",
+    ),
+    facts(
         Code::LegacyShareStale,
         "legacy-share-stale",
         Severity::Repairable,
         Repair::Salvage,
-        "chunks are kept for snapshots that are not there: only space is lost",
+        "chunks are kept for snapshots that are not there, too: only space is lost",
     ),
     facts(
         Code::LegacyChunkPlace,
@@ -419,6 +439,13 @@ static FACTS: [Facts; 52] = [
         Severity::Loss,
         Repair::Upgrade,
         "two things were written to one place, and nothing tells which of them is there",
+    ),
+    facts(
+        Code::LegacyContrary,
+        "legacy-contrary",
+        Severity::Loss,
+        Repair::Upgrade,
+        "the tree leads to what is free, and not to what is in use: one of the two is wrong, nothing tells which",
     ),
     facts(
         Code::LegacyChunkFree,

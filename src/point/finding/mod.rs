@@ -97,7 +97,9 @@ impl Repair {
                  deletion that was interrupted"
             }
             Self::Upgrade => "'ddsnap upgrade' makes a new store of what can be read; nothing mends this one",
-            Self::Manual => "not by this program; the text says how",
+            Self::Manual => {
+                "no program can tell what is right: a copy from before, or the device that belongs there, brings it back"
+            }
         }
     }
 }
