@@ -178,8 +178,8 @@ fn lower_root(saved: Root, blocks: &Blocks, space: Space, deferred: &BTreeSet<u6
 }
 
 /// The root of the tree that `root` has become a part of: one that was split has become the first child of one that
-/// the superblock does not know, and that nothing leads to. `own` are the blocks of the tree at `root`, `leaks` those in
-/// use that nothing leads to.
+/// the superblock does not know, and that nothing leads to. `own` are the blocks of the tree at `root`, `leaks` those
+/// in use that nothing leads to.
 ///
 /// # Errors
 /// `Kind::Io`.

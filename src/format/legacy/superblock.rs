@@ -302,7 +302,7 @@ pub fn choose(block: &[u8], device_size: u64, wanted: Option<Release>) -> Result
         .at_offset(OFFSET))
 }
 
-/// The superblock in `$raw`, whatever its layout, and how many snapshots it counts; `$sectors` is the size of a snapshot.
+/// The superblock in `$raw`, whatever its layout, and how many snapshots it counts; `$sectors` is the size of each.
 macro_rules! decode {
     ($raw:expr, $release:expr, $sectors:expr) => {{
         let raw = $raw;

@@ -183,7 +183,7 @@ fn superblock_damages() -> Vec<Damage> {
             NOBODY,
         ),
         (
-            "crash without a journal",
+            "crash no journal",
             |s| {
                 s.0[SB + 40] = 2;
                 s.0[JOURNAL..LEAF_A].fill(0);

@@ -310,7 +310,7 @@ J2 position | journal | - | -
 J3 free count | journal | - | -
 crash | recovery | - | -
 crash J1 | recovery unrecovered | refused recovery unrecovered | refused recovery unrecovered
-crash without a journal | recovery unrecovered leak | refused recovery unrecovered leak | refused recovery unrecovered leak
+crash no journal | recovery unrecovered leak | refused recovery unrecovered leak | refused recovery unrecovered leak
 T1 in the journal | tree-place | tree-place | -
 T1 outside | tree-place | tree-place | -
 T1 twice | tree-place | tree-place | -

@@ -98,7 +98,7 @@ impl Repair {
             }
             Self::Upgrade => "'ddsnap upgrade' makes a new store of what can be read; nothing mends this one",
             Self::Manual => {
-                "no program can tell what is right: a copy from before, or the device that belongs there, brings it back"
+                "no program can tell what is right: a copy from before, or the right device, brings it back"
             }
         }
     }
