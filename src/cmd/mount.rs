@@ -75,7 +75,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
-    let (exports, folder) = exports(args)?;
+    let (exports, folder) = exports(args, ui)?;
     let mounted = Fuse::mount(Arc::new(exports), folder, true)?;
     if !args.foreground {
         let failed = |error| Error::io("cannot leave the current folder", error);
@@ -91,7 +91,7 @@ fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 /// What is to be shown, and where.
-fn exports(args: &Args) -> Result<(Frozen, &Path)> {
+fn exports(args: &Args, ui: &Ui) -> Result<(Frozen, &Path)> {
     let wrong = |what: &str| Err(Error::new(Kind::Usage, what));
     let mut frozen = Frozen::default();
     match (&args.delta, args.operands.as_slice()) {
@@ -104,7 +104,7 @@ fn exports(args: &Args) -> Result<(Frozen, &Path)> {
             Ok((frozen, folder))
         }
         (None, [vol, folder]) => {
-            let view = open_volume(args, vol)?;
+            let view = open_volume(args, vol, ui)?;
             for point in points(view.as_ref(), vol, args)? {
                 frozen.0.insert(point.0, point_export(&view, &point.1));
             }
@@ -113,7 +113,7 @@ fn exports(args: &Args) -> Result<(Frozen, &Path)> {
         (None, [vol, snap, folder]) => {
             let name = snap.to_str().ok_or_else(|| Error::new(Kind::Usage, "SNAP is no text"))?;
             let name: SnapName = name.parse().map_err(|what: String| Error::new(Kind::Usage, what))?;
-            let view = open_volume(args, vol)?;
+            let view = open_volume(args, vol, ui)?;
             let point = open::readable_point(view.as_ref(), vol, &name, &args.accept)?;
             frozen.0.insert("volume".to_owned(), point_export(&view, &point));
             Ok((frozen, folder))
@@ -123,10 +123,10 @@ fn exports(args: &Args) -> Result<(Frozen, &Path)> {
     }
 }
 
-fn open_volume(args: &Args, vol: &Path) -> Result<Arc<dyn Volume>> {
+fn open_volume(args: &Args, vol: &Path, ui: &Ui) -> Result<Arc<dyn Volume>> {
     let old = args.old.clone();
     let args = VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone(), old };
-    open::view_with_origin(&args).map(Arc::from)
+    open::view_with_origin(&args, ui).map(Arc::from)
 }
 
 /// Every point that may be read, by the name that the server has for it.
