@@ -91,7 +91,7 @@ fn serve(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 /// What is to be shown, and where.
-fn exports(args: &Args, ui: &Ui) -> Result<(Frozen, &Path)> {
+fn exports<'a>(args: &'a Args, ui: &Ui) -> Result<(Frozen, &'a Path)> {
     let wrong = |what: &str| Err(Error::new(Kind::Usage, what));
     let mut frozen = Frozen::default();
     match (&args.delta, args.operands.as_slice()) {
