@@ -54,6 +54,7 @@ pub const STORE: Superblock = Superblock {
     created_secs: 0,
     checkpoint: 1,
     durable: 0,
+    uncommitted: false,
     copies: [Vec::new(), Vec::new()],
 };
 

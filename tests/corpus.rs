@@ -35,6 +35,7 @@ fn superblock() -> Superblock {
         created_secs: 1_700_000_000,
         checkpoint: 2,
         durable: 0,
+        uncommitted: false,
         copies: [vec![extent], vec![extent]],
     }
 }

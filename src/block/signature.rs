@@ -21,6 +21,7 @@ const fn signature(name: &'static str, offset: u64, bytes: &'static [u8]) -> Sig
 const SIGNATURES: &[Signature] = &[
     signature("a ddsnap store", 64 << 10, b"ddsnapSB"),
     signature("a ddsnap store", 512 << 10, b"ddsnapSB"),
+    signature("a ddsnap store, upgraded in place", 0, b"ddsnapSW"),
     signature("a ddsnap store of 2008", 4096, &[0x74, 0x65, 0x73, 0x74, 0xdd, 0x07, 0x06, 0x04]),
     signature("LUKS encrypted data", 0, b"LUKS\xba\xbe"),
     signature("an XFS file system", 0, b"XFSB"),

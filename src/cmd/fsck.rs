@@ -2,7 +2,7 @@
 
 use super::common::{OldArgs, RateArgs, VolArgs};
 use super::fsck_report::{self, Outcome};
-use super::{fsck_old, open};
+use super::{documents, fsck_old, open};
 use crate::block::file::FileReader;
 use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
@@ -12,7 +12,7 @@ use crate::progress::{Paced, Progress};
 use crate::store::fsck::{
     self, CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, rebuild, repair,
 };
-use crate::store::is_unfinished;
+use crate::store::{is_unfinished, switch};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
 use std::os::unix::ffi::OsStrExt;
@@ -93,6 +93,9 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         return check_old(args, devices, ui, progress);
     }
     let (device, leave, found) = look_first(args, ui, progress)?;
+    if leave.is_none() && found.opens() {
+        documents::warn_uncommitted(&open::current_view(&args.store)?.info(), ui);
+    }
     let mut outcome =
         Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };
     tell_what_else(args, &outcome, ui)?;
@@ -210,7 +213,11 @@ fn look(args: &Args, store: &Arc<dyn ReadAt>, progress: &dyn Progress) -> Result
 /// What repairs write to: the store, or a picture of it in memory.
 fn device(args: &Args) -> Result<Arc<dyn WriteAt>> {
     Ok(match args.dry_run {
-        true => Arc::new(Overlay::new(open::store_reader(&args.store)?)),
+        true => {
+            let store = open::store_reader(&args.store)?;
+            switch::ensure_settled(&store)?;
+            Arc::new(Overlay::new(store))
+        }
         false => Arc::new(open::store_writer(&args.store)?),
     })
 }

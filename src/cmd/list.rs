@@ -63,6 +63,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
         ui.warn(notice);
     }
+    documents::warn_uncommitted(&info, ui);
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }
@@ -74,7 +75,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn document(info: &StoreInfo, snapshots: &[SnapshotInfo]) -> serde_json::Value {
     let snapshots: Vec<_> = snapshots.iter().map(documents::snapshot).collect();
-    json!({ "schema": "ddsnap.list/1", "snapshots": snapshots, "events": documents::events(&info.events) })
+    json!({ "schema": "ddsnap.list/1", "snapshots": snapshots, "events": documents::events(&info.events),
+        "uncommitted": info.uncommitted })
 }
 
 fn print_legacy(snapshots: &[SnapshotInfo], ui: &Ui) -> Result<()> {

@@ -41,6 +41,7 @@ mod status;
 mod stop;
 mod transfer;
 mod upgrade;
+mod upgrade_in_place;
 mod usecount;
 mod write;
 

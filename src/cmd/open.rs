@@ -12,7 +12,7 @@ use crate::legacy;
 use crate::point::volume::{Administer, Volume};
 use crate::point::{Point, PointId};
 use crate::serve::control::Client;
-use crate::store::{SnapshotState, StoreInfo, View, Writer};
+use crate::store::{SnapshotState, StoreInfo, View, Writer, switch};
 use crate::ui::{Ui, time};
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -107,6 +107,10 @@ pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>, ui: &Ui) -> R
 pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Devices>> {
     refuse_special(vol)?;
     let store = FileReader::open(vol)?;
+    switch::ensure_whole(&store)?;
+    if old.meta.is_some() {
+        ensure_not_upgraded(&store)?;
+    }
     if old.meta.is_none() && !legacy::is_store(&store)? {
         return match old.layout {
             Some(_) => {
@@ -128,6 +132,50 @@ pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<O
         metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
         origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
     }))
+}
+
+/// Refuses a store that has become one of today, for which metadata are named.
+fn ensure_not_upgraded(store: &dyn ReadAt) -> Result<()> {
+    let superblocks = superblock::OFFSETS.map(|offset| {
+        let mut bytes = vec![0; superblock::SIZE];
+        let fits = offset + superblock::SIZE as u64 <= store.size();
+        fits && store.read_at(&mut bytes, offset).is_ok() && superblock::Superblock::decode(&bytes).is_ok()
+    });
+    if switch::look(store)?.is_none() && superblocks != [true, true] {
+        return Ok(());
+    }
+    let what = "this is a store of today: the metadata device belongs to what it was before";
+    Err(Error::new(Kind::Mismatch, what).at_path(store.path()).hint("leave out --meta"))
+}
+
+/// The devices of a store of 2008 for an upgrade in place, and the one among them that is written: that of the store,
+/// locked against everybody, or a picture of it in memory.
+///
+/// # Errors
+/// As [`old_devices`], which has been there before; `Kind::Busy` if anyone holds the store.
+pub fn old_site(
+    vol: &Path,
+    old: &OldArgs,
+    origin: &Path,
+    dry_run: bool,
+) -> Result<(legacy::Devices, Arc<dyn WriteAt>)> {
+    let device: Arc<dyn WriteAt> = match dry_run {
+        true => Arc::new(Overlay::new(FileReader::open(vol)?)),
+        false => Arc::new(FileWriter::open(vol)?),
+    };
+    let store: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(&device);
+    let metadata = old.meta.as_deref().map(FileReader::open).transpose()?;
+    let metadata = metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>);
+    let origin: Arc<dyn ReadAt> = Arc::new(FileReader::open_origin_read(origin)?);
+    Ok((legacy::Devices { store, metadata, origin: Some(origin) }, device))
+}
+
+/// Refuses an origin that is smaller than the store of 2008 on `devices` says.
+///
+/// # Errors
+/// `Kind::Mismatch`.
+pub fn ensure_origin(devices: &legacy::Devices, store: &legacy::Store) -> Result<()> {
+    devices.origin.iter().try_for_each(|origin| ensure_origin_size(origin, &store.info()))
 }
 
 /// The devices of a store of 2008 for a repair, which is written to the last one: the device with the metadata, locked
@@ -308,6 +356,7 @@ pub fn store_writer(vol: &Path) -> Result<FileWriter> {
     refuse_special(vol)?;
     let store = FileWriter::open(vol)?;
     refuse_legacy(&store)?;
+    switch::ensure_settled(&store)?;
     Ok(store)
 }
 
@@ -336,11 +385,12 @@ fn refuse_special(vol: &Path) -> Result<()> {
         .hint("'ddsnap stop SOCK' ends the server; then name the snapshot store itself"))
 }
 
-/// Refuses a store of 2008 as something to be changed or overwritten.
+/// Refuses a store of 2008 as something to be changed or overwritten, and one that is just becoming another.
 ///
 /// # Errors
 /// `Kind::Refused`; `Kind::Io`.
 pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
+    switch::ensure_whole(store)?;
     if !legacy::is_store(store)? {
         return Ok(());
     }
@@ -350,7 +400,8 @@ pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
         .hint("'ddsnap upgrade' makes a store of today of it, with all its snapshots"))
 }
 
-/// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`.
+/// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`, or will be
+/// once an upgrade that was interrupted goes on.
 ///
 /// # Errors
 /// What opening says.
@@ -374,7 +425,8 @@ pub fn has_superblock(device: &dyn ReadAt) -> Result<bool> {
             return Ok(true);
         }
     }
-    Ok(false)
+    // A record that is damaged is one, too.
+    Ok(!matches!(switch::look(device), Ok(None)))
 }
 
 /// Where the origin is: as the user says, else as the store remembers.

@@ -352,6 +352,7 @@ fn warnings(info: &StoreInfo, shown: &[&Row], ui: &Ui) {
     for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
         ui.warn(notice);
     }
+    documents::warn_uncommitted(info, ui);
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }
@@ -396,6 +397,7 @@ fn document(info: &StoreInfo, rows: &[Row], shown: &[&Row]) -> Value {
             "size_bytes": info.origin_size,
             "equals": info.origin_equals.as_ref().map(documents::identity),
         },
+        "uncommitted": info.uncommitted,
         "pending": info.pending.as_ref().map(documents::pending),
         "snapshots": snapshots,
         "totals_by_degree": totals(rows),

@@ -256,6 +256,7 @@ mod tests {
             created_secs: 1_700_000_000,
             checkpoint: 4,
             durable: 0,
+            uncommitted: false,
             copies: [Vec::new(), Vec::new()],
         }
     }

@@ -212,6 +212,7 @@ fn superblock(store: &StoreDocument) -> Result<Superblock> {
         created_secs: store.created_secs,
         checkpoint: store.checkpoint,
         durable: 0,
+        uncommitted: false,
         copies: [Vec::new(), Vec::new()],
     })
 }

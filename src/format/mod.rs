@@ -16,6 +16,7 @@ pub mod record;
 pub mod run;
 pub mod salt;
 pub mod superblock;
+pub mod switch;
 pub mod table;
 pub mod vcdiff;
 
@@ -25,6 +26,7 @@ pub fn tables() -> Vec<field::Table> {
     vec![
         superblock::RawSuperblock::TABLE,
         superblock::RawExtent::TABLE,
+        switch::RawSwitch::TABLE,
         record::RawHeader::TABLE,
         record::RawEntry::TABLE,
         table::RawSnapshot::TABLE,

@@ -115,6 +115,7 @@ mod tests {
             created_secs: 0,
             checkpoint: 1,
             durable: 0,
+            uncommitted: false,
             copies: [Vec::new(), Vec::new()],
         }
     }

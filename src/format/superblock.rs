@@ -15,6 +15,9 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 pub const MAGIC: [u8; 8] = *b"ddsnapSB";
 /// First eight bytes of a superblock of a store that is being filled: none yet, and never one unless it is finished.
 pub const UNFINISHED_MAGIC: [u8; 8] = *b"ddsnapUP";
+/// The feature of a store that an upgrade in place has made and nobody has committed: it can be read only, for nothing
+/// that the old store used may be overwritten.
+pub const UNCOMMITTED: u32 = 1;
 /// Newest format version this program writes and reads.
 pub const VERSION: u32 = 1;
 /// Byte offsets of the two copies.
@@ -46,7 +49,7 @@ raw_struct! {
     pub struct RawSuperblock, "Superblock", 4096 {
         magic: [u8; 8], "bytes", "`ddsnapSB`";
         version: U32, "u32", "format version, 1; a reader refuses what is newer";
-        incompat: U32, "u32 bits", "features a reader must know; none yet";
+        incompat: U32, "u32 bits", "features a reader must know: 1 not committed, see below; others 0";
         compat: U32, "u32 bits", "features a reader may ignore; none yet";
         crc: U32, "crc32", "CRC-32 of the 4096 bytes with this field zero";
         uuid: [u8; 16], "uuid", "identifies the store";
@@ -101,6 +104,8 @@ pub struct Superblock {
     pub checkpoint: u64,
     /// Highest sequence known durable at the last checkpoint or close; 0 if unknown.
     pub durable: u64,
+    /// An upgrade in place made it, and it may still be taken back: nothing may be written.
+    pub uncommitted: bool,
     /// The parts of the checkpoint: both copies, equally long.
     pub copies: [Vec<Extent>; 2],
 }
@@ -149,6 +154,7 @@ impl Superblock {
         let mut raw = RawSuperblock::new_zeroed();
         raw.magic = MAGIC;
         raw.version = U32::new(VERSION);
+        raw.incompat = U32::new(if self.uncommitted { UNCOMMITTED } else { 0 });
         raw.uuid = self.uuid.0;
         raw.generation = U64::new(self.generation);
         raw.salt = U64::new(self.salt);
@@ -205,7 +211,7 @@ impl Superblock {
                 raw.crc.get()
             )));
         }
-        if raw.version.get() != VERSION || raw.incompat.get() != 0 {
+        if raw.version.get() != VERSION || raw.incompat.get() & !UNCOMMITTED != 0 {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
@@ -261,6 +267,7 @@ impl Superblock {
             created_secs: raw.created.get(),
             checkpoint: raw.checkpoint.get(),
             durable: raw.durable.get(),
+            uncommitted: raw.incompat.get() & UNCOMMITTED != 0,
             copies,
         })
     }
@@ -284,13 +291,17 @@ mod tests {
             created_secs: 1_700_000_000,
             checkpoint: 5,
             durable: 77,
+            uncommitted: false,
             copies: [vec![part], vec![Extent { address: 9 << 20, ..part }]],
         }
     }
 
     #[test]
     fn round_trips() {
-        assert_eq!(Superblock::decode(&sample().encode()).unwrap(), sample());
+        for uncommitted in [false, true] {
+            let sb = Superblock { uncommitted, ..sample() };
+            assert_eq!(Superblock::decode(&sb.encode()).unwrap(), sb);
+        }
     }
 
     #[test]
@@ -305,13 +316,15 @@ mod tests {
     }
 
     #[test]
-    fn refuses_newer_versions_even_with_a_good_checksum() {
-        let mut bytes = sample().encode();
-        bytes[8] = 2;
-        bytes[20..24].fill(0);
-        let crc = crc32fast::hash(&bytes);
-        bytes[20..24].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&bytes).unwrap_err().kind(), Kind::Unsupported);
+    fn refuses_newer_versions_and_unknown_features_even_with_a_good_checksum() {
+        for (at, value) in [(8, 2), (12, 2), (12, 3), (15, 0x80)] {
+            let mut bytes = sample().encode();
+            bytes[at] = value;
+            bytes[20..24].fill(0);
+            let crc = crc32fast::hash(&bytes);
+            bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(Superblock::decode(&bytes).unwrap_err().kind(), Kind::Unsupported);
+        }
     }
 
     proptest! {

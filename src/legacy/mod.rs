@@ -14,6 +14,7 @@
 //! | `inspect` | what a dump may see |
 //! | `repair` | what the tree proves, or is left of it, written down |
 //! | `store` | a store as a source of points in time |
+//! | `used` | what of its device it uses |
 
 mod bits;
 mod blocks;
@@ -28,6 +29,7 @@ mod space;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+mod used;
 mod walk;
 
 pub use crate::format::legacy::superblock::Release;

@@ -4,7 +4,7 @@ use super::blocks::Blocks;
 use super::check::{Tally, look};
 use super::lost::{self, Lost};
 use super::preserved::Preserved;
-use super::recover::recover;
+use super::recover::{Recovered, recover};
 use super::walk::{Found, Past, Root, Walk};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
@@ -38,6 +38,8 @@ pub struct Store {
     sb: Superblock,
     faults: Vec<Fault>,
     blocks: Blocks,
+    /// What recovery made of them.
+    recovered: Recovered,
     root: Root,
     /// What cannot be believed: reading it is an error.
     lost: Lost,
@@ -83,7 +85,7 @@ impl Store {
         let free = if sb.is_busy() { counted } else { said(&sb) };
         let (data, origin) = (devices.store, devices.origin);
         let (faults, recent) = (chosen.faults, Mutex::default());
-        Ok(Self { sb, faults, blocks, root, lost, damage, tainted, free, data, origin, recent })
+        Ok(Self { sb, faults, blocks, recovered, root, lost, damage, tainted, free, data, origin, recent })
     }
 
     /// The origin, if it was given.
@@ -148,6 +150,11 @@ impl Store {
     #[must_use]
     pub fn data(&self) -> &dyn ReadAt {
         self.data.as_ref()
+    }
+
+    /// What it was opened with, what recovery made of that, and the root that is read from.
+    pub(super) fn parts(&self) -> (&Superblock, &Blocks, &Recovered, Root) {
+        (&self.sb, &self.blocks, &self.recovered, self.root)
     }
 
     fn walk(&self, from: u64) -> Result<Walk<'_, Past>> {
@@ -390,6 +397,7 @@ impl Volume for Store {
             origin_size: self.origin_size(),
             created_secs: sb.created_secs.cast_signed(),
             full_policy: FullPolicy::Squash,
+            uncommitted: false,
             pending: None,
             origin_equals: None,
             events: Vec::new(),

@@ -277,6 +277,8 @@ pub struct StoreInfo {
     pub created_secs: i64,
     /// What happens when the store is full.
     pub full_policy: FullPolicy,
+    /// An upgrade in place made it and nobody has committed it: it can only be read.
+    pub uncommitted: bool,
     /// Set while an apply or revert is incomplete.
     pub pending: Option<PendingOperation>,
     /// The origin is known to equal this point (set by an apply, cleared by the first other write).

@@ -6,15 +6,17 @@
 use super::fingerprint;
 use super::fsck::{CheckOptions, CheckReport, check};
 use super::origin::Geometry;
+use super::recover::Superblocks;
 use super::room::INDEX_BYTES;
-use super::types::InitOptions;
+use super::types::{InitOptions, Kept};
 use super::unpublished::{self, Unpublished};
+use super::view::View;
 use super::writer::{Draft, Need, Writer};
 use crate::block::memory::Memory;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
-use crate::format::superblock::FIRST_SEGMENT;
+use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::format::table::Snapshot;
 use crate::point::volume::{FullPolicy, SnapshotInfo, SnapshotState};
 use crate::progress::Progress;
@@ -75,15 +77,23 @@ pub fn is_unfinished(device: &dyn ReadAt) -> Result<bool> {
     Ok(!finished && unpublished::is_marked(device)?)
 }
 
+impl Room {
+    /// How many bytes of chunks take as much.
+    #[must_use]
+    pub fn bytes(&self, options: &InitOptions) -> u64 {
+        let bytes = self.chunks.saturating_mul(u64::from(options.chunk_size));
+        // What is lost has an entry in a record, one in the index, and as much again while that is merged.
+        bytes.saturating_add(self.marks.saturating_mul(4 * INDEX_BYTES))
+    }
+}
+
 /// The size in bytes of a store that is sure to hold `room`: the smallest, to a percent. At most as large as asked for
 /// by `enough`, if that is sure to be.
 ///
 /// # Errors
 /// `Kind::Usage` if the options make no sense.
 pub fn size_for(options: &InitOptions, room: Room, enough: Option<u64>) -> Result<u64> {
-    let bytes = room.chunks * u64::from(options.chunk_size);
-    // What is lost has an entry in a record, one in the index, and as much again while that is merged.
-    let bytes = bytes.saturating_add(room.marks.saturating_mul(4 * INDEX_BYTES));
+    let bytes = room.bytes(options);
     if let Some(size) = enough.filter(|size| holds(*size, options, bytes).unwrap_or(false)) {
         return Ok(size);
     }
@@ -98,11 +108,31 @@ pub fn size_for(options: &InitOptions, room: Room, enough: Option<u64>) -> Resul
     }
 }
 
-/// True if an empty store of `size` bytes has room for `bytes` of chunks: asks one.
+/// True if an empty store of `size` bytes has room for `bytes` of chunks.
 fn holds(size: u64, options: &InitOptions, bytes: u64) -> Result<bool> {
+    Ok(empty_room(size, options, None)? >= bytes)
+}
+
+/// The bytes of chunks that an empty store of `size` bytes has room for: asks one.
+fn empty_room(size: u64, options: &InitOptions, kept: Option<&Kept>) -> Result<u64> {
     let device: Arc<dyn WriteAt> = Arc::new(Memory::new(size));
-    Writer::initialize(&device, options)?;
-    Ok(Writer::open(device, None, options.now_secs)?.room() >= bytes)
+    Writer::initialize_beside(&device, options, kept)?;
+    let mut writer = Writer::open(device, None, options.now_secs)?;
+    writer.view.state.kept = kept.map(|kept| Arc::clone(&kept.segments)).unwrap_or_default();
+    Ok(writer.room())
+}
+
+/// The bytes of chunks that are sure to fit into a store on a device of `size` bytes on which `kept` must stay as it
+/// is; 0 if there can be no store at all.
+///
+/// # Errors
+/// `Kind::Usage` if the options make no sense.
+pub fn room_beside(size: u64, options: &InitOptions, kept: &Kept) -> Result<u64> {
+    match empty_room(size, options, Some(kept)) {
+        // Too few segments, be it for any store or for the first checkpoint.
+        Err(error) if matches!(error.kind(), Kind::Usage | Kind::NoSpace) => Ok(0),
+        other => other,
+    }
 }
 
 impl Intake {
@@ -119,10 +149,36 @@ impl Intake {
         now_secs: i64,
     ) -> Result<Self> {
         super::writer::forget_checkpoints(device.as_ref())?;
-        let device = Arc::new(Unpublished::new(device)?);
+        Self::fill(Unpublished::new(device)?, options, None, (policy, snapshots, now_secs))
+    }
+
+    /// As [`Intake::begin`], beside another store on the same device of which nothing is overwritten.
+    ///
+    /// # Errors
+    /// As [`Intake::begin`].
+    pub fn beside(
+        device: Arc<dyn WriteAt>,
+        options: &InitOptions,
+        kept: &Kept,
+        policy: FullPolicy,
+        snapshots: &[SnapshotInfo],
+        now_secs: i64,
+    ) -> Result<Self> {
+        let device = Unpublished::beside(device, kept.clone());
+        Self::fill(device, options, Some(kept), (policy, snapshots, now_secs))
+    }
+
+    fn fill(
+        device: Unpublished,
+        options: &InitOptions,
+        kept: Option<&Kept>,
+        (policy, snapshots, now_secs): (FullPolicy, &[SnapshotInfo], i64),
+    ) -> Result<Self> {
+        let device = Arc::new(device);
         let writing: Arc<dyn WriteAt> = Arc::<Unpublished>::clone(&device);
-        Writer::initialize(&writing, options)?;
+        Writer::initialize_beside(&writing, options, kept)?;
         let mut writer = Writer::open(writing, None, now_secs)?;
+        writer.view.state.kept = kept.map(|kept| Arc::clone(&kept.segments)).unwrap_or_default();
         writer.keeps_snapshots = true;
         writer.set_full_policy(policy)?;
         let mut intake = Self { writer, device, written: BTreeSet::new(), tainted: Vec::new() };
@@ -246,6 +302,23 @@ impl Whole {
     pub fn check(&self, progress: &dyn Progress) -> Result<CheckReport> {
         let device: Arc<dyn ReadAt> = Arc::<Unpublished>::clone(&self.device);
         check(&device, None, CheckOptions { data: true }, progress)
+    }
+
+    /// It as it will be read.
+    ///
+    /// # Errors
+    /// As [`View::open`].
+    pub fn view(&self, origin: Arc<dyn ReadAt>) -> Result<View> {
+        View::open(Arc::<Unpublished>::clone(&self.device), Some(origin))
+    }
+
+    /// The superblock that makes it a store.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` if it was not written.
+    pub fn superblock(&self) -> Result<Superblock> {
+        let found = Superblocks::read(self.device.as_ref()).newest_first()?.into_iter().next();
+        found.ok_or_else(|| Error::damaged("the new store has no superblock"))
     }
 
     /// Makes it a store.

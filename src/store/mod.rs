@@ -17,6 +17,7 @@
 //! | `room`, `resize` | the full store, a larger or smaller store |
 //! | `inspect`, `restore` | what a dump may see; a store from what a dump says |
 //! | `intake`, `unpublished` | a store filled with what another one preserved, which is none before it is finished |
+//! | `switch` | from the store of 2008 on a device to the one that was made beside it, and back |
 //! | `fsck/` | looking for damage, mending it; the index from the records alone |
 //! | `fingerprint` | noticing changes of the origin behind the store's back |
 
@@ -45,6 +46,7 @@ mod room;
 mod snapshots;
 mod space;
 mod state;
+pub mod switch;
 mod types;
 mod unpublished;
 mod users;
@@ -55,15 +57,15 @@ mod writer;
 pub use crate::point::volume::{
     FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
 };
-pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, size_for};
+pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, room_beside, size_for};
 pub use live::Live;
 pub use origin_size::Preserved;
 pub use picture::Picture;
 pub use pins::Pin;
 pub use resize::StorePlan;
 pub use revert::{Reverted, differing_bytes, plan_revert, revert, roll_back};
-pub use types::InitOptions;
+pub use types::{InitOptions, Kept};
 pub use users::User;
 pub use view::View;
 pub use work::Figures;
-pub use writer::Writer;
+pub use writer::{Writer, segment_bits};

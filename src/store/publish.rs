@@ -125,7 +125,8 @@ pub fn note_durable(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
     device.write_at(&bytes, second)
 }
 
-fn padded_bytes(sb: &Superblock) -> Vec<u8> {
+/// A superblock as it is written: padded to a block.
+pub fn padded_bytes(sb: &Superblock) -> Vec<u8> {
     let mut bytes = sb.encode();
     bytes.resize(index(pad(bytes.len() as u64, sb.block_bits)), 0);
     bytes
@@ -139,6 +140,20 @@ pub fn write_superblocks(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
         device.flush()?;
     }
     Ok(())
+}
+
+/// Makes the checkpoints that `superblocks` publish unrecognisable.
+pub fn forget(device: &dyn WriteAt, superblocks: &[Superblock]) -> Result<()> {
+    for sb in superblocks {
+        let zeroes = vec![0; sb.block_size() as usize];
+        for extent in sb.copies.iter().flatten() {
+            if extent.address.checked_add(u64::from(sb.block_size())).is_some_and(|end| end <= device.size())
+            {
+                device.write_at(&zeroes, extent.address)?;
+            }
+        }
+    }
+    device.flush()
 }
 
 /// Overwrites what the new checkpoint contradicts: the one before it, and the records that made snapshots

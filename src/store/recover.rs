@@ -4,6 +4,7 @@
 
 use super::chain::{Chain, segment_end};
 use super::state::State;
+use super::switch;
 use super::unpublished;
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
@@ -82,6 +83,7 @@ pub fn load(device: &dyn ReadAt) -> Result<State> {
 
 /// Loads the newest sound checkpoint; the log after it is not read.
 pub fn load_checkpoint(device: &dyn ReadAt) -> Result<State> {
+    switch::ensure_whole(device)?;
     let mut first_error = None;
     let lost = |error: Error| match error.kind() {
         Kind::Damaged => {

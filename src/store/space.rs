@@ -19,7 +19,8 @@ pub enum Stream {
 impl State {
     /// Segments that hold nothing and can be used now.
     pub fn free_segments(&self) -> u64 {
-        u64::from(self.limit).saturating_sub(self.segments.range(..self.limit).count() as u64)
+        let taken = self.segments.range(..self.limit).count() + self.kept.range(..self.limit).count();
+        u64::from(self.limit).saturating_sub(taken as u64)
     }
 
     /// Bytes of index pieces and checkpoints.
@@ -36,11 +37,11 @@ impl State {
 
     /// Takes a free segment.
     pub fn take_segment(&mut self, role: Role, stream: Stream) -> Result<u32> {
+        let used = self.segments.range(..self.limit).map(|(number, _)| *number);
+        let kept = self.kept.range(..self.limit).copied();
         let found = match stream {
-            Stream::Low => lowest_gap(self.segments.keys().copied(), self.limit),
-            Stream::High => {
-                highest_gap(self.segments.range(..self.limit).rev().map(|(number, _)| *number), self.limit)
-            }
+            Stream::Low => lowest_gap(merged(used, kept, |a, b| a < b), self.limit),
+            Stream::High => highest_gap(merged(used.rev(), kept.rev(), |a, b| a > b), self.limit),
         };
         let number = found.ok_or_else(|| Error::new(Kind::NoSpace, "the store has no free segment left"))?;
         self.segments.insert(number, Segment { role, count: 0, live: 0, digest: 0 });
@@ -171,6 +172,20 @@ impl State {
     }
 }
 
+/// Two lists in one order, in that order.
+fn merged(
+    a: impl Iterator<Item = u32>,
+    b: impl Iterator<Item = u32>,
+    comes_first: fn(u32, u32) -> bool,
+) -> impl Iterator<Item = u32> {
+    let (mut a, mut b) = (a.peekable(), b.peekable());
+    std::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some(first), Some(second)) if comes_first(*second, *first) => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
+}
+
 fn lowest_gap(used: impl Iterator<Item = u32>, total: u32) -> Option<u32> {
     let mut next = 0;
     for number in used {
@@ -205,5 +220,15 @@ mod tests {
         assert_eq!(highest_gap([4, 3, 1].into_iter(), 5), Some(2));
         assert_eq!(highest_gap([1, 0].into_iter(), 2), None);
         assert_eq!(highest_gap([].into_iter(), 2), Some(1));
+    }
+
+    #[test]
+    fn two_lists_become_one() {
+        let both = |a: &[u32], b: &[u32]| -> Vec<u32> {
+            merged(a.iter().copied(), b.iter().copied(), |a, b| a < b).collect()
+        };
+        assert_eq!(both(&[0, 3, 4], &[1, 2, 9]), [0, 1, 2, 3, 4, 9]);
+        assert_eq!((both(&[], &[5]), both(&[5], &[])), (vec![5], vec![5]));
+        assert_eq!(lowest_gap(both(&[0, 3], &[1, 2]).into_iter(), 5), Some(4));
     }
 }

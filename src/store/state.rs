@@ -12,7 +12,8 @@ use crate::format::run::{IndexEntry, Key, PAGE_BITS, Value};
 use crate::format::superblock::Superblock;
 use crate::format::table::{self, Deletion, Fingerprint, Operation, RawOpen, RawTaint, Snapshot, Volume};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Events kept; older ones are dropped.
 const EVENTS_MAX: usize = 64;
@@ -68,6 +69,8 @@ pub struct State {
     pub emptied: BTreeMap<u32, u64>,
     /// Somebody reads tables as old as this checkpoint: what was emptied later is not used yet.
     pub keep: Option<u64>,
+    /// Segments that are never taken, though nothing of this store is in them: another one lies there.
+    pub kept: Arc<BTreeSet<u32>>,
 }
 
 impl State {
@@ -75,6 +78,7 @@ impl State {
     pub fn new(sb: Superblock, checkpoint: Checkpoint) -> Self {
         Self {
             limit: sb.segments,
+            kept: Arc::default(),
             sb,
             chain: Chain::new(checkpoint.log, checkpoint.promised),
             durable: checkpoint.log.sequence,

@@ -1,6 +1,8 @@
 //! What the engine takes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// How to make a new store.
 #[derive(Debug, Clone)]
@@ -15,4 +17,13 @@ pub struct InitOptions {
     pub origin_size: u64,
     /// Time of creation, seconds since 1970 UTC.
     pub now_secs: i64,
+}
+
+/// What a new store must leave alone until it is committed: another store lies on the same device.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// log2 of the segment size that it is to have.
+    pub segment_bits: u32,
+    /// Segments that hold anything of the other store.
+    pub segments: Arc<BTreeSet<u32>>,
 }

@@ -1,7 +1,8 @@
 //! A device on which a store is made that nobody recognises before it is whole.
 
+use super::types::Kept;
 use crate::block::{ReadAt, WriteAt};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::superblock::{FIRST_SEGMENT, MAGIC, OFFSETS, SIZE, Superblock, UNFINISHED_MAGIC};
 use crate::units::index;
 use std::path::Path;
@@ -41,18 +42,39 @@ pub fn is_marked(device: &dyn ReadAt) -> Result<bool> {
 }
 
 /// Writes through to a device, except that its superblocks get another magic until [`Unpublished::publish`]. What is
-/// read back is what was written.
+/// read back is what was written. Beside another store nothing before the first segment is written at all.
 pub struct Unpublished {
     inner: Arc<dyn WriteAt>,
     /// What lies before the first segment.
     head: Mutex<Vec<u8>>,
+    /// What of the device must not be written.
+    kept: Option<Kept>,
 }
 
 impl Unpublished {
     pub fn new(inner: Arc<dyn WriteAt>) -> Result<Self> {
         let mut head = vec![0; index(FIRST_SEGMENT.min(inner.size()))];
         inner.read_at(&mut head, 0)?;
-        Ok(Self { inner, head: Mutex::new(head) })
+        Ok(Self { inner, head: Mutex::new(head), kept: None })
+    }
+
+    /// Beside another store, which does not change.
+    pub fn beside(inner: Arc<dyn WriteAt>, kept: Kept) -> Self {
+        let head = vec![0; index(FIRST_SEGMENT.min(inner.size()))];
+        Self { inner, head: Mutex::new(head), kept: Some(kept) }
+    }
+
+    /// Refuses to write where the other store lies: no mistake anywhere else may cost it a byte.
+    fn ensure_free(&self, offset: u64, length: usize) -> Result<()> {
+        let Some(kept) = self.kept.as_ref().filter(|_| length > 0) else { return Ok(()) };
+        let segment =
+            |byte: u64| u32::try_from((byte - FIRST_SEGMENT) >> kept.segment_bits).unwrap_or(u32::MAX);
+        let last = offset.saturating_add(length as u64 - 1);
+        if kept.segments.range(segment(offset)..=segment(last)).next().is_none() {
+            return Ok(());
+        }
+        let what = "the new store was about to write where the old one lies";
+        Err(Error::new(Kind::Refused, what).at_offset(offset))
     }
 
     /// Turns what was made into a store: everything durable, then the first superblock, then the second.
@@ -70,6 +92,20 @@ impl Unpublished {
     fn head(&self) -> MutexGuard<'_, Vec<u8>> {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// `buf`, to be written at `offset`, with the superblocks in it marked as those of no store yet.
+fn masked(buf: &[u8], offset: u64) -> Vec<u8> {
+    let mut masked = buf.to_vec();
+    for at in OFFSETS {
+        // A superblock is written in one piece, and so is what takes its place.
+        let magic =
+            at.checked_sub(offset).and_then(|skip| masked.get_mut(index(skip)..)?.get_mut(..MAGIC.len()));
+        if let Some(magic) = magic.filter(|magic| **magic == MAGIC || **magic == [0; MAGIC.len()]) {
+            magic.copy_from_slice(&UNFINISHED_MAGIC);
+        }
+    }
+    masked
 }
 
 impl ReadAt for Unpublished {
@@ -96,18 +132,12 @@ impl ReadAt for Unpublished {
 impl WriteAt for Unpublished {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         if offset >= FIRST_SEGMENT {
+            self.ensure_free(offset, buf.len())?;
             return self.inner.write_at(buf, offset);
         }
-        let mut masked = buf.to_vec();
-        for at in OFFSETS {
-            // A superblock is written in one piece, and so is what takes its place.
-            let magic =
-                at.checked_sub(offset).and_then(|skip| masked.get_mut(index(skip)..)?.get_mut(..MAGIC.len()));
-            if let Some(magic) = magic.filter(|magic| **magic == MAGIC || **magic == [0; MAGIC.len()]) {
-                magic.copy_from_slice(&UNFINISHED_MAGIC);
-            }
+        if self.kept.is_none() {
+            self.inner.write_at(&masked(buf, offset), offset)?;
         }
-        self.inner.write_at(&masked, offset)?;
         let mut head = self.head();
         for (to, from) in head.iter_mut().skip(index(offset)).zip(buf) {
             *to = *from;

@@ -109,6 +109,7 @@ impl View {
                 true => FullPolicy::Squash,
                 false => FullPolicy::Fail,
             },
+            uncommitted: state.sb.uncommitted,
             pending: state.operation.as_ref().map(|operation| PendingOperation {
                 before: Epoch(operation.before),
                 pinned: (operation.pinned != 0).then_some(Epoch(operation.pinned)),

@@ -8,7 +8,8 @@ use super::publish::{self, Plan};
 use super::recover::{self, OPEN_JUMP, Superblocks};
 use super::room::PLAIN;
 use super::state::State;
-use super::types::InitOptions;
+use super::switch;
+use super::types::{InitOptions, Kept};
 use super::users::Users;
 use super::view::{View, origin_changed};
 use crate::block::{ReadAt, WriteAt};
@@ -20,6 +21,7 @@ use crate::format::table::{Fingerprint, RawOpen, RawTaint, Volume, encode_finger
 use crate::point::volume::FullPolicy;
 use crate::units::{Uuid, index};
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use zerocopy::little_endian::U64;
@@ -131,8 +133,18 @@ fn random_uuid() -> Result<Uuid> {
     Ok(Uuid(bytes))
 }
 
+/// log2 of the segment sizes for a store of `size` bytes: the least that works, and the usual one.
+#[must_use]
+pub fn segment_bits(size: u64, options: &InitOptions) -> RangeInclusive<u32> {
+    let (chunk_bits, block_bits) = (options.chunk_size.trailing_zeros(), options.block_size.trailing_zeros());
+    let floor = (chunk_bits + 2).max(block_bits + 4).max(*SEGMENT_BITS.start());
+    // Few enough segments to keep their table small, many enough to give space back in small steps.
+    let wanted = if size < 512 << 20 { size / 128 } else { (size >> 16).max(4 << 20) };
+    floor..=wanted.max(1).ilog2().clamp(floor, (*SEGMENT_BITS.end()).max(floor))
+}
+
 /// The geometry for a store of `size` bytes.
-fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
+fn geometry(size: u64, options: &InitOptions, kept: Option<&Kept>) -> Result<Superblock> {
     let (chunk, block) = (options.chunk_size, options.block_size);
     if !chunk.is_power_of_two() || !CHUNK_BITS.contains(&chunk.trailing_zeros()) {
         return Err(Error::new(
@@ -148,12 +160,12 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
             ),
         ));
     }
-    // Few enough segments to keep their table small, many enough to give space back in small steps.
-    let floor = (chunk.trailing_zeros() + 2).max(block.trailing_zeros() + 4).max(*SEGMENT_BITS.start());
-    let wanted = if size < 512 << 20 { size / 128 } else { (size >> 16).max(4 << 20) };
-    let segment_bits = wanted.max(1).ilog2().clamp(floor, (*SEGMENT_BITS.end()).max(floor));
+    let possible = segment_bits(size, options);
+    let floor = *possible.start();
+    let segment_bits = kept.map_or(*possible.end(), |kept| kept.segment_bits.max(floor));
     let segments = size.saturating_sub(FIRST_SEGMENT) >> segment_bits;
-    if segments < SEGMENTS_MIN {
+    let usable = segments.saturating_sub(kept.map_or(0, |kept| kept.segments.len() as u64));
+    if usable < SEGMENTS_MIN {
         let least = FIRST_SEGMENT + (SEGMENTS_MIN << floor);
         return Err(Error::new(
             Kind::Usage,
@@ -171,6 +183,7 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
         created_secs: options.now_secs,
         checkpoint: 0,
         durable: 0,
+        uncommitted: false,
         copies: [Vec::new(), Vec::new()],
     })
 }
@@ -178,16 +191,9 @@ fn geometry(size: u64, options: &InitOptions) -> Result<Superblock> {
 /// Makes the checkpoints of a store that is given up unrecognisable, as long as its superblocks say where they are:
 /// a rescue that finds no superblock could take them for those of the store that comes after it.
 pub(super) fn forget_checkpoints(store: &dyn WriteAt) -> Result<()> {
-    let sound = Superblocks::read(store).copies.into_iter().flatten();
-    for sb in sound.chain(super::unpublished::unfinished(store)?) {
-        for extent in sb.copies.iter().flatten() {
-            let zeroes = vec![0; sb.block_size() as usize];
-            if extent.address.checked_add(u64::from(sb.block_size())).is_some_and(|end| end <= store.size()) {
-                store.write_at(&zeroes, extent.address)?;
-            }
-        }
-    }
-    store.flush()
+    let mut found: Vec<Superblock> = Superblocks::read(store).copies.into_iter().flatten().collect();
+    found.append(&mut super::unpublished::unfinished(store)?);
+    publish::forget(store, &found)
 }
 
 impl Writer {
@@ -196,8 +202,19 @@ impl Writer {
     /// # Errors
     /// `Kind::Usage` if the options make no sense or the store is too small.
     pub fn initialize(store: &Arc<dyn WriteAt>, options: &InitOptions) -> Result<()> {
-        let sb = geometry(store.size(), options).map_err(|error| error.at_path(store.path()))?;
-        let start = sb.segment_address(0);
+        Self::initialize_beside(store, options, None)
+    }
+
+    /// As [`Writer::initialize`], leaving alone what is to be kept. Every later opening must be told of it too.
+    pub(super) fn initialize_beside(
+        store: &Arc<dyn WriteAt>,
+        options: &InitOptions,
+        kept: Option<&Kept>,
+    ) -> Result<()> {
+        let sb = geometry(store.size(), options, kept).map_err(|error| error.at_path(store.path()))?;
+        let kept = kept.map(|kept| Arc::clone(&kept.segments)).unwrap_or_default();
+        let first = (0..sb.segments).find(|segment| !kept.contains(segment)).unwrap_or(0);
+        let start = sb.segment_address(first);
         let volume = Volume {
             volume: random_uuid()?,
             origin_size: options.origin_size,
@@ -207,11 +224,13 @@ impl Writer {
             path: options.origin_path.as_os_str().as_bytes().to_vec(),
         };
         let log = LogPosition { address: start, sequence: 0, crc: 0, incarnation: random_u64()? };
-        let checkpoint = Checkpoint { promised: vec![0], ..Checkpoint::empty(log, volume) };
+        let checkpoint = Checkpoint { promised: vec![first], ..Checkpoint::empty(log, volume) };
         let mut state = State::new(sb, checkpoint);
-        state
-            .segments
-            .insert(0, crate::format::checkpoint::Segment { role: Role::Log, count: 0, live: 0, digest: 0 });
+        state.kept = kept;
+        state.segments.insert(
+            first,
+            crate::format::checkpoint::Segment { role: Role::Log, count: 0, live: 0, digest: 0 },
+        );
         // Whatever was recognisable here is gone before the store appears.
         forget_checkpoints(store.as_ref())?;
         store.write_at(&vec![0; index(FIRST_SEGMENT)], 0)?;
@@ -225,8 +244,9 @@ impl Writer {
     /// needed by operations that touch it. `now_secs` stamps records and events.
     ///
     /// # Errors
-    /// As [`View::open`].
+    /// As [`View::open`]; `Kind::Refused` if an upgrade in place made it and nobody has committed it.
     pub fn open(store: Arc<dyn WriteAt>, origin: Option<Arc<dyn WriteAt>>, now_secs: i64) -> Result<Self> {
+        switch::ensure_settled(store.as_ref())?;
         let superblocks = Superblocks::read(store.as_ref());
         let agree = superblocks.agree();
         let state = recover::load(store.as_ref())?;

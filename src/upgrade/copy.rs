@@ -12,7 +12,7 @@ use crate::point::PointSource;
 use crate::point::volume::Volume;
 use crate::progress::Progress;
 use crate::store::fsck::{CheckReport, Code, Severity};
-use crate::store::{InitOptions, Intake, Preserve, Room, Taken};
+use crate::store::{InitOptions, Intake, Kept, Preserve, Room, Taken, Whole};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -120,16 +120,37 @@ pub fn copy(
     options: CopyOptions,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
+    let (mut outcome, whole) = build(store, device, (init, total), None, options, progress)?;
+    if let Some(whole) = whole {
+        whole.publish()?;
+        outcome.finished = true;
+    }
+    Ok(outcome)
+}
+
+/// Makes all of a store, and checks it; none yet. `None` with what was lost if that is not accepted.
+pub(super) fn build(
+    store: &Store,
+    device: Arc<dyn WriteAt>,
+    (init, total): (&InitOptions, u64),
+    beside: Option<&Kept>,
+    options: CopyOptions,
+    progress: &dyn Progress,
+) -> Result<(Outcome, Option<Whole>)> {
     let origin = store.origin().ok_or_else(|| Error::new(Kind::NotFound, "the origin was not given"))?;
     let (info, snapshots) = (store.info(), store.snapshots());
-    let mut intake = Intake::begin(device, init, info.full_policy, &snapshots, options.now_secs)?;
+    let (policy, now_secs) = (info.full_policy, options.now_secs);
+    let mut intake = match beside {
+        None => Intake::begin(device, init, policy, &snapshots, now_secs)?,
+        Some(kept) => Intake::beside(device, init, kept, policy, &snapshots, now_secs)?,
+    };
     let mut outcome =
         Outcome { finished: false, chunks: 0, bytes: 0, losses: Losses::default(), check: None };
     progress.stage("copying", Some(total));
     fill(store, origin, &mut intake, &mut outcome, progress)?;
     let sound = outcome.losses.is_empty() && store.doubts().next().is_none();
     if !sound && !options.accept_lost {
-        return Ok(outcome);
+        return Ok((outcome, None));
     }
     let release = info.legacy.map_or("2008", |legacy| legacy.release);
     let whole = intake.finish(origin, &format!("upgraded from a store of release {release}"))?;
@@ -138,9 +159,7 @@ pub fn copy(
         ensure_sound(&report)?;
         outcome.check = Some(report);
     }
-    whole.publish()?;
-    outcome.finished = true;
-    Ok(outcome)
+    Ok((outcome, Some(whole)))
 }
 
 /// Copies every chunk.

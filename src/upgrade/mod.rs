@@ -11,9 +11,15 @@
 //! | `window` | reading many chunks at once, in the order of the device |
 //! | `losses` | what cannot be read |
 //! | `copy` | the whole way |
+//! | `ground` | what is free on the device of the old store |
+//! | `in_place` | the whole way there |
 
 mod chain;
 mod copy;
+mod ground;
+mod in_place;
+#[cfg(test)]
+mod in_place_tests;
 mod losses;
 #[cfg(test)]
 mod tests;
@@ -21,4 +27,6 @@ mod units;
 mod window;
 
 pub use copy::{CopyOptions, Outcome, Plan, copy, plan, store_options};
+pub use ground::{Fit, Ground};
+pub use in_place::{Site, fit, in_place, open};
 pub use losses::{Loss, Losses};

@@ -17,9 +17,10 @@ use crate::store::{View, Writer, is_unfinished, size_for};
 use crate::units::{Epoch, index};
 use std::sync::Arc;
 
-const OPTIONS: CopyOptions = CopyOptions { accept_lost: false, verify: true, now_secs: 1_700_000_000 };
+pub(super) const OPTIONS: CopyOptions =
+    CopyOptions { accept_lost: false, verify: true, now_secs: 1_700_000_000 };
 
-fn shape(bits: u32) -> Shape {
+pub(super) fn shape(bits: u32) -> Shape {
     Shape { block_bits: bits, chunk_bits: bits, ..Shape::COMBINED }
 }
 
@@ -48,7 +49,7 @@ fn view(device: &Arc<Memory>, origin: &[u8]) -> Result<View> {
 }
 
 /// Each usable snapshot: its id and its bytes.
-fn images(model: &Model, bits: u32) -> Vec<(PointId, Vec<u8>)> {
+pub(super) fn images(model: &Model, bits: u32) -> Vec<(PointId, Vec<u8>)> {
     let numbered = (1..).map(|id| PointId::Snapshot(Epoch(id))).zip(&model.snapshots);
     let live = numbered.filter_map(|(id, held)| {
         Some((id, image(&held.versions.as_ref()?[..index(held.chunks)], 1 << bits)))
@@ -56,19 +57,19 @@ fn images(model: &Model, bits: u32) -> Vec<(PointId, Vec<u8>)> {
     live.collect()
 }
 
-fn read(source: &dyn PointSource, point: PointId, length: usize) -> Vec<u8> {
+pub(super) fn read(source: &dyn PointSource, point: PointId, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     source.read(point, 0, &mut bytes).unwrap();
     bytes
 }
 
-fn assert_images(source: &dyn PointSource, expected: &[(PointId, Vec<u8>)], what: &str) {
+pub(super) fn assert_images(source: &dyn PointSource, expected: &[(PointId, Vec<u8>)], what: &str) {
     for (point, bytes) in expected {
         assert!(read(source, *point, bytes.len()) == *bytes, "{what}: {point:?}");
     }
 }
 
-fn assert_table(view: &View, built: &Built) {
+pub(super) fn assert_table(view: &View, built: &Built) {
     let store = built.open().unwrap();
     let (old, new) = (store.snapshots(), view.snapshots());
     assert_eq!(old.len(), new.len());
@@ -90,7 +91,7 @@ fn assert_table(view: &View, built: &Built) {
 }
 
 /// Changes of the new store are those of the old one, in its own chunks.
-fn assert_changes(built: &Built, view: &View, model: &Model, what: &str) {
+pub(super) fn assert_changes(built: &Built, view: &View, model: &Model, what: &str) {
     let store = built.open().unwrap();
     let points: Vec<PointId> = view.points().iter().map(|point| point.id).collect();
     let ratio = view.chunk_bits() - built.shape.chunk_bits;
@@ -148,7 +149,7 @@ fn assert_goes_on(device: &Arc<Memory>, built: &Built, model: &Model, random: &m
 }
 
 /// Something of everything.
-fn sample() -> Model {
+pub(super) fn sample() -> Model {
     let mut model = Model::new(40);
     model.create(7);
     model.write_origin(0);
@@ -164,7 +165,7 @@ fn sample() -> Model {
     model
 }
 
-fn shapes() -> Vec<Shape> {
+pub(super) fn shapes() -> Vec<Shape> {
     let odd = Shape { block_bits: 12, chunk_bits: 10, ..Shape::SEPARATE };
     let large = Shape { block_bits: 12, chunk_bits: 14, ..Shape::SEPARATE };
     let old = Shape { release: Release::R04, ..shape(12) };

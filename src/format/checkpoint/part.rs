@@ -145,6 +145,7 @@ pub fn decode_part(bytes: &[u8], address: u64) -> Result<Part> {
             created_secs: raw.created.get(),
             checkpoint: raw.number.get(),
             durable: 0,
+            uncommitted: false,
             copies: [Vec::new(), Vec::new()],
         },
     })

@@ -191,6 +191,7 @@ impl<'a> Look<'a> {
             created_secs: 0,
             checkpoint: 0,
             durable: 0,
+            uncommitted: false,
             copies: [Vec::new(), Vec::new()],
         };
         Ok(Ground { sb: above(sb), checkpoint: None, sealed })

@@ -71,12 +71,14 @@ pub struct RebuildReport {
 ///
 /// # Errors
 /// `Kind::Damaged` if nothing of a store is left, `Kind::NoSpace` if the new index does not fit, `Kind::Io`,
-/// `Kind::Interrupted`. Until the last moment nothing that was there is overwritten.
+/// `Kind::Interrupted`; `Kind::Refused` for what an upgrade in place made and nobody committed. Until the last moment
+/// nothing that was there is overwritten.
 pub fn rebuild(
     device: &Arc<dyn WriteAt>,
     options: &RebuildOptions,
     progress: &dyn Progress,
 ) -> Result<RebuildReport> {
+    crate::store::switch::ensure_settled(device.as_ref())?;
     let Ground { mut sb, mut checkpoint, sealed } = ground::find(device.as_ref(), progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
     let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
