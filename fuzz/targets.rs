@@ -17,6 +17,7 @@ use ddsnap::format::qcow2;
 use ddsnap::format::record::Record;
 use ddsnap::format::run::{decode_block, decode_directory, encode_block};
 use ddsnap::format::superblock::Superblock;
+use ddsnap::format::switch::Switch;
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume, decode_fingerprint};
 use ddsnap::format::vcdiff;
 use ddsnap::legacy;
@@ -64,6 +65,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// Every target.
 pub const TARGETS: [Target; 21] = [
     ("superblock", superblock),
+    ("switch", switch),
     ("record", record),
     ("checkpoint", checkpoint),
     ("part", part),
@@ -109,6 +111,13 @@ pub fn netlink(data: &[u8]) {
 pub fn superblock(data: &[u8]) {
     if let Ok(sb) = Superblock::decode(data) {
         assert_eq!(Superblock::decode(&sb.encode()).ok(), Some(sb));
+    }
+}
+
+pub fn switch(data: &[u8]) {
+    if let Ok(Some(found)) = Switch::decode(data, 1 << 30) {
+        assert!(found.saved + found.saved_bytes() <= 1 << 30);
+        assert_eq!(Switch::decode(&found.encode(), 1 << 30).ok(), Some(Some(found)));
     }
 }
 

@@ -12,6 +12,7 @@ use ddsnap::format::qcow2::{Backing, BackingFormat, Geometry};
 use ddsnap::format::record::{Encoding, Entry, EntryClass, Record, RecordKind};
 use ddsnap::format::run::{Key, Value, encode_block, encode_directory};
 use ddsnap::format::superblock::{Extent, Superblock};
+use ddsnap::format::switch::{Phase, Switch};
 use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume};
 use ddsnap::format::vcdiff::encode;
 use ddsnap::units::Uuid;
@@ -38,6 +39,13 @@ fn superblock() -> Superblock {
         uncommitted: false,
         copies: [vec![extent], vec![extent]],
     }
+}
+
+fn switch_seeds() -> Vec<Vec<u8>> {
+    let phases = [Phase::Switching, Phase::Switched, Phase::TakingBack, Phase::Committing];
+    let sample =
+        |phase| Switch { phase, uuid: STORE.uuid, saved: 5 << 20, block_bits: 12, old_crc: 1, new_crc: 2 };
+    phases.into_iter().map(|phase| sample(phase).encode()).collect()
 }
 
 fn record() -> Record {
@@ -314,7 +322,10 @@ fn netlink_seed() -> Vec<u8> {
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
-        "superblock" => vec![superblock().encode()],
+        "superblock" => {
+            vec![superblock().encode(), Superblock { uncommitted: true, ..superblock() }.encode()]
+        }
+        "switch" => switch_seeds(),
         "record" => vec![record().encode(&STORE)],
         "checkpoint" => vec![checkpoint().encode()],
         "part" => vec![encode_part(&superblock(), 2, 1 << 20, (0, 1), 7, &checkpoint().encode())],

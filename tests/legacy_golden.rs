@@ -72,9 +72,11 @@ impl Case {
         }
         self.check_images("store.img");
         self.check_upgrade("store.img");
+        self.check_in_place("store.img");
         if self.dir.path("store-0.4.img").exists() {
             self.check_images("store-0.4.img");
             self.check_upgrade("store-0.4.img");
+            self.check_in_place("store-0.4.img");
         }
         self.check_fsck();
         self.check_changelists();
@@ -269,6 +271,61 @@ impl Case {
         self.compare_changelists(store, &rows(&self.json("list new.img")));
         self.dir.run("fsck -n --data new.img").expect(0);
         std::fs::remove_file(self.dir.path("new.img")).unwrap();
+    }
+
+    /// Upgraded where it is every snapshot reads as before; taken back, the store is what it was; committed, it is one
+    /// as any other.
+    fn check_in_place(&self, store: &str) {
+        let (dir, devices) = (&self.dir, self.devices());
+        dir.copy(store, "place.img");
+        dir.copy("origin.img", "ground.img");
+        dir.shell("truncate -s +24M place.img");
+        let before = dir.read("place.img");
+        let tags: Vec<&String> = self.facts["snapshot_images"].as_object().unwrap().keys().collect();
+        let told = || {
+            let commands =
+                ["list", "status", "fsck -n"].map(|command| format!("{command} place.img {devices}"));
+            let reads = tags.iter().map(|tag| {
+                let run = dir.run(&format!("read --origin ground.img place.img {devices} {tag}"));
+                (run.code, run.stdout)
+            });
+            let told = commands.iter().map(|command| dir.run(command)).map(|run| (run.code, run.stdout));
+            reads.chain(told).collect::<Vec<_>>()
+        };
+        let was = told();
+        let upgrade = format!("upgrade --in-place --origin ground.img place.img {devices}");
+        let run = dir.ok(&upgrade);
+        assert!(run.text().contains("found whole"), "{}: {}", self.name, run.text());
+        self.compare_images(store);
+        dir.run("create place.img 4000000001").expect(5).says("--rollback");
+        dir.run("fsck -n --data place.img").expect(0);
+        dir.ok("upgrade --rollback place.img");
+        assert!(told() == was, "{}: {store} taken back is another", self.name);
+        let after = dir.read("place.img");
+        assert!(before[..1 << 20] == after[..1 << 20], "{}: {store}", self.name);
+        dir.ok(&upgrade);
+        dir.ok("upgrade --commit place.img");
+        dir.ok("create place.img 4000000001");
+        let origin = dir.ok("read place.img 4000000001").stdout;
+        dir.ok_with("write place.img --offset 0", &vec![0x77; origin.len()]);
+        assert!(dir.ok("read place.img 4000000001").stdout == origin, "{}", self.name);
+        self.compare_images(store);
+        dir.ok("delete place.img 4000000001");
+        dir.run("fsck -n --data place.img").expect(0);
+        for name in ["place.img", "ground.img"] {
+            std::fs::remove_file(dir.path(name)).unwrap();
+        }
+    }
+
+    /// Every snapshot of the upgraded store has the sum that it must have.
+    fn compare_images(&self, store: &str) {
+        for (tag, image) in self.facts["snapshot_images"].as_object().unwrap() {
+            if let Some(expected) = image["correct"].as_str() {
+                let run = self.dir.ok(&format!("read place.img {tag}"));
+                let found = hex::encode(Sha256::digest(&run.stdout));
+                assert_eq!(found, expected, "{}: snapshot {tag} of {store}, in place", self.name);
+            }
+        }
     }
 
     fn json(&self, command: &str) -> Value {

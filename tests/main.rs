@@ -18,6 +18,7 @@ mod cli_examples;
 mod cli_export;
 mod cli_fsck;
 mod cli_import;
+mod cli_in_place;
 mod cli_legacy;
 mod cli_map;
 mod cli_metrics;

@@ -153,3 +153,33 @@ impl WriteAt for Unpublished {
         self.inner.set_size(size_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::memory::Memory;
+
+    #[test]
+    fn beside_another_store_nothing_of_that_is_written() {
+        let inner = Arc::new(Memory::new(4 << 20));
+        let kept = Kept { segment_bits: 16, segments: Arc::new([3, 4].into()) };
+        let device = Unpublished::beside(Arc::<Memory>::clone(&inner) as _, kept);
+        let at = |segment: u64| FIRST_SEGMENT + (segment << 16);
+        for (offset, length) in
+            [(at(3), 1), (at(5) - 1, 1), (at(3) - 1, 2), (at(2), 4 << 16), (at(4) + 9, 4096)]
+        {
+            let error = device.write_at(&vec![1; length], offset).unwrap_err();
+            assert_eq!(error.kind(), Kind::Refused, "{offset}");
+        }
+        // Before the first segment it keeps everything to itself.
+        device.write_at(&[2; 4096], 64 << 10).unwrap();
+        let mut back = [0; 4096];
+        device.read_at(&mut back, 64 << 10).unwrap();
+        assert_eq!(back, [2; 4096]);
+        assert!(inner.to_vec().unwrap().iter().all(|byte| *byte == 0));
+        for (offset, length) in [(at(2), 1 << 16), (at(5), 9), (at(4), 0)] {
+            device.write_at(&vec![3; length], offset).unwrap();
+        }
+        assert_eq!(inner.to_vec().unwrap().iter().filter(|byte| **byte == 3).count(), (1 << 16) + 9);
+    }
+}

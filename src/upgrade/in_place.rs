@@ -4,7 +4,7 @@ use super::copy::{CopyOptions, Outcome, Plan, build};
 use super::ground::{Fit, Ground, Occupied};
 use super::units::{Units, chunk_bits};
 use crate::block::WriteAt;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::legacy::{self, Devices, Release, Store};
 use crate::point::finding::Finding;
 use crate::point::volume::{SnapshotState, Volume};
@@ -94,6 +94,7 @@ fn compare(old: &Store, new: &View, is_sound: bool, progress: &dyn Progress) -> 
                 (Ok(()), Ok(())) => was == is,
                 // What was accepted as lost is an error now, even where the old store read something.
                 (Ok(()), Err(_)) => !is_sound,
+                (Err(error), _) if error.kind() == Kind::Io && is_sound => return Err(error),
                 (Err(_), _) => true,
             };
             if !is_same {

@@ -8,9 +8,9 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
 use crate::format::legacy::superblock::Release;
 use crate::format::switch::Phase;
+use crate::legacy::Devices;
 use crate::legacy::tests::build::{Built, Shape};
 use crate::legacy::tests::model::{Model, Random};
-use crate::legacy::{Devices, Store};
 use crate::point::PointId;
 use crate::point::finding::Finding;
 use crate::point::volume::SnapshotInfo;
@@ -229,7 +229,8 @@ fn random_histories_are_upgraded_where_they_are() {
             let sectors = built.metadata_sectors();
             let lost: Vec<u64> = sectors.into_iter().filter(|_| random.below(3) == 0).take(9).collect();
             let transaction = built.lose(&lost);
-            built.journal(random.below(20) as u32, random.below(1 << 20) as u32 + 90, &[transaction]);
+            let mut below = |limit| u32::try_from(random.below(limit)).unwrap();
+            built.journal(below(20), 90 + below(1 << 20), &[transaction]);
             built.crash();
         }
         let before = Before::new(built, &model, (4 << 20) + random.below(4 << 20) as u64);
@@ -394,7 +395,6 @@ impl Before {
     }
 }
 
-/// What would cost the old store a byte is refused by the device itself.
 #[test]
 fn a_device_with_too_little_room_is_told_what_it_needs() {
     let model = sample();
@@ -409,5 +409,4 @@ fn a_device_with_too_little_room_is_told_what_it_needs() {
     grown.set_size(grown.size() + fit.grow_bytes).unwrap();
     assert!(before.upgrade(&grown, OPTIONS).unwrap().finished);
     before.assert_new(&grown, true, "grown by just that");
-    let _: &Store = &old;
 }
