@@ -400,8 +400,8 @@ pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
         .hint("'ddsnap upgrade' makes a store of today of it, with all its snapshots"))
 }
 
-/// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`, or will be
-/// once an upgrade that was interrupted goes on.
+/// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`, or will
+/// be once an upgrade that was interrupted goes on.
 ///
 /// # Errors
 /// What opening says.

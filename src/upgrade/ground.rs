@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn small_segments_are_taken_where_the_usual_ones_do_not_fit() {
         let (mib, size) = (1u64 << 20, 256u64 << 20);
-        let usual = occupied(&[0..8192]).fit(size, &options(), 10 * mib).unwrap();
+        let usual = occupied(&[0..4096, 4096..8192]).fit(size, &options(), 10 * mib).unwrap();
         assert_eq!((usual.grow_bytes, usual.ground.kept.segment_bits), (0, 21));
         // Something in each MiB.
         let ranges: Vec<_> = (0..256).map(|at| at * mib + 5000..at * mib + 5001).collect();
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn what_a_device_must_grow_is_enough_and_hardly_more() {
         let (mib, size) = (1u64 << 20, 64u64 << 20);
-        let full = occupied(&[0..size]);
+        let full = occupied(&[0..8192, 8192..size]);
         for wanted in [mib, 37 * mib, 400 * mib] {
             let fit = full.fit(size, &options(), wanted).unwrap();
             assert_eq!(fit.free_bytes, 0);

@@ -383,6 +383,14 @@ fn what_is_saved_must_be_whole() {
     before.assert_images_of(&copy);
     assert!(switch::commit(copy.as_ref()).unwrap());
     before.assert_new(&copy, false, "the copy is made anew");
+    // Without the record there is no way back, and the mark in the superblocks still counts.
+    let copy = Arc::new(device.snapshot());
+    copy.write_at(&[0; 512], 0).unwrap();
+    before.assert_new(&copy, true, "without the record");
+    assert_eq!(Writer::open(Arc::<Memory>::clone(&copy) as _, None, 1).err().unwrap().kind(), Kind::Refused);
+    assert_eq!(switch::rollback(copy.as_ref(), true).unwrap_err().kind(), Kind::Refused);
+    assert!(switch::commit(copy.as_ref()).unwrap());
+    assert_settled(&copy, "without the record");
     // A record that is damaged stops everything that relies on it.
     device.write_at(&[1], 500).unwrap();
     assert_eq!(before.view(&device).err().unwrap().kind(), Kind::Damaged);
