@@ -19,6 +19,7 @@ fn prepare() -> Dir {
     let seed = include_bytes!("../testdata/corpus/legacy/seed-0");
     dir.write("old.snap", &[&[0; 4096], &seed[1..]].concat());
     dir.write("old.img", &[7; 40 * 512]);
+    dir.shell("truncate -s 8M old.snap");
     dir
 }
 

@@ -21,8 +21,8 @@ const EXAMPLES: &str = "Examples:
   ddsnap upgrade --dry-run --origin old.img --size 16M old.snap new.snap
   ddsnap upgrade --origin old.img --size 16M old.snap new.snap
   ddsnap upgrade --in-place --dry-run --origin old.img old.snap
-  ddsnap upgrade --in-place --origin old.img old.snap
-  ddsnap upgrade --commit old.snap";
+  ddsnap upgrade --in-place --origin old.img old.snap && ddsnap upgrade --commit old.snap
+  ddsnap upgrade --in-place --origin old.img old.snap && ddsnap upgrade --rollback old.snap";
 
 /// Make a store of today of a store of 2008, with all its snapshots
 ///

@@ -32,6 +32,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 
 fn commit(args: &Args, ui: &Ui) -> Result<()> {
     let (device, store) = (FileWriter::open(&args.store)?, args.store.display());
+    if switch::look(&device)?.is_none() {
+        open::refuse_legacy(&device)?;
+    }
     match switch::commit(&device)? {
         true => ui.print(&format!("{store}: committed; the old store is gone")),
         false => ui.print(&format!("{store}: a store as any other, there is nothing to commit")),
