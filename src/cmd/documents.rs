@@ -20,14 +20,12 @@ pub fn warn_of_events(before: &[(i64, String)], info: &StoreInfo, snapshots: &[S
 }
 
 /// Warns of a store that an upgrade in place has made and nobody has committed.
-pub fn warn_uncommitted(info: &StoreInfo, ui: &Ui) {
-    if info.uncommitted {
-        let store = info.store_path.display();
-        ui.warn(&format!(
-            "upgraded in place and not committed: it can only be read until 'ddsnap upgrade --commit {store}' or \
-             'ddsnap upgrade --rollback {store}'"
-        ));
-    }
+pub fn warn_uncommitted(store: &Path, ui: &Ui) {
+    let store = store.display();
+    ui.warn(&format!(
+        "upgraded in place and not committed: it can only be read until 'ddsnap upgrade --commit {store}' or \
+         'ddsnap upgrade --rollback {store}'"
+    ));
 }
 
 /// A snapshot.

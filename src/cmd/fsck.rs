@@ -93,8 +93,8 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         return check_old(args, devices, ui, progress);
     }
     let (device, leave, found) = look_first(args, ui, progress)?;
-    if leave.is_none() && found.opens() {
-        documents::warn_uncommitted(&open::current_view(&args.store)?.info(), ui);
+    if leave.is_none() && switch::ensure_settled(&open::store_reader(&args.store)?).is_err() {
+        documents::warn_uncommitted(&args.store, ui);
     }
     let mut outcome =
         Outcome { found: found.clone(), left: found, dry_run: args.dry_run, ..Outcome::default() };

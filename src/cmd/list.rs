@@ -63,7 +63,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
         ui.warn(notice);
     }
-    documents::warn_uncommitted(&info, ui);
+    if info.uncommitted {
+        documents::warn_uncommitted(&args.vol, ui);
+    }
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }

@@ -352,7 +352,9 @@ fn warnings(info: &StoreInfo, shown: &[&Row], ui: &Ui) {
     for notice in info.legacy.iter().flat_map(|legacy| &legacy.notices) {
         ui.warn(notice);
     }
-    documents::warn_uncommitted(info, ui);
+    if info.uncommitted {
+        documents::warn_uncommitted(&info.store_path, ui);
+    }
     if let Some(pending) = &info.pending {
         ui.warn(&format!("incomplete on the origin: {}", pending.label));
     }
