@@ -12,7 +12,7 @@ use std::ops::Range;
 
 impl Store {
     /// Hands `found` ranges of bytes of [`Store::data`], in any order and more than once, that together are all that
-    /// the store uses there: what a bitmap says is in use, the tree and what it leads to, and the areas of the metadata.
+    /// the store uses there: what a bitmap says is in use, the tree and what it leads to, and the areas of metadata.
     /// What lies outside is looked at by nobody who reads or checks the store, nor by its recovery.
     ///
     /// # Errors
