@@ -4,6 +4,7 @@
 use super::pages::{PAGE_BYTES, Pages};
 use super::{ReadAt, WriteAt, ensure_inside};
 use crate::error::Result;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
@@ -62,6 +63,19 @@ impl<R: ReadAt> ReadAt for Overlay<R> {
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         self.base.file_stamp()
     }
+
+    fn next_data(&self, offset: u64) -> Result<Range<u64>> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let end = state.base_visible;
+        let shown = match offset < end {
+            true => Some(self.base.next_data(offset)?).filter(|data| data.start < end),
+            false => None,
+        };
+        let first = shown.into_iter().chain(state.pages.next(offset)).min_by_key(|data| data.start);
+        // A page may reach past the end.
+        let inside = first.filter(|data| data.start < state.size);
+        Ok(inside.map_or(state.size..state.size, |data| data.start..data.end.min(state.size)))
+    }
 }
 
 impl<R: ReadAt> WriteAt for Overlay<R> {
@@ -105,6 +119,26 @@ mod tests {
         assert_eq!(got, expected);
         assert_eq!(base.to_vec().unwrap(), vec![1; 10_000]);
         assert_eq!(view.changed_bytes(), 8192);
+    }
+
+    #[test]
+    fn holes_are_where_neither_the_base_nor_a_write_has_bytes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        let base = crate::block::file::FileReader::open(file.path()).unwrap();
+        let view = Overlay::new(base);
+        view.write_at(&[1; 100], (1 << 20) + 4000).unwrap();
+        let (mut at, mut ranges) = (0, Vec::new());
+        while let Some(data) = Some(view.next_data(at).unwrap()).filter(|data| !data.is_empty()) {
+            at = data.end;
+            ranges.push(data);
+        }
+        assert_eq!(ranges, [1 << 20..(1 << 20) + 4096, (1 << 20) + 4096..(1 << 20) + 8192]);
+        assert_eq!(view.next_data((1 << 20) + 5000).unwrap(), (1 << 20) + 5000..(1 << 20) + 8192);
+        view.set_size((1 << 20) + 4097).unwrap();
+        view.set_size(2 << 20).unwrap();
+        assert_eq!(view.next_data(at).unwrap(), 2 << 20..2 << 20);
+        assert_eq!(view.next_data(3 << 20).unwrap(), 2 << 20..2 << 20);
     }
 
     #[test]

@@ -42,6 +42,13 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
 }
 
 impl Pages {
+    /// The bytes of the first page that ends after `offset`, from there on.
+    pub(super) fn next(&self, offset: u64) -> Option<Range<u64>> {
+        let (page, _) = self.map.range(offset / PAGE_BYTES_U64..).next()?;
+        let start = page * PAGE_BYTES_U64;
+        Some(start.max(offset)..start + PAGE_BYTES_U64)
+    }
+
     /// Fills `buf` from `offset`; where no page exists, `fill(buf, offset)` provides the bytes.
     pub(super) fn read<E>(
         &self,
