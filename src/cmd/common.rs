@@ -3,8 +3,9 @@
 use crate::error::{Error, Kind, Result};
 use crate::format::legacy::superblock::Release;
 use crate::format::table::HOLD_MAX;
+use crate::progress::{Paced, Progress};
 use crate::store::{SnapshotInfo, SnapshotState};
-use crate::ui::size;
+use crate::ui::{Ui, size};
 use crate::units::Tag;
 use std::fmt;
 use std::path::PathBuf;
@@ -51,6 +52,13 @@ pub struct RateArgs {
     /// Move at most SIZE bytes a second
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub rate_limit: Option<u64>,
+}
+
+impl RateArgs {
+    /// What holds back whoever advances faster, if a limit was given.
+    pub fn paced<'a>(&self, ui: &'a Ui) -> Option<Box<dyn Progress + 'a>> {
+        self.rate_limit.map(|rate| Box::new(Paced::new(ui.progress(), rate)) as Box<dyn Progress + 'a>)
+    }
 }
 
 /// What the lists of some tools do not say.

@@ -8,7 +8,7 @@ use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::legacy;
-use crate::progress::{Paced, Progress};
+use crate::progress::Progress;
 use crate::store::fsck::{
     self, CheckOptions, CheckReport, Code, Finding, Leave, RebuildOptions, Repaired, rebuild, repair,
 };
@@ -81,14 +81,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
-    let paced;
-    let progress: &dyn Progress = match args.rate.rate_limit {
-        Some(rate) => {
-            paced = Paced::new(ui.progress(), rate);
-            &paced
-        }
-        None => ui.progress(),
-    };
+    let paced = args.rate.paced(ui);
+    let progress = paced.as_deref().unwrap_or_else(|| ui.progress());
     if let Some(devices) = open::old_devices(&args.store, &args.old, args.origin.as_deref())? {
         return check_old(args, devices, ui, progress);
     }

@@ -9,7 +9,6 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::legacy;
 use crate::point::volume::Volume;
-use crate::progress::{Paced, Progress};
 use crate::store::{InitOptions, is_unfinished, size_for};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, escape, time};
@@ -190,7 +189,7 @@ pub(super) fn tell_damage(losses: &Losses, old: &legacy::Store, ui: &Ui) -> Resu
     tell_losses(losses, ui)
 }
 
-pub(super) fn tell_losses(losses: &Losses, ui: &Ui) -> Result<()> {
+fn tell_losses(losses: &Losses, ui: &Ui) -> Result<()> {
     for loss in losses.iter() {
         ui.print(&format!("lost: {} bytes of {}", loss.bytes, describe(&loss.affected)))?;
     }
@@ -240,29 +239,36 @@ fn fill(
     {
         ui.confirm(&format!("{} holds {content}, which would be lost", args.target().display()), "-y")?;
     }
-    let paced;
-    let progress: &dyn Progress = match args.rate.rate_limit {
-        Some(rate) => {
-            paced = Paced::new(ui.progress(), rate);
-            &paced
-        }
-        None => ui.progress(),
-    };
+    let paced = args.rate.paced(ui);
+    let progress = paced.as_deref().unwrap_or_else(|| ui.progress());
     let how =
         CopyOptions { accept_lost: args.accept_lost, verify: !args.no_verify, now_secs: time::now_secs() };
     let outcome = copy(old, Arc::clone(device), (options, plan.bytes), how, progress)?;
+    if !tell_outcome(args, &outcome, (plan, old), ui)? {
+        return Ok(());
+    }
+    summary(args, old, &outcome, ui)
+}
+
+/// False, or an error, if there is no new store: more was lost than the plan knew.
+pub(super) fn tell_outcome(
+    args: &Args,
+    outcome: &Outcome,
+    (plan, old): (&Plan, &legacy::Store),
+    ui: &Ui,
+) -> Result<bool> {
     ui.end_progress();
     if total(&outcome.losses) > total(&plan.losses) {
         // The medium failed too.
         tell_losses(&outcome.losses, ui)?;
     }
     if !outcome.finished {
-        return ensure_accepted(args, &outcome.losses, old);
+        ensure_accepted(args, &outcome.losses, old)?;
     }
-    summary(args, old, &outcome, ui)
+    Ok(outcome.finished)
 }
 
-pub(super) fn total(losses: &Losses) -> u64 {
+fn total(losses: &Losses) -> u64 {
     losses.iter().map(|loss| loss.bytes).sum()
 }
 

@@ -2,13 +2,12 @@
 
 use super::open;
 use super::upgrade::{
-    Args, ensure_accepted, options, taken_over, tell_damage, tell_losses, tell_rest, total, would_take_over,
+    Args, ensure_accepted, options, taken_over, tell_damage, tell_outcome, tell_rest, would_take_over,
 };
 use crate::block::ReadAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::error::{Error, Kind, Result};
 use crate::format::switch::Phase;
-use crate::progress::{Paced, Progress};
 use crate::store::switch;
 use crate::ui::{Ui, time};
 use crate::upgrade::{self, CopyOptions, Fit, Site, in_place, plan};
@@ -99,25 +98,14 @@ fn build(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
         return Ok(());
     }
-    let paced;
-    let progress: &dyn Progress = match args.rate.rate_limit {
-        Some(rate) => {
-            paced = Paced::new(ui.progress(), rate);
-            &paced
-        }
-        None => ui.progress(),
-    };
+    let paced = args.rate.paced(ui);
+    let progress = paced.as_deref().unwrap_or_else(|| ui.progress());
     let how =
         CopyOptions { accept_lost: args.accept_lost, verify: !args.no_verify, now_secs: time::now_secs() };
     let site = Site { devices, release: args.old.layout, device, found, ground: fit.ground };
     let outcome = in_place(&old, &site, (&options, plan.bytes), how, progress)?;
-    ui.end_progress();
-    if total(&outcome.losses) > total(&plan.losses) {
-        // The medium failed too.
-        tell_losses(&outcome.losses, ui)?;
-    }
-    if !outcome.finished {
-        return ensure_accepted(args, &outcome.losses, &old);
+    if !tell_outcome(args, &outcome, (&plan, &old), ui)? {
+        return Ok(());
     }
     ui.print(&format!("{}: {}", args.store.display(), taken_over(&old, &outcome)))?;
     tell_way_on(args, ui)
