@@ -264,7 +264,7 @@ pub fn legacy(data: &[u8]) {
         _ => None,
     };
     legacy_repair(*way, &metadata, release);
-    let Ok(store) = legacy::Store::open(legacy_devices(*way, &metadata), release) else { return };
+    let Ok(store) = legacy::Store::open(legacy_devices(*way, &metadata), release, &Silent) else { return };
     let _ = (store.info(), store.snapshots(), store.sharing());
     let points = store.points();
     for point in points.iter().take(4) {
@@ -295,7 +295,7 @@ fn legacy_devices(way: u8, metadata: &Arc<Memory>) -> legacy::Devices {
 /// Repairs a store of 2008 both ways. What a repair that gives nothing up leaves reads as before, and needs no other.
 fn legacy_repair(way: u8, metadata: &Arc<Memory>, release: Option<legacy::Release>) {
     let read = |metadata: &Arc<Memory>| {
-        let store = legacy::Store::open(legacy_devices(way, metadata), release).ok()?;
+        let store = legacy::Store::open(legacy_devices(way, metadata), release, &Silent).ok()?;
         let sectors = |point: &Point| (0..point.size_bytes.min(1 << 14) / 512).map(|at| at * 512).collect();
         let read = |point: &Point| {
             let sectors: Vec<u64> = sectors(point);

@@ -87,7 +87,7 @@ pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
 /// As [`view`]; `Kind::Usage` for what only a store of 2008 has.
 pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>, ui: &Ui) -> Result<Option<legacy::Store>> {
     let Some(devices) = old_devices(vol, old, origin)? else { return Ok(None) };
-    let store = legacy::Store::open(devices, old.layout)?;
+    let store = legacy::Store::open(devices, old.layout, ui.progress())?;
     if let Some(first) = store.damage().next() {
         ui.warn(&format!(
             "this store of 2008 is damaged ({}): what cannot be told is an error to read; 'ddsnap fsck -n' tells more",

@@ -126,7 +126,7 @@ fn look_at_old(args: &Args, devices: &legacy::Devices, report: &mut Report, ui: 
         size::grouped(checked.exceptions)
     );
     health(checked.findings, report);
-    match legacy::Store::open(devices.clone(), args.old.layout) {
+    match legacy::Store::open(devices.clone(), args.old.layout, ui.progress()) {
         Ok(store) => describe(&store, report, ui)?,
         Err(error) if error.kind() == Kind::Damaged => unreadable(&error, report),
         Err(error) => return Err(error),

@@ -58,7 +58,7 @@ impl Dumper<'_> {
         if whole || options.superblock {
             self.superblock()?;
         }
-        match self.inspector.metadata(devices) {
+        match self.inspector.metadata(devices, self.out.progress) {
             Ok(metadata) => self.metadata(&metadata)?,
             Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Mismatch) => {
                 self.out.problem("the metadata", &error, None)?;

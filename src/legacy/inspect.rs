@@ -13,7 +13,7 @@ use crate::format::legacy::SECTOR;
 use crate::format::legacy::journal::Commit;
 use crate::format::legacy::superblock::{self, Candidate, Release, Space, Superblock};
 use crate::format::legacy::tree::Exception;
-use crate::progress::Silent;
+use crate::progress::Progress;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -53,15 +53,15 @@ impl Inspector {
     ///
     /// # Errors
     /// `Kind::Damaged` if that is not to be found, `Kind::Mismatch` for devices that do not belong together,
-    /// `Kind::Io`.
-    pub fn metadata(&self, devices: &Devices) -> Result<Metadata> {
+    /// `Kind::Io`, `Kind::Interrupted`.
+    pub fn metadata(&self, devices: &Devices, progress: &dyn Progress) -> Result<Metadata> {
         let usable = self.candidates.iter().find(|candidate| candidate.is_usable());
         let sb = usable.ok_or_else(|| Error::damaged("no layout of the superblock makes sense"))?;
         let sb = sb.superblock.clone();
         ensure_pair(&sb, devices)?;
         let mut blocks = Blocks::new(Arc::clone(&self.metadata), &sb);
         let recovered = recover(&sb, &mut blocks)?;
-        let root = look(&sb, &blocks, &recovered, Tally::of(&sb, self.is_decided), &Silent)?.root;
+        let root = look(&sb, &blocks, &recovered, Tally::of(&sb, self.is_decided), progress)?.root;
         Ok(Metadata { sb, blocks, root, recovered })
     }
 }

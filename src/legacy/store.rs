@@ -15,7 +15,7 @@ use crate::format::legacy::{SECTOR, SNAPSHOTS_MAX};
 use crate::point::finding::{Code, Finding, Severity};
 use crate::point::volume::{FullPolicy, Legacy, Sharing, SnapshotInfo, SnapshotState, StoreInfo, Volume};
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
-use crate::progress::Silent;
+use crate::progress::Progress;
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -61,13 +61,13 @@ const RECENT_BYTES: u64 = 4 << 20;
 
 impl Store {
     /// Opens a store; replays its journal in memory if it was not shut down cleanly, and looks through its metadata for
-    /// what cannot be believed. `release` says which layout its
-    /// superblock has; otherwise the one that makes sense is taken.
+    /// what cannot be believed. `release` says which layout its superblock has; otherwise the one that makes sense is
+    /// taken.
     ///
     /// # Errors
     /// `Kind::Damaged` if there is no sound superblock; `Kind::Mismatch` for devices that do not belong together;
-    /// `Kind::Io`.
-    pub fn open(devices: Devices, release: Option<Release>) -> Result<Self> {
+    /// `Kind::Io`, `Kind::Interrupted`.
+    pub fn open(devices: Devices, release: Option<Release>, progress: &dyn Progress) -> Result<Self> {
         let metadata = devices.metadata.clone().unwrap_or_else(|| Arc::clone(&devices.store));
         let (block, is_decided) = superblock_of(metadata.as_ref())?;
         let chosen = superblock::choose(&block, metadata.size(), release)
@@ -77,7 +77,7 @@ impl Store {
         ensure_size(&sb, &devices)?;
         let mut blocks = Blocks::new(metadata, &sb);
         let recovered = recover(&sb, &mut blocks)?;
-        let mut tree = look(&sb, &blocks, &recovered, Tally::of(&sb, is_decided), &Silent)?;
+        let mut tree = look(&sb, &blocks, &recovered, Tally::of(&sb, is_decided), progress)?;
         let (root, lost, counted) = (tree.root, tree.lost(), tree.free);
         let tainted = tree.tainted | tree.half_deleted;
         tree.tally.keep(|code| code.severity() == Severity::Loss);

@@ -116,7 +116,7 @@ pub fn open(
     release: Option<Release>,
     progress: &dyn Progress,
 ) -> Result<(Store, Vec<Finding>)> {
-    let store = Store::open(devices.clone(), release)?;
+    let store = Store::open(devices.clone(), release, progress)?;
     let found = legacy::check(devices, release, progress)?.findings;
     Ok((store, found))
 }

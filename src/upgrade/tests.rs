@@ -396,7 +396,7 @@ fn a_bad_place_costs_only_the_chunk_on_it() {
         // One chunk that all older snapshots have, in a place that cannot be read.
         let (_, place) = built.places.iter().next().unwrap();
         let bad = BadPlace { inner: Arc::clone(&devices.store), range: place << bits..(place + 1) << bits };
-        let store = Store::open(Devices { store: Arc::new(bad), ..devices }, None).unwrap();
+        let store = Store::open(Devices { store: Arc::new(bad), ..devices }, None, &Silent).unwrap();
         let device = Arc::new(Memory::new(64 << 20));
         assert!(plan(&store, &Silent).unwrap().losses.is_empty());
         let refused = upgrade(&store, Arc::<Memory>::clone(&device), OPTIONS).unwrap();

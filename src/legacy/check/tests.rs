@@ -219,6 +219,18 @@ fn tree_damages() -> Vec<Damage> {
         ("T3 base chunk", |s| s.0[LEAF_B + 8] = 1, &[LegacyLeaf], [IN_LEAF_B; 2]),
         ("T3 end", |s| s.0[LEAF_B + 32] = 8, &[LegacyLeaf], [IN_LEAF_B; 2]),
         ("T3 offset", |s| s.0[LEAF_B + 24] ^= 8, &[LegacyLeaf], [IN_LEAF_B; 2]),
+        (
+            "T3 under a key too high",
+            |s| _ = s.put64(ROOT + 24, 60).put32(LEAF_B, 0),
+            &[LegacyLeaf],
+            [IN_LEAF_B; 2],
+        ),
+        (
+            "T3 before a key too low",
+            |s| _ = s.put64(ROOT + 24, 2).put32(LEAF_A, 0),
+            &[LegacyLeaf],
+            [IN_LEAF_A; 2],
+        ),
         ("T4 order", |s| s.0[LEAF_A + 36] = 1, &[LegacyLeaf], [IN_LEAF_A; 2]),
         ("T4 range", |s| s.0[LEAF_A + 36] = 33, &[LegacyOrder], [IN_LEAF_A; 2]),
         (
@@ -347,7 +359,7 @@ fn an_origin_that_was_cut_is_told() {
 
 /// True if every byte of both snapshots can be read.
 fn reads(devices: Devices) -> bool {
-    let Ok(store) = Store::open(devices, None) else { return false };
+    let Ok(store) = Store::open(devices, None, &Silent) else { return false };
     store.sharing().is_ok()
         && store.points().iter().filter(|point| point.id != PointId::Origin).count() == 2
         && [1, 2].into_iter().all(|id| {

@@ -38,8 +38,15 @@ struct Part {
     low: u64,
     high: Option<u64>,
     kind: Option<Kind>,
-    /// Last chunk of a leaf.
+    /// First and last chunk of a leaf.
+    first: u64,
     last: u64,
+}
+
+impl Part {
+    fn new((low, high): (u64, Option<u64>), kind: Option<Kind>) -> Self {
+        Self { low, high, kind, first: low, last: low }
+    }
 }
 
 /// A walk that notes where the tree is broken.
@@ -63,7 +70,7 @@ impl Care for &mut Collect<'_> {
         }
         let is_new = self.seen.set(sector / self.blocks.sectors());
         if !is_new {
-            self.parts.push(Part { low, high, kind: None, last: low });
+            self.parts.push(Part::new((low, high), None));
         }
         Ok(is_new)
     }
@@ -85,7 +92,7 @@ impl Care for &mut Collect<'_> {
                 None
             }
         };
-        self.parts.push(Part { low, high, kind, last: low });
+        self.parts.push(Part::new((low, high), kind));
         Ok(true)
     }
 }
@@ -104,12 +111,16 @@ pub(super) fn pieces(tree: &Tree<'_>) -> Result<std::result::Result<Vec<Piece>, 
         let &[sector] = found.sectors.as_slice() else {
             return Ok(Err("leaves that have the same chunks cannot be put into a new tree".into()));
         };
-        let last = found.leaf.entries.last().map_or(found.low, |entry| entry.chunk.into());
-        walk.care.parts.push(Part { low: found.low, high: None, kind: Some(Kind::Leaf(sector)), last });
+        let mut part = Part::new((found.low, None), Some(Kind::Leaf(sector)));
+        if let (Some(first), Some(last)) = (found.leaf.entries.first(), found.leaf.entries.last()) {
+            (part.first, part.last) = (first.chunk.into(), last.chunk.into());
+        }
+        walk.care.parts.push(part);
     }
     if collect.parts.windows(2).any(|pair| pair[0].low >= pair[1].low) {
         return Ok(Err("parts of the tree that have the same chunks cannot be put into a new one".into()));
     }
+    widen(&mut collect.parts);
     let is_broken = collect.parts.iter().any(|part| part.kind.is_none());
     if !is_broken && !tree.tally.has(Code::LegacyOrphan) {
         let whole = collect.parts.iter().filter_map(|part| Some(Piece { low: part.low, kind: part.kind? }));
@@ -149,6 +160,28 @@ pub(super) fn pieces(tree: &Tree<'_>) -> Result<std::result::Result<Vec<Piece>, 
         }
     }
     Ok(Ok(pieces))
+}
+
+/// A key may be damaged with what it leads to, so a broken part begins behind the last chunk before it and goes as far as
+/// the first one behind it.
+fn widen(parts: &mut [Part]) {
+    for at in 0..parts.len() {
+        let before = at.checked_sub(1).and_then(|before| parts.get(before));
+        let known = match before.map(|before| (before.kind, before.last)) {
+            None => 0,
+            Some((Some(Kind::Leaf(_)), last)) => last.saturating_add(1),
+            Some(_) => u64::MAX,
+        };
+        let [part, rest @ ..] = &mut parts[at..] else { break };
+        if part.kind.is_some() {
+            continue;
+        }
+        part.low = part.low.min(known);
+        if let Some(next) = rest.first_mut() {
+            next.low = next.low.max(next.first);
+            part.high = Some(next.low);
+        }
+    }
 }
 
 /// One past the last chunk that a snapshot has.

@@ -49,7 +49,7 @@ impl Patient {
 
     fn images(&self, metadata: &Memory) -> Images {
         let mut images = Images::new();
-        let Ok(store) = Store::open(self.devices(Arc::new(metadata.snapshot())), None) else { return images };
+        let Ok(store) = Store::open(self.devices(Arc::new(metadata.snapshot())), None, &Silent) else { return images };
         let chunk = 1usize << store.chunk_bits();
         for point in store.points().iter().filter(|point| point.id != PointId::Origin) {
             let read = |at: u64| {
@@ -323,6 +323,8 @@ T3 version | leaf | leaf | lost lost
 T3 base chunk | leaf | leaf | lost lost
 T3 end | leaf | leaf | lost lost
 T3 offset | leaf | leaf | lost lost
+T3 under a key too high | leaf | leaf | lost lost
+T3 before a key too low | leaf | leaf | lost lost
 T4 order | leaf | leaf | lost lost
 T4 range | order | order | order
 T4 two leaves | order | order | order

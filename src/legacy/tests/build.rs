@@ -8,6 +8,7 @@ use crate::format::legacy::superblock::{
 };
 use crate::format::legacy::tree::{LEAF_MAGIC, RawChild, RawException, RawLeaf, RawMapEntry, RawNode};
 use crate::legacy::{Devices, Store};
+use crate::progress::Silent;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use zerocopy::{FromZeros, IntoBytes};
@@ -325,7 +326,7 @@ impl Built {
     }
 
     pub fn open(&self) -> crate::error::Result<Store> {
-        Store::open(self.devices(), None)
+        Store::open(self.devices(), None, &Silent)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::block::ReadAt;
 use crate::block::memory::Memory;
 use crate::error::{Kind, Result};
 use crate::legacy::{Devices, Store};
+use crate::progress::Silent;
 use crate::point::volume::Volume;
 use crate::point::{PointId, PointSource};
 use std::path::Path;
@@ -74,7 +75,7 @@ fn survives(built: &Built) -> Option<bool> {
     } else {
         Devices { store: metadata, metadata: None, origin }
     };
-    let found = Store::open(devices, None).ok().map(|store| use_all(&store));
+    let found = Store::open(devices, None, &Silent).ok().map(|store| use_all(&store));
     let read = device.bytes.load(Ordering::Relaxed);
     assert!(
         read <= 200 * device.size() + (1 << 20),
@@ -301,6 +302,6 @@ fn a_device_that_only_claims_to_be_large_opens() {
     assert_eq!(sb.metadata.bitmap_base.get(), bitmap);
     large.seal();
     crate::block::WriteAt::write_at(&device, &large.metadata, 0).unwrap();
-    let store = Store::open(Devices { store: Arc::new(device), metadata: None, origin: None }, None).unwrap();
+    let store = Store::open(Devices { store: Arc::new(device), metadata: None, origin: None }, None, &Silent).unwrap();
     assert!(!use_all(&store));
 }

@@ -8,6 +8,7 @@ pub(crate) mod model;
 use super::Store;
 use crate::error::Kind;
 use crate::format::legacy::superblock::Release;
+use crate::progress::Silent;
 use crate::point::volume::{SnapshotState, Volume};
 use crate::point::{PointId, PointSource};
 use crate::units::{Epoch, index};
@@ -224,10 +225,10 @@ fn random_histories_read_as_their_models() {
 #[test]
 fn a_layout_that_was_named_is_the_only_one_tried() {
     let built = Built::new(Shape::COMBINED, &sample());
-    let error = Store::open(built.devices(), Some(Release::R04)).err().unwrap();
+    let error = Store::open(built.devices(), Some(Release::R04), &Silent).err().unwrap();
     assert_eq!(error.kind(), Kind::Damaged);
     assert!(error.to_string().contains("as release 0.4: log2 of the metadata block size is 0"), "{error}");
-    assert!(Store::open(built.devices(), Some(Release::R10)).is_ok());
+    assert!(Store::open(built.devices(), Some(Release::R10), &Silent).is_ok());
 }
 
 #[test]
@@ -236,10 +237,10 @@ fn devices_that_do_not_belong_together_are_refused() {
         (Built::new(Shape::COMBINED, &sample()), Built::new(Shape::SEPARATE, &sample()));
     let mut devices = separate.devices();
     devices.store = devices.metadata.take().unwrap();
-    assert_eq!(Store::open(devices, None).err().unwrap().kind(), Kind::Mismatch);
+    assert_eq!(Store::open(devices, None, &Silent).err().unwrap().kind(), Kind::Mismatch);
     let mut devices = combined.devices();
     devices.metadata = Some(std::sync::Arc::clone(&devices.store));
-    assert_eq!(Store::open(devices, None).err().unwrap().kind(), Kind::Mismatch);
+    assert_eq!(Store::open(devices, None, &Silent).err().unwrap().kind(), Kind::Mismatch);
     let mut short = separate;
     short.data.truncate(short.data.len() - 1);
     assert_eq!(short.open().err().unwrap().kind(), Kind::Mismatch);
