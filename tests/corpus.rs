@@ -283,7 +283,7 @@ fn nbd_seeds() -> Vec<Vec<u8>> {
 
 /// Everything that a command can ask of a server.
 fn control_seeds() -> Vec<Vec<u8>> {
-    let say = |documents: &[&str]| {
+    let say = |documents: &[&str]| -> Vec<u8> {
         let frame =
             |text: &&str| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text.as_bytes()].concat();
         documents.iter().flat_map(frame).collect()
@@ -291,10 +291,13 @@ fn control_seeds() -> Vec<Vec<u8>> {
     vec![
         say(&[
             "\"Describe\"",
-            "\"Sharing\"",
             "\"Figures\"",
-            "{\"Changed\":{\"from\":null,\"to\":\"Origin\",\"start\":0}}",
-            "{\"Changed\":{\"from\":{\"Snapshot\":1},\"to\":{\"Snapshot\":6},\"start\":3}}",
+            "{\"Hold\":3}",
+            "\"Freeze\"",
+            "{\"Measure\":{\"Snapshot\":3}}",
+            "{\"Preserved\":{\"id\":3,\"ranges\":[[0,100000]]}}",
+            "\"Release\"",
+            "\"Attach\"",
             "{\"Read\":{\"point\":{\"Snapshot\":3},\"offset\":100,\"length\":5000}}",
         ]),
         say(&[
@@ -306,11 +309,29 @@ fn control_seeds() -> Vec<Vec<u8>> {
             "{\"Change\":{\"MoveHold\":{\"name\":\"offsite\",\"from\":3,\"to\":5}}}",
             "{\"Change\":{\"Release\":[5,\"offsite\"]}}",
             "{\"Change\":{\"FullPolicy\":\"Squash\"}}",
+            "{\"Room\":1000}",
+            "{\"OriginSize\":{\"size\":100000,\"within\":false}}",
+            "{\"StoreSize\":3000000}",
+            "{\"Write\":{\"point\":\"Origin\",\"pieces\":[[10,0],[20,0]]}}",
+            "\"Flush\"",
+            "{\"End\":null}",
             "\"Describe\"",
             "\"Stop\"",
         ]),
         say(&["\"Destroy\"", "{\"Read\":{}}"]),
+        [
+            say(&["\"Freeze\"", "{\"Serve\":{\"Snapshot\":3}}"]),
+            // From then on requests of NBD: it reads 512 bytes, and says good-bye.
+            nbd_request(0, 512),
+            nbd_request(2, 0),
+        ]
+        .concat(),
     ]
+}
+
+fn nbd_request(command: u16, length: u32) -> Vec<u8> {
+    let parts = [&0x2560_9513_u32.to_be_bytes()[..], &[0; 2], &command.to_be_bytes(), &[7; 8], &[0; 8]];
+    [&parts.concat()[..], &length.to_be_bytes()].concat()
 }
 
 fn netlink_seed() -> Vec<u8> {

@@ -24,6 +24,8 @@ mod cli_map;
 mod cli_metrics;
 mod cli_model;
 mod cli_mount;
+mod cli_online;
+mod cli_online_killed;
 mod cli_pages;
 mod cli_report;
 mod cli_resize;

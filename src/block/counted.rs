@@ -99,6 +99,10 @@ impl<T: ReadAt> ReadAt for Counting<T> {
         self.device.file_stamp()
     }
 
+    fn is_direct(&self) -> bool {
+        self.device.is_direct()
+    }
+
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let bytes = (&self.counts.read_bytes, buf.len());
         self.counts.note(&self.counts.reads, Some(bytes), self.device.read_once_at(buf, offset))

@@ -22,6 +22,7 @@ use std::time::SystemTime;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
+    ReadDirect,
     ReadLocked,
     Write,
     WriteDirect,
@@ -37,7 +38,7 @@ impl Access {
         match self {
             Self::ReadLocked => Some(Lock::Shared),
             Self::WriteLocked => Some(Lock::Exclusive),
-            Self::Read | Self::Write | Self::WriteDirect => None,
+            Self::Read | Self::ReadDirect | Self::Write | Self::WriteDirect => None,
         }
     }
 }
@@ -88,6 +89,14 @@ impl FileReader {
     /// As [`FileReader::open`], without `Kind::Busy`.
     pub fn open_origin_read(path: &Path) -> Result<Self> {
         Ok(Self::from_handle(open(path, Access::Read)?))
+    }
+
+    /// As [`FileReader::open_origin_read`], of a block device that somebody uses past the page cache.
+    ///
+    /// # Errors
+    /// As [`FileReader::open_origin_read`].
+    pub fn open_direct(path: &Path) -> Result<Self> {
+        Ok(Self::from_handle(open(path, Access::ReadDirect)?))
     }
 
     /// True for a block device, false for a regular file.
@@ -208,7 +217,7 @@ fn open(path: &Path, access: Access) -> Result<Handle> {
 
     let mut flags = OFlags::CLOEXEC | if access.writes() { OFlags::RDWR } else { OFlags::RDONLY };
     let mut direct = None;
-    if access == Access::WriteDirect {
+    if matches!(access, Access::ReadDirect | Access::WriteDirect) {
         flags |= OFlags::DIRECT;
         direct = Alignment::new(block_size(before.rdev()));
     } else if is_device && access.writes() {
@@ -326,10 +335,14 @@ impl ReadAt for FileReader {
         self.handle.stamp()
     }
 
+    fn is_direct(&self) -> bool {
+        self.handle.direct.is_some()
+    }
+
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let (handle, size) = (&self.handle, self.handle.size);
         ensure_inside("read", &handle.path, size, offset, buf.len())?;
-        if self.caches_always.load(Ordering::Relaxed) {
+        if handle.direct.is_some() || self.caches_always.load(Ordering::Relaxed) {
             return handle.read_at(size, buf, offset);
         }
         match sparse::read_uncached(&handle.file, buf, offset) {
@@ -376,6 +389,10 @@ impl ReadAt for FileWriter {
 
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         self.handle.stamp()
+    }
+
+    fn is_direct(&self) -> bool {
+        self.handle.direct.is_some()
     }
 }
 

@@ -59,6 +59,11 @@ pub trait ReadAt: Send + Sync {
         None
     }
 
+    /// True if it is used past the cache of the system, as whoever else uses it under this name must, too.
+    fn is_direct(&self) -> bool {
+        false
+    }
+
     /// As [`ReadAt::read_at`], for bytes that nobody is expected to read again soon: where the system can, they
     /// do not displace what it has cached.
     ///
@@ -125,6 +130,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         (**self).file_stamp()
+    }
+    fn is_direct(&self) -> bool {
+        (**self).is_direct()
     }
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         (**self).read_once_at(buf, offset)

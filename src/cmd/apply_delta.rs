@@ -172,17 +172,19 @@ fn apply_input(
     options: &ApplyOptions,
     ui: &Ui,
 ) -> Result<ApplySummary> {
-    if open::is_store(target)? {
+    if open::is_served(target) || open::is_store(target)? {
         if args.base.is_some() {
             return Err(Error::new(Kind::Usage, "a store keeps its old data itself: leave out --base"));
         }
         let vol = volume(args, target);
-        let mut writer = if args.dry_run { open::dry_writer(&vol)? } else { open::writer_with_origin(&vol)? };
-        let before = writer.view().info().events;
-        let result = apply_to_store(&mut writer, input, options, ui.progress());
-        documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
-        let is_pending = writer.view().info().pending.is_some();
-        let closed = if args.dry_run { Ok(()) } else { writer.close() };
+        let mut rewriter = open::rewriter(&vol, args.dry_run)?;
+        let volume = rewriter.volume();
+        let before = volume.now()?.events;
+        let result = apply_to_store(volume, input, options, ui.progress());
+        let after = volume.now()?;
+        documents::warn_of_events(&before, &after, &volume.volume().snapshots(), ui);
+        let is_pending = after.pending.is_some();
+        let closed = if args.dry_run { Ok(()) } else { rewriter.close() };
         let summary =
             result.map_err(|error| if is_pending { rollback_hint(error, target) } else { error })?;
         return closed.map(|()| summary);

@@ -248,7 +248,7 @@ fn take_away(what: &Path, ui: &Ui) -> Result<()> {
 
 /// The device under which a server was slipped, if that is what `what` means.
 fn inserted(what: &Path) -> Result<Option<Pair>> {
-    let pair = match open::is_socket(what) {
+    let pair = match open::is_served(what) {
         true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
         false => {
             let path =
@@ -264,7 +264,7 @@ fn inserted(what: &Path) -> Result<Option<Pair>> {
 
 /// Takes a server out from under a device, and ends it: from then on it does not see what is written.
 fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
-    if !open::is_socket(what) {
+    if !open::is_served(what) {
         if pair.is_served()? {
             let what = "a server is beneath it, which must be ended with it";
             return Err(Error::new(Kind::Busy, what).hint("'ddsnap detach SOCK' does both"));
@@ -286,7 +286,7 @@ fn connect(socket: &Path) -> Result<Client> {
 
 /// The devices that `what` means; there may be none if `may_be_none`.
 pub(super) fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
-    let found = match open::is_socket(what) {
+    let found = match open::is_served(what) {
         true => device::all(&device::identity(&Volume::info(&connect(what)?).uuid.to_string(), ""))?,
         false if may_be_none => Vec::new(),
         false => {

@@ -125,7 +125,7 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
         return Err(Error::new(Kind::Usage, "FILE and the block map are the same").at_path(&args.file));
     }
     let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
-    open::ensure_still(&args.vol.vol, point.id)?;
+    view.hold(&[point.id])?;
     match args.format {
         Format::Raw => raw(args, view.as_ref(), &point, ui),
         Format::Qcow2 => overlay_or_image(args, view.as_ref(), &point, ui),
@@ -157,6 +157,7 @@ fn raw(args: &Args, view: &dyn Volume, point: &Point, ui: &Ui) -> Result<()> {
 fn overlay_or_image(args: &Args, view: &dyn Volume, point: &Point, ui: &Ui) -> Result<()> {
     let from = args.from.as_ref();
     let from = from.map(|from| open::readable_point(view, &args.vol.vol, from, &args.accept)).transpose()?;
+    view.hold(&from.iter().map(|from| from.id).collect::<Vec<_>>())?;
     let overlay = match (&from, &args.backing) {
         (Some(from), Some(path)) => {
             let format = backing_format(path, view, from)?;

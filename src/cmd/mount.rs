@@ -105,7 +105,9 @@ fn exports<'a>(args: &'a Args, ui: &Ui) -> Result<(Frozen, &'a Path)> {
         }
         (None, [vol, folder]) => {
             let view = open_volume(args, vol, ui)?;
-            for point in points(view.as_ref(), vol, args)? {
+            let points = points(view.as_ref(), vol, args)?;
+            view.hold(&points.iter().map(|point| point.1.id).collect::<Vec<_>>())?;
+            for point in points {
                 frozen.0.insert(point.0, point_export(&view, &point.1));
             }
             Ok((frozen, folder))
@@ -115,6 +117,7 @@ fn exports<'a>(args: &'a Args, ui: &Ui) -> Result<(Frozen, &'a Path)> {
             let name: SnapName = name.parse().map_err(|what: String| Error::new(Kind::Usage, what))?;
             let view = open_volume(args, vol, ui)?;
             let point = open::readable_point(view.as_ref(), vol, &name, &args.accept)?;
+            view.hold(&[point.id])?;
             frozen.0.insert("volume".to_owned(), point_export(&view, &point));
             Ok((frozen, folder))
         }

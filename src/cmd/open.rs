@@ -9,7 +9,7 @@ use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
 use crate::legacy;
-use crate::point::volume::{Administer, Volume};
+use crate::point::volume::{Administer, Rewrite, Volume};
 use crate::point::{Point, PointId};
 use crate::serve::control::Client;
 use crate::store::{SnapshotState, StoreInfo, View, Writer, switch};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 /// # Errors
 /// `Kind::Busy` if a writer holds it; `Kind::NotFound` if the server has ended.
 pub fn view(vol: &Path, old: &OldArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
-    if is_socket(vol) {
+    if is_served(vol) {
         return Ok(Box::new(server(vol, old, None)?));
     }
     match old_store(vol, old, None, ui)? {
@@ -46,7 +46,7 @@ pub fn current_view(vol: &Path) -> Result<View> {
 /// # Errors
 /// As [`current_view`].
 pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
-    match is_socket(vol) {
+    match is_served(vol) {
         true => Ok(Box::new(Client::connect(vol)?)),
         false => Ok(Box::new(current_view(vol)?)),
     }
@@ -57,7 +57,7 @@ pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
 /// # Errors
 /// As [`view`]; `Kind::NotFound` if the origin is not where it is remembered.
 pub fn view_with_origin(args: &VolArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
-    if is_socket(&args.vol) {
+    if is_served(&args.vol) {
         return Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?));
     }
     // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
@@ -277,7 +277,7 @@ pub fn writer_beneath(
 /// # Errors
 /// As [`writer`]; `Kind::NotFound` if the server has ended.
 pub fn changer(vol: &Path) -> Result<Box<dyn Administer>> {
-    match is_socket(vol) {
+    match is_served(vol) {
         true => Ok(Box::new(Client::connect(vol)?)),
         false => Ok(Box::new(writer(vol)?)),
     }
@@ -288,10 +288,51 @@ pub fn changer(vol: &Path) -> Result<Box<dyn Administer>> {
 /// # Errors
 /// As [`writer_with_origin`]; `Kind::NotFound` if the server has ended.
 pub fn changer_with_origin(args: &VolArgs) -> Result<Box<dyn Administer>> {
-    match is_socket(&args.vol) {
+    match is_served(&args.vol) {
         true => Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?)),
         false => Ok(Box::new(writer_with_origin(args)?)),
     }
+}
+
+/// A volume whose bytes can be changed, and closed after it.
+pub enum Rewriter {
+    /// A store that is open here.
+    Store(Box<Writer>),
+    /// A server, which closes it in its own time.
+    Server(Box<Client>),
+}
+
+impl Rewriter {
+    /// The volume.
+    pub fn volume(&mut self) -> &mut dyn Rewrite {
+        match self {
+            Self::Store(writer) => writer.as_mut(),
+            Self::Server(client) => client.as_mut(),
+        }
+    }
+
+    /// Ends it: all is durable then.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::Store(writer) => writer.close(),
+            Self::Server(mut client) => client.flush(),
+        }
+    }
+}
+
+/// Opens a volume for changing its origin or a snapshot: a store with its origin, in memory only if `dry`, or a server.
+///
+/// # Errors
+/// As [`writer_with_origin`] and [`dry_writer`]; `Kind::NotFound` if the server has ended.
+pub fn rewriter(args: &VolArgs, dry: bool) -> Result<Rewriter> {
+    if is_served(&args.vol) {
+        return Ok(Rewriter::Server(Box::new(served(args)?)));
+    }
+    let writer = if dry { dry_writer(args)? } else { writer_with_origin(args)? };
+    Ok(Rewriter::Store(Box::new(writer)))
 }
 
 /// As [`writer_with_origin`], for a command that would make the loss final if the origin is another one, or was
@@ -360,10 +401,18 @@ pub fn store_writer(vol: &Path) -> Result<FileWriter> {
     Ok(store)
 }
 
-/// True if this is the socket of a server.
+/// True if this is the socket of a server, or a store that one has open.
 #[must_use]
-pub fn is_socket(vol: &Path) -> bool {
-    std::fs::metadata(vol).is_ok_and(|meta| meta.file_type().is_socket())
+pub fn is_served(vol: &Path) -> bool {
+    std::fs::metadata(vol).is_ok_and(|meta| meta.file_type().is_socket()) || Client::serves(vol)
+}
+
+/// The volume of a server.
+///
+/// # Errors
+/// `Kind::Usage` with options for what it has open; `Kind::NotFound` if it has ended.
+pub fn served(args: &VolArgs) -> Result<Client> {
+    server(&args.vol, &args.old, args.origin.as_deref())
 }
 
 /// The volume of a server, which has its devices open and takes no others.
@@ -377,12 +426,14 @@ fn server(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Client> {
 
 /// Refuses the socket of a server, for what only a store itself can do.
 fn refuse_special(vol: &Path) -> Result<()> {
-    if !is_socket(vol) {
+    if !is_served(vol) {
         return Ok(());
     }
-    Err(Error::new(Kind::Busy, "this is the socket of a server, through which this command does not work")
+    let hint =
+        format!("'ddsnap stop {}' ends the server; then name the snapshot store itself", vol.display());
+    Err(Error::new(Kind::Busy, "a server has it, through which this command does not work")
         .at_path(vol)
-        .hint("'ddsnap stop SOCK' ends the server; then name the snapshot store itself"))
+        .hint(hint))
 }
 
 /// Refuses a store of 2008 as something to be changed or overwritten, and one that is just becoming another.
@@ -439,18 +490,6 @@ pub fn origin_path(args: &VolArgs, info: &StoreInfo) -> PathBuf {
 #[must_use]
 pub fn inputs(store: &Path, old: &OldArgs, origin: PathBuf) -> Vec<PathBuf> {
     [store.to_path_buf(), origin].into_iter().chain(old.meta.clone()).collect()
-}
-
-/// Refuses the live origin of a server where all of it must be of one moment.
-///
-/// # Errors
-/// `Kind::Refused`.
-pub fn ensure_still(vol: &Path, point: PointId) -> Result<()> {
-    if point != PointId::Origin || !is_socket(vol) {
-        return Ok(());
-    }
-    let what = "the origin is being written meanwhile";
-    Err(Error::new(Kind::Refused, what).hint("create a snapshot first, and name that"))
 }
 
 fn origin_hint(args: &VolArgs, error: Error) -> Error {

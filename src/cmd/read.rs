@@ -4,6 +4,7 @@ use super::common::{AcceptArgs, RateArgs, SnapName, VolArgs, parse_size};
 use super::open;
 use super::transfer::{Limited, read_pieces};
 use crate::error::{Error, Kind, Result};
+use crate::point::PointId;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 use crate::ui::output::Output;
@@ -49,6 +50,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 fn read(args: &Args, ui: &Ui) -> Result<()> {
     let view = open::view_with_origin(&args.vol, ui)?;
     let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;
+    // The origin is read as it is, which is what a pipe of bytes from a device is.
+    if point.id != PointId::Origin {
+        view.hold(&[point.id])?;
+    }
     let end = match args.length {
         None => Some(point.size_bytes),
         Some(length) => args.offset.checked_add(length),

@@ -3,6 +3,7 @@
 use super::common::{VolArgs, parse_size};
 use super::open;
 use crate::error::{Error, Kind, Result};
+use crate::point::volume::{StoreInfo, Volume};
 use crate::store::{Preserved, StorePlan, Writer};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
@@ -61,6 +62,9 @@ fn resize(args: &Args, ui: &Ui) -> Result<()> {
     if args.origin_size == Some(0) {
         return Err(Error::new(Kind::Usage, "an origin of no bytes is none"));
     }
+    if open::is_served(&args.vol.vol) {
+        return resize_served(args, ui);
+    }
     let mut writer = match (args.dry_run, args.origin_size) {
         (true, Some(_)) => open::dry_writer(&args.vol)?,
         (true, None) => open::dry_writer_alone(&args.vol.vol)?,
@@ -91,31 +95,66 @@ fn change(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
     if grows { Ok(()) } else { change_store(args, writer, ui) }
 }
 
+/// A larger store comes before what it may have to take in, a smaller one after it.
+fn resize_served(args: &Args, ui: &Ui) -> Result<()> {
+    if args.dry_run {
+        let what = "a server makes no plans: --dry-run needs the store itself";
+        return Err(Error::new(Kind::Usage, what));
+    }
+    let client = open::served(&args.vol)?;
+    let info = Volume::info(&client);
+    let store = || match args.store_size {
+        Some(size) => client.resize_store(size).map(|plan| tell_store(&plan, ui)),
+        None => Ok(()),
+    };
+    let grows = args.store_size.is_some_and(|size| size >= info.store_size);
+    if grows {
+        store()?;
+    }
+    if let Some(size) = args.origin_size {
+        ensure_agreed(args, &info, size, ui)?;
+        tell_origin(info.origin_size, size, client.resize_origin(size, false)?, ui);
+    }
+    if grows { Ok(()) } else { store() }
+}
+
 fn change_origin(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
     let Some(size) = args.origin_size else { return Ok(()) };
     let info = writer.view().info();
-    let (before, path) = (info.origin_size, open::origin_path(&args.vol, &info));
+    ensure_agreed(args, &info, size, ui)?;
+    ui.progress().stage("preserve", Some(info.origin_size.saturating_sub(size)));
+    tell_origin(info.origin_size, size, writer.resize_origin(size, ui.progress())?, ui);
+    Ok(())
+}
+
+/// Asks whether bytes may be cut off.
+fn ensure_agreed(args: &Args, info: &StoreInfo, size: u64, ui: &Ui) -> Result<()> {
+    let (before, path) = (info.origin_size, open::origin_path(&args.vol, info));
     if size < before && !args.yes {
         let cut = before - size;
         ui.confirm(&format!("the last {cut} bytes of {} would be in snapshots only", path.display()), "-y")?;
     }
-    ui.progress().stage("preserve", Some(before.saturating_sub(size)));
-    let preserved = writer.resize_origin(size, ui.progress())?;
+    Ok(())
+}
+
+fn tell_origin(before: u64, size: u64, preserved: Preserved, ui: &Ui) {
     ui.explain(&format!(
         "the origin has {size} bytes, it had {before}; {} chunks ({} bytes) were preserved for snapshots",
         preserved.chunks, preserved.bytes
     ));
-    Ok(())
 }
 
 fn change_store(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
     let Some(size) = args.store_size else { return Ok(()) };
-    let plan = writer.resize_store(size, ui.progress())?;
+    tell_store(&writer.resize_store(size, ui.progress())?, ui);
+    Ok(())
+}
+
+fn tell_store(plan: &StorePlan, ui: &Ui) {
     ui.explain(&format!(
         "the store uses {} bytes, it used {}; {} bytes were moved",
         plan.size_after, plan.size_before, plan.moved_bytes
     ));
-    Ok(())
 }
 
 fn tell_plans(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {

@@ -1,10 +1,12 @@
 //! `revert`: the origin back to what a snapshot holds.
 
 use super::common::{AcceptArgs, SnapName, VolArgs};
-use super::{documents, open};
+use super::documents;
+use super::open::{self, Rewriter};
 use crate::error::{Error, Kind, Result};
 use crate::point::PointId;
-use crate::store::{Reverted, Writer};
+use crate::point::volume::Rewrite;
+use crate::store::{Reverted, differing_bytes, plan_revert, revert as revert_to, roll_back as roll_back_all};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, size};
 use crate::units::Epoch;
@@ -55,24 +57,25 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
+    // A server knows its origin, and sees all that happens to it.
+    let mut rewriter = match args.dry_run || args.accept_taint || open::is_served(&args.vol.vol) {
+        true => open::rewriter(&args.vol, args.dry_run)?,
+        false => Rewriter::Store(Box::new(open::writer_with_known_origin(&args.vol)?)),
+    };
+    let volume = rewriter.volume();
     if args.dry_run {
-        let mut writer = open::dry_writer(&args.vol)?;
-        let plan = writer.plan_revert(snapshot(args, snap, &writer)?, ui.progress())?;
+        let plan = plan_revert(volume, snapshot(args, snap, volume)?, ui.progress())?;
         ui.end_progress();
         tell_plan(&plan, snap, ui)?;
-        return if plan.resumed { Ok(()) } else { writer.ensure_room_for(plan.preserved_bytes()) };
+        return if plan.resumed { Ok(()) } else { volume.ensure_room(plan.preserved_bytes()) };
     }
-    let mut writer = match args.accept_taint {
-        true => open::writer_with_origin(&args.vol)?,
-        false => open::writer_with_known_origin(&args.vol)?,
-    };
-    let before = writer.view().info().events;
-    let result = snapshot(args, snap, &writer).and_then(|id| writer.revert(id, ui.progress()));
+    let before = volume.now()?.events;
+    let result = snapshot(args, snap, volume).and_then(|id| revert_to(volume, id, ui.progress()));
     ui.end_progress();
-    documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
-    let pending = writer.view().info().pending.is_some();
-    let closed = writer.close();
-    let reverted = result.map_err(|error| match (pending, error.hint_text()) {
+    let after = volume.now()?;
+    documents::warn_of_events(&before, &after, &volume.volume().snapshots(), ui);
+    let closed = rewriter.close();
+    let reverted = result.map_err(|error| match (after.pending.is_some(), error.hint_text()) {
         (true, None) => error.hint("the same command resumes it, 'ddsnap revert --rollback VOL' undoes it"),
         _ => error,
     })?;
@@ -85,9 +88,9 @@ fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn snapshot(args: &Args, snap: &SnapName, writer: &Writer) -> Result<Epoch> {
+fn snapshot(args: &Args, snap: &SnapName, rewrite: &dyn Rewrite) -> Result<Epoch> {
     let accept = AcceptArgs { accept_incomplete: false, accept_taint: args.accept_taint };
-    match open::readable_point(writer.view(), &args.vol.vol, snap, &accept)?.id {
+    match open::readable_point(rewrite.volume(), &args.vol.vol, snap, &accept)?.id {
         PointId::Snapshot(id) => Ok(id),
         PointId::Origin => Err(Error::new(Kind::Usage, "the origin is what it is; name a snapshot")),
     }
@@ -114,16 +117,25 @@ fn tell_plan(plan: &Reverted, snap: &SnapName, ui: &Ui) -> Result<()> {
 /// `Kind::NotFound` if there is none; `Kind::Io`, `Kind::Damaged`, `Kind::Interrupted`.
 pub fn roll_back(vol: &VolArgs, dry_run: bool, ui: &Ui) -> Result<()> {
     let roll_back = || {
-        let mut writer = if dry_run { open::dry_writer(vol)? } else { open::writer_with_origin(vol)? };
-        let before = writer.view().info().events;
-        let label = writer.view().info().pending.map(|pending| pending.label).unwrap_or_default();
-        let bytes = writer.roll_back(ui.progress())?;
+        let mut rewriter = open::rewriter(vol, dry_run)?;
+        let is_dry = matches!(rewriter, Rewriter::Server(_)) && dry_run;
+        let volume = rewriter.volume();
+        let before = volume.now()?;
+        let label = before.pending.as_ref().map(|pending| pending.label.clone()).unwrap_or_default();
+        let bytes = match before.pending.as_ref().filter(|_| is_dry) {
+            Some(pending) => {
+                let point = PointId::Snapshot(pending.before);
+                let size = volume.measure(point)?.0.min(before.origin_size);
+                differing_bytes(volume, point, size, ui.progress())?
+            }
+            None => roll_back_all(volume, ui.progress())?,
+        };
         ui.end_progress();
-        documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
+        documents::warn_of_events(&before.events, &volume.now()?, &volume.volume().snapshots(), ui);
         if dry_run {
             return ui.print(&format!("would put back {bytes} bytes of the origin: '{label}' is incomplete"));
         }
-        writer.close()?;
+        rewriter.close()?;
         ui.explain(&format!("put back {}: '{label}' is undone", size::human(bytes)));
         Ok(())
     };

@@ -53,9 +53,7 @@ impl Source {
             open::readable_point(view.as_ref(), &vol.vol, name, accept).map(|point| point.id)
         };
         let (from, to) = (from.map(point).transpose()?, point(to)?);
-        for point in from.into_iter().chain([to]).filter(|_| with_data) {
-            open::ensure_still(&vol.vol, point)?;
-        }
+        view.hold(&from.into_iter().chain([to]).collect::<Vec<_>>())?;
         let info = view.info();
         let inputs = open::inputs(&info.store_path, &vol.old, open::origin_path(vol, &info));
         // Snapshots of 2008 can have been written to, and nothing shows it.

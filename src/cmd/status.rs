@@ -111,7 +111,7 @@ fn answer(args: &Args, before: Option<&ServerFigures>, ui: &Ui) -> Result<(Exit,
         ui.print(&(size_bytes(args, &view.info(), &snapshots, ui)? / 512).to_string())?;
     } else {
         // The columns are those of 2008 where only they are asked for.
-        if open::is_socket(&args.vol) && (args.snap.is_none() || args.json) {
+        if open::is_served(&args.vol) && (args.snap.is_none() || args.json) {
             figures = Some(Client::connect(&args.vol)?.figures()?);
         }
         whole(args, view.as_ref(), snapshots, figures.as_ref(), ui)?;

@@ -15,7 +15,7 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The socket of the server
+    /// The socket of the server, or the store that it has open
     #[arg(value_name = "SOCK")]
     socket: PathBuf,
 }

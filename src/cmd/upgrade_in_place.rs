@@ -17,7 +17,7 @@ use crate::upgrade::{self, CopyOptions, Fit, Site, in_place, plan};
 /// # Errors
 /// As [`super::upgrade::run`]; `Kind::Refused` if the device has not enough room, or is at another step.
 pub fn run(args: &Args, ui: &Ui) -> Result<()> {
-    if open::is_socket(&args.store) {
+    if open::is_served(&args.store) {
         let what = "this is the socket of a server, through which this command does not work";
         return Err(Error::new(Kind::Busy, what).at_path(&args.store).hint("name the store itself"));
     }

@@ -1,10 +1,13 @@
 //! `write`: standard input onto the origin or a snapshot.
 
 use super::common::{RateArgs, SnapName, VolArgs, parse_size};
+use super::documents;
+use super::open::{self, Rewriter};
 use super::transfer::{Limited, PIECE_BYTES, read_full};
-use super::{documents, open};
 use crate::error::{Error, Kind, Result};
-use crate::store::{SnapshotState, Writer};
+use crate::point::PointId;
+use crate::point::volume::Rewrite;
+use crate::store::SnapshotState;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
 use crate::units::Epoch;
@@ -57,10 +60,14 @@ struct Target {
 }
 
 fn write(args: &Args, ui: &Ui) -> Result<()> {
-    let mut writer =
-        if args.dry_run { open::dry_writer(&args.vol)? } else { open::writer_with_origin(&args.vol)? };
-    let target = target(args, &writer)?;
-    let before = writer.view().info().events;
+    let mut rewriter = open::rewriter(&args.vol, args.dry_run)?;
+    if args.dry_run && matches!(rewriter, Rewriter::Server(_)) {
+        let what = "a server writes what it is given: --dry-run needs the store itself";
+        return Err(Error::new(Kind::Usage, what));
+    }
+    let volume = rewriter.volume();
+    let target = target(args, volume)?;
+    let before = volume.now()?.events;
     // Before anybody reads: the length is that from the current position on.
     let length = input_length();
     let input = ui.data_input()?;
@@ -73,20 +80,20 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     let mut written = 0;
     let result = copy(
         args,
-        &mut writer,
+        volume,
         &target,
         Limited::new(input, args.rate.rate_limit, ui.stop_wanted()),
         &mut written,
         ui,
     );
     ui.end_progress();
-    documents::warn_of_events(&before, &writer.view().info(), &writer.view().snapshots(), ui);
+    documents::warn_of_events(&before, &volume.now()?, &volume.volume().snapshots(), ui);
     if args.dry_run {
         result?;
         let (from, to) = (args.offset, args.offset + written);
         return ui.print(&format!("would overwrite bytes {from} to {to} of {}: standard input", args.snap));
     }
-    let closed = writer.close();
+    let closed = rewriter.close();
     let so_far = format!("{written} bytes from byte {} on were written", args.offset);
     result.map_err(|error| match error.hint_text() {
         Some(hint) => {
@@ -100,8 +107,8 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn target(args: &Args, writer: &Writer) -> Result<Target> {
-    let view = writer.view();
+fn target(args: &Args, rewrite: &dyn Rewrite) -> Result<Target> {
+    let view = rewrite.volume();
     let target = if args.snap == SnapName::Origin {
         open::ensure_complete(&view.info(), &args.vol.vol, false)?;
         Target { snapshot: None, end: view.info().origin_size }
@@ -122,7 +129,7 @@ fn target(args: &Args, writer: &Writer) -> Result<Target> {
 
 fn copy(
     args: &Args,
-    writer: &mut Writer,
+    volume: &mut dyn Rewrite,
     target: &Target,
     mut input: impl Read,
     written: &mut u64,
@@ -136,10 +143,7 @@ fn copy(
         let room = usize::try_from(target.end - offset).unwrap_or(usize::MAX);
         let piece = &buf[..len.min(room)];
         if !piece.is_empty() {
-            match target.snapshot {
-                Some(id) => writer.write_snapshot(id, offset, piece)?,
-                None => writer.write_origin(offset, piece)?,
-            }
+            volume.rewrite(target.snapshot.map_or(PointId::Origin, PointId::Snapshot), &[(offset, piece)])?;
             *written += piece.len() as u64;
             ui.progress().advance(piece.len() as u64);
         }

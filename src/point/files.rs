@@ -82,7 +82,7 @@ impl PointSource for Files {
     fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
         let to = self.at(to)?;
         let Some(from) = from else {
-            return Ok(Box::new(data_ranges(to.as_ref(), to.size(), self.chunk_bits)));
+            return Ok(Box::new(data_ranges(to.as_ref(), 0..to.size(), self.chunk_bits)));
         };
         let (old, new) = (Arc::clone(self.at(from)?), Arc::clone(to));
         let pair = Pair { old, new, chunk_bits: self.chunk_bits, once: self.once };

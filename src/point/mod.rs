@@ -13,6 +13,7 @@ pub mod volume;
 use crate::block::ReadAt;
 use crate::error::Result;
 use crate::units::{Epoch, Tag, Uuid};
+use std::ops::Range;
 
 /// Names one point of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -105,13 +106,13 @@ pub trait PointSource: Send + Sync {
     fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>>;
 }
 
-/// The chunks of 2^`chunk_bits` bytes, of the first `size` bytes of `device`, that are not known to be zeroes.
+/// The chunks of 2^`chunk_bits` bytes, among `bytes` of `device`, that are not known to be zeroes.
 pub fn data_ranges(
     device: &dyn ReadAt,
-    size: u64,
+    bytes: Range<u64>,
     chunk_bits: u32,
 ) -> impl Iterator<Item = Result<ChunkRange>> + Send + '_ {
-    let mut offset = 0;
+    let (mut offset, size) = (bytes.start, bytes.end);
     let mut open: Option<ChunkRange> = None;
     std::iter::from_fn(move || {
         while offset < size {

@@ -102,6 +102,14 @@ pub trait Exports: Send + Sync {
     /// # Errors
     /// `Kind::NotFound`.
     fn open(&self, name: &str) -> Result<Arc<dyn Export>>;
+
+    /// Bytes of the export `name`, and whether it cannot be written. To look at it is not to use it.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`.
+    fn look(&self, name: &str) -> Result<(u64, bool)> {
+        self.open(name).map(|export| (export.size(), export.is_read_only()))
+    }
 }
 
 fn bases(live: &Live) -> Vec<Tag> {
@@ -139,11 +147,15 @@ fn differing(live: &Live, base: Option<Tag>, point: PointId, range: Range<u64>) 
 }
 
 /// The live origin.
-struct Origin(Arc<Live>);
+struct Origin {
+    live: Arc<Live>,
+    /// Nobody changes it as a whole while it is open.
+    _user: User,
+}
 
 impl Export for Origin {
     fn size(&self) -> u64 {
-        self.0.origin_size()
+        self.live.origin_size()
     }
 
     fn is_read_only(&self) -> bool {
@@ -151,15 +163,15 @@ impl Export for Origin {
     }
 
     fn preferred_size(&self) -> u32 {
-        self.0.look(|view| view.info().chunk_size)
+        self.live.look(|view| view.info().chunk_size)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.0.read_origin(offset, buf)
+        self.live.read_origin(offset, buf)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.0.write_origin(offset, data)
+        self.live.write_origin(offset, data)
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
@@ -168,16 +180,16 @@ impl Export for Origin {
     }
 
     fn bases(&self) -> Vec<Tag> {
-        bases(&self.0)
+        bases(&self.live)
     }
 
     fn differing(&self, base: Option<Tag>, offset: u64, length: u64) -> Result<Differing> {
         ensure_inside(offset, length, self.size())?;
-        differing(&self.0, base, PointId::Origin, offset..offset + length)
+        differing(&self.live, base, PointId::Origin, offset..offset + length)
     }
 
     fn flush(&self) -> Result<()> {
-        self.0.flush()
+        self.live.flush()
     }
 }
 
@@ -250,9 +262,12 @@ const SNAPSHOT: &str = "snap/";
 /// A point of a live volume.
 ///
 /// # Errors
-/// `Kind::NotFound`.
+/// `Kind::NotFound`; `Kind::Busy` for the origin while a command changes it as a whole.
 pub fn open(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
-    let PointId::Snapshot(id) = point else { return Ok(Arc::new(Origin(Arc::clone(live)))) };
+    let PointId::Snapshot(id) = point else {
+        let user = live.open_origin()?;
+        return Ok(Arc::new(Origin { live: Arc::clone(live), _user: user }));
+    };
     let user = live.open_snapshot(id)?;
     let snapshots = live.look(|view| view.snapshots());
     let found = snapshots.into_iter().find(|snapshot| snapshot.id == id);
@@ -270,6 +285,18 @@ impl Volume {
             .into_iter()
             .filter(|snapshot| snapshot.state == SnapshotState::Normal)
     }
+
+    fn find(&self, name: &str) -> Result<SnapshotInfo> {
+        let wanted = |snapshot: &SnapshotInfo| {
+            name.strip_prefix(SNAPSHOT).is_some_and(|tag| snapshot.tag.to_string() == tag)
+        };
+        let found = self.usable().find(wanted);
+        found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no export '{name}'")))
+    }
+}
+
+fn is_origin(name: &str) -> bool {
+    name.is_empty() || name == ORIGIN
 }
 
 impl Exports for Volume {
@@ -283,15 +310,16 @@ impl Exports for Volume {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>> {
-        if name.is_empty() || name == ORIGIN {
+        if is_origin(name) {
             return open(&self.0, PointId::Origin);
         }
-        let wanted = |snapshot: &SnapshotInfo| {
-            name.strip_prefix(SNAPSHOT).is_some_and(|tag| snapshot.tag.to_string() == tag)
-        };
-        let found = self.usable().find(wanted);
-        let found =
-            found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no export '{name}'")))?;
-        open(&self.0, PointId::Snapshot(found.id))
+        open(&self.0, PointId::Snapshot(self.find(name)?.id))
+    }
+
+    fn look(&self, name: &str) -> Result<(u64, bool)> {
+        if is_origin(name) {
+            return Ok((self.0.origin_size(), false));
+        }
+        Ok((self.find(name)?.size_bytes, true))
     }
 }

@@ -197,9 +197,8 @@ impl Tree {
         let (kind, perm, size) = match node {
             Node::Folder(_) => (FileType::Directory, 0o500, 0),
             Node::File(name) => {
-                let export = self.exports()?.open(name).map_err(|error| number(&error))?;
-                let perm = if export.is_read_only() { 0o400 } else { 0o600 };
-                (FileType::RegularFile, perm, export.size())
+                let (size, is_read_only) = self.exports()?.look(name).map_err(|error| number(&error))?;
+                (FileType::RegularFile, if is_read_only { 0o400 } else { 0o600 }, size)
             }
         };
         Ok(FileAttr {
@@ -266,6 +265,7 @@ fn number(error: &Error) -> Errno {
         Kind::Usage => Errno::EINVAL,
         Kind::NoSpace => Errno::ENOSPC,
         Kind::Refused => Errno::EROFS,
+        Kind::Busy => Errno::EBUSY,
         _ => Errno::EIO,
     }
 }

@@ -35,7 +35,12 @@ impl<'a> Index<'a> {
 
     /// The union of the change bits of epochs `from..to`.
     pub fn changed_pages(self, from: u64, to: u64) -> Pages<'a> {
-        Box::new(Union { index: self, from, to, page: Some(0), ready: Vec::new().into_iter() })
+        self.changed_pages_from(from, to, 0)
+    }
+
+    /// As [`Index::changed_pages`], from page `page` on.
+    pub fn changed_pages_from(self, from: u64, to: u64, page: u64) -> Pages<'a> {
+        Box::new(Union { index: self, from, to, page: Some(page), ready: Vec::new().into_iter() })
     }
 
     /// The chunks written on snapshot `id`, as pages.

@@ -16,6 +16,7 @@ use crate::point::volume::{
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource, data_ranges};
 use crate::units::{Epoch, Tag, Uuid, index};
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -337,7 +338,7 @@ impl View {
             return Ok(Box::new((chunks > 0).then_some(Ok(all)).into_iter()));
         };
         let size = self.state.volume.origin_size;
-        let mut pages = changes::pages_of(data_ranges(origin.as_ref(), size, self.state.sb.chunk_bits));
+        let mut pages = changes::pages_of(data_ranges(origin.as_ref(), 0..size, self.state.sb.chunk_bits));
         if let PointId::Snapshot(id) = to {
             for more in [self.index().changed_pages(id.0, u64::MAX), self.index().overlay_pages(id.0)?] {
                 pages = changes::combine(pages, more, |a, b| a | b);
@@ -346,10 +347,44 @@ impl View {
         Ok(Box::new(changes::ranges(pages, chunks)))
     }
 
+    /// Where, among `chunks`, the origin's file may have other than zeroes.
+    ///
+    /// # Errors
+    /// `Kind::Io`; `Kind::Damaged` if it has become smaller.
+    pub fn data_within(&self, chunks: &Range<u64>) -> Result<Vec<ChunkRange>> {
+        let bits = self.state.sb.chunk_bits;
+        let end = (chunks.end << bits).min(self.state.volume.origin_size);
+        data_ranges(self.need_origin()?, chunks.start << bits..end, bits).collect()
+    }
+
+    /// The parts of `chunks`, which begin and end with a page of change bits, where snapshot `id` may have other than
+    /// zeroes. The origin had `data` before these tables were: what was a hole then was one for the snapshot too,
+    /// unless they say that it was preserved.
+    ///
+    /// # Errors
+    /// `Kind::NotFound`; `Kind::Io`, `Kind::Damaged`.
+    pub fn nonzero_within(
+        &self,
+        id: Epoch,
+        data: Vec<ChunkRange>,
+        chunks: &Range<u64>,
+    ) -> Result<Vec<ChunkRange>> {
+        let size = self.endpoint(id)?.size_bytes.div_ceil(u64::from(self.state.sb.chunk_size()));
+        let (first, end) = (chunks.start >> PAGE_BITS, chunks.end >> PAGE_BITS);
+        let mut pages = changes::pages_of(data.into_iter().map(Ok));
+        let index = self.index();
+        for more in [index.changed_pages_from(id.0, u64::MAX, first), index.overlay_pages(id.0)?] {
+            let behind = more.skip_while(move |page| page.as_ref().is_ok_and(|page| page.0 < first));
+            let inside = behind.take_while(move |page| page.as_ref().map_or(true, |page| page.0 < end));
+            pages = changes::combine(pages, Box::new(inside), |a, b| a | b);
+        }
+        changes::ranges(pages, size.min(chunks.end)).collect()
+    }
+
     /// Reads `range` of the origin into `buf`, which begins at byte `base`, and notes it.
     fn read_origin(
         &self,
-        range: &std::ops::Range<u64>,
+        range: &Range<u64>,
         base: u64,
         buf: &mut [u8],
         noted: &mut Vec<(u64, u64)>,

@@ -9,7 +9,7 @@ use super::open;
 use crate::block::counted::Counts;
 use crate::dm::insert::Pair;
 use crate::error::{Error, Kind, Result};
-use crate::serve::control::{Control, Devices};
+use crate::serve::control::{Control, Devices, store_name};
 use crate::serve::export::{Exports, Volume};
 use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
@@ -23,6 +23,7 @@ use crate::ui::log::Log;
 use crate::ui::{Ui, signals, time};
 use plan::Plan;
 use service::{Inherited, PidFile, Service};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -168,20 +169,25 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
         (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
-    let answer = || match pair.cloned() {
-        None => Control::new(&live, Arc::clone(&figures), Arc::clone(&stop)),
-        Some(pair) => Control::new(&live, Arc::clone(&figures), Arc::clone(&stop))
-            .guarded(move || ensure_inserted(&pair)),
+    let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
+    let control = match pair.cloned() {
+        Some(pair) => control.guarded(move || ensure_inserted(&pair)),
+        None => control,
     };
-    let control = answer();
+    // Who is above uses it, before the server is inserted as well, and while nothing is connected.
+    let _above = pair.map(|_| live.open_origin()).transpose()?;
     let attached = control.devices();
-    let control = Front::new(listener, control, Arc::clone(&report));
-    let ways = Ways { live: &live, tls, figures: &figures, report: Arc::clone(&report), log: &log };
-    let mut fronts = ways.open(plan, inherited.nbd)?;
+    let mut listeners = vec![listener];
+    listeners.extend(listener_of_store(&live)?);
     if let Some(agent) = &plan.agent {
-        let listener = bind(&Address::Unix(agent.clone()), Reach::ThisMachine, &log)?;
-        fronts.push(Box::new(Front::new(listener, answer(), report)));
+        listeners.push(bind(&Address::Unix(agent.clone()), Reach::ThisMachine, &log)?);
     }
+    let controls = listeners.into_iter().map(|listener| -> Box<dyn Serve> {
+        Box::new(Front::new(listener, control.clone(), Arc::clone(&report)))
+    });
+    let controls: Vec<_> = controls.collect();
+    let ways = Ways { live: &live, tls, figures: &figures, report, log: &log };
+    let fronts = ways.open(plan, inherited.nbd)?;
     let service = Service::of_environment(&log);
     let hangups = match plan.hangup {
         signals::Hangup::IsHeard => signals::hangups(),
@@ -192,7 +198,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     service::keep_in_memory(&house.log);
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
     house.open(plan, ui)?;
-    let outcome = keep(live, &control, (fronts, &attached), &mut house, &stop);
+    let outcome = keep(live, (&controls, &attached), fronts, &mut house, &stop);
     drop(pidfile);
     house.log.note("ended");
     outcome.map(|()| Exit::Done)
@@ -202,6 +208,13 @@ fn bind(address: &Address, reach: Reach, log: &Log) -> Result<Listener> {
     let listener = Listener::bind(address, reach)?;
     log.note(&format!("listening at {}", listener.address()));
     Ok(listener)
+}
+
+/// Where the server is found by the path of its store. Who took that name keeps nobody from the socket for commands.
+fn listener_of_store(live: &Live) -> Result<Option<Listener>> {
+    let name = store_name(live.devices()[0].path());
+    let bound = name.and_then(|name| UnixListener::bind_addr(&name).ok());
+    bound.map(Listener::of_unix).transpose()
 }
 
 /// What front ends are made of.
@@ -284,14 +297,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Serves until `stop` is set, then ends everything.
 fn keep(
     mut live: Arc<Live>,
-    control: &dyn Serve,
-    (fronts, attached): (Vec<Box<dyn Serve>>, &Devices),
+    (controls, attached): (&[Box<dyn Serve>], &Devices),
+    fronts: Vec<Box<dyn Serve>>,
     house: &mut House,
     stop: &AtomicBool,
 ) -> Result<()> {
     std::thread::scope(|scope| {
-        let commands = scope.spawn(|| control.run());
-        let outcome = run_until(fronts, house, || stop.load(Ordering::Relaxed) || commands.is_finished());
+        let commands: Vec<_> = controls.iter().map(|control| scope.spawn(|| control.run())).collect();
+        let is_over = || stop.load(Ordering::Relaxed) || commands.iter().any(|thread| thread.is_finished());
+        let outcome = run_until(fronts, house, is_over);
         attached.end();
         // Commands that are under way have the store for a moment; new ones are refused.
         let live = loop {
@@ -307,8 +321,9 @@ fn keep(
         }
         let closed = closing.join().unwrap_or_else(|_| Err(Error::new(Kind::Io, "closing the store failed")));
         // Who ended it by a command has waited until now.
-        control.stop();
-        outcome.and(commands.join().unwrap_or(Ok(()))).and(closed)
+        controls.iter().for_each(|control| control.stop());
+        let commands = commands.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())));
+        outcome.and(commands).and(closed)
     })
 }
 

@@ -1,14 +1,23 @@
 //! A command's side: the volume of a running server as if it were here.
 
-use super::{READ_MAX, Reply, Request, receive, send};
+use super::{ANSWER_MAX, Place, READ_MAX, Reply, Request, TABLES_MAX, receive, send, store_name};
+use crate::block::ReadAt;
+use crate::block::file::FileReader;
 use crate::error::{Error, Kind, Result};
-use crate::point::volume::{Administer, Change, Changed, Sharing, SnapshotInfo, StoreInfo, Volume};
-use crate::point::{Changes, ChunkRange, Point, PointId, PointSource};
+use crate::point::volume::{
+    Administer, Begin, Change, Changed, Rewrite, Sharing, SnapshotInfo, StoreInfo, Volume,
+};
+use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
+use crate::progress::Progress;
 use crate::serve::figures::ServerFigures;
-use std::io::Read;
+use crate::serve::listen::Stream;
+use crate::store::{Preserved, StorePlan, View};
+use crate::units::{Epoch, index};
+use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A point that is served on a connection of its own: NBD without negotiation, simple replies.
 pub struct Served {
@@ -21,27 +30,23 @@ pub struct Served {
 }
 
 impl Served {
-    /// Connects to the server that listens at `path`, for `point`.
+    /// Connects to the server that listens at `path`, or has the store there open, for `point`.
     ///
     /// # Errors
-    /// As [`Client::connect`]; `Kind::NotFound` if there is no such point.
+    /// As [`Client::connect`]; `Kind::NotFound` if there is no such point; `Kind::Busy` for an origin that a command
+    /// changes as a whole.
     pub fn connect(path: &Path, point: PointId) -> Result<Self> {
-        let stream = Mutex::new(dial(path)?);
-        let Reply::Device { size, flags } = ask(&stream, &Request::Serve(point), None)? else {
+        // It never is a `Client`, whose last word would be one too many.
+        let mut stream = dial(path)?;
+        let Reply::Device { size, flags } = converse(&mut stream, &Request::Serve(point), &[])? else {
             return Err(unexpected());
         };
-        Ok(Self { stream: stream.into_inner().unwrap_or_else(PoisonError::into_inner), size, flags })
+        Ok(Self { stream, size, flags })
     }
 }
 
-fn dial(path: &Path) -> Result<UnixStream> {
-    UnixStream::connect(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => {
-            Error::new(Kind::NotFound, "no server listens there: it has ended").at_path(path)
-        }
-        _ => Error::io(format!("cannot connect: {error}"), error).at_path(path),
-    })
-}
+/// Chunks whose holes are looked at between two looks at the tables; whole pages of change bits.
+const HOLES_STEP: u64 = 8 << 20;
 
 /// A connection to a server.
 pub struct Client {
@@ -50,22 +55,32 @@ pub struct Client {
     snapshots: Vec<SnapshotInfo>,
     points: Vec<Point>,
     chunk_bits: u32,
+    /// What the origin was when it was asked to be held.
+    frozen: OnceLock<Point>,
+    /// The tables as they were when something was first read.
+    attached: OnceLock<View>,
 }
 
 impl Client {
-    /// Connects to the server that listens at `path`.
+    /// Connects to the server that listens at `path`, or has the store there open.
     ///
     /// # Errors
     /// `Kind::NotFound` if nobody listens there; `Kind::Io`; what the server says.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = dial(path)?;
-        let stream = Mutex::new(stream);
-        match ask(&stream, &Request::Describe, None)? {
+        let stream = Mutex::new(dial(path)?);
+        match ask(&stream, &Request::Describe, &[], None)? {
             Reply::Volume { info, snapshots, points, chunk_bits } => {
-                Ok(Self { stream, info: *info, snapshots, points, chunk_bits })
+                let (frozen, attached) = (OnceLock::new(), OnceLock::new());
+                Ok(Self { stream, info: *info, snapshots, points, chunk_bits, frozen, attached })
             }
             _ => Err(unexpected()),
         }
+    }
+
+    /// True if `path` is a store that a server has open.
+    #[must_use]
+    pub fn serves(path: &Path) -> bool {
+        connect_to_owner(path).is_some()
     }
 
     /// What the server has done.
@@ -98,32 +113,211 @@ impl Client {
     }
 
     fn ask(&self, request: &Request) -> Result<Reply> {
-        ask(&self.stream, request, None)
+        ask(&self.stream, request, &[], None)
     }
+
+    /// The tables as they were when something was first read.
+    fn attached(&self) -> Result<&View> {
+        if let Some(view) = self.attached.get() {
+            return Ok(view);
+        }
+        // Whoever comes first counts.
+        let view = self.attach()?;
+        Ok(self.attached.get_or_init(|| view))
+    }
+
+    fn attach(&self) -> Result<View> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Reply::Attached { store, origin, length } = converse(&mut stream, &Request::Attach, &[])? else {
+            return Err(unexpected());
+        };
+        if length > TABLES_MAX {
+            return Err(unexpected());
+        }
+        let mut bytes = Vec::new();
+        let ended = |error| Error::io("the server has ended", error);
+        let got = (&mut *stream).take(length as u64).read_to_end(&mut bytes).map_err(ended)?;
+        if got != length {
+            return Err(Error::new(Kind::Io, "the server has ended"));
+        }
+        View::from_picture(&bytes, open(&store)?, open(&origin)?)
+    }
+
+    /// What `point` is called where it is read.
+    fn stands_for(&self, point: PointId) -> PointId {
+        match (point, self.frozen.get()) {
+            (PointId::Origin, Some(frozen)) => frozen.id,
+            (point, _) => point,
+        }
+    }
+
+    fn read_snapshot(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let view = self.attached()?;
+        let noted = match view.read_noting(id, offset, buf) {
+            Ok(noted) if noted.is_empty() => return Ok(()),
+            Ok(noted) => noted,
+            // The origin may have become smaller, or a full store has taken back what these tables name: the server
+            // knows, and what is an error there too is one.
+            Err(_) => return self.read_now(PointId::Snapshot(id), offset, buf),
+        };
+        for (start, end) in self.preserved(id, noted)? {
+            let at = index(start.saturating_sub(offset));
+            let piece = buf.get_mut(at..index(end.saturating_sub(offset))).ok_or_else(unexpected)?;
+            self.read_now(PointId::Snapshot(id), start, piece)?;
+        }
+        Ok(())
+    }
+
+    /// The chunks of `window` where snapshot `id` may have other than zeroes.
+    fn nonzero_within(&self, id: Epoch, window: &Range<u64>) -> Result<Vec<ChunkRange>> {
+        let everything = |_| vec![ChunkRange { start: window.start, end: window.end }];
+        // First the holes, then the tables: what somebody made a hole was preserved before, and they say so.
+        let data = self.attached()?.data_within(window).unwrap_or_else(everything);
+        self.attach()?.nonzero_within(id, data, window)
+    }
+
+    /// All chunks where snapshot `id` may have other than zeroes.
+    fn nonzero(&self, id: Epoch) -> Result<Changes<'_>> {
+        let size = self.attached()?.measure(PointId::Snapshot(id))?.0;
+        let chunks = size.div_ceil(1 << self.chunk_bits);
+        let (mut next, mut ready) = (0, Vec::<ChunkRange>::new().into_iter());
+        let mut open: Option<ChunkRange> = None;
+        Ok(Box::new(std::iter::from_fn(move || {
+            loop {
+                match ready.next() {
+                    Some(range) => match &mut open {
+                        Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                        _ => {
+                            if let Some(done) = open.replace(range) {
+                                return Some(Ok(done));
+                            }
+                        }
+                    },
+                    None if next < chunks => {
+                        let window = next..next + HOLES_STEP;
+                        next = window.end;
+                        match self.nonzero_within(id, &window) {
+                            Ok(ranges) => ready = ranges.into_iter(),
+                            Err(error) => {
+                                next = chunks;
+                                return Some(Err(error));
+                            }
+                        }
+                    }
+                    None => return open.take().map(Ok),
+                }
+            }
+        })))
+    }
+
+    fn preserved(&self, id: Epoch, ranges: Vec<(u64, u64)>) -> Result<Vec<(u64, u64)>> {
+        match self.ask(&Request::Preserved { id, ranges })? {
+            Reply::Ranges(ranges) => Ok(ranges),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn done(&self, request: &Request) -> Result<()> {
+        match self.ask(request)? {
+            Reply::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Gives the origin another size.
+    ///
+    /// # Errors
+    /// `Kind::Busy` if others use it; what the server says.
+    pub fn resize_origin(&self, size: u64, within: bool) -> Result<Preserved> {
+        match self.ask(&Request::OriginSize { size, within })? {
+            Reply::Preserved(preserved) => Ok(preserved),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Gives the store another size.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn resize_store(&self, size: u64) -> Result<StorePlan> {
+        match self.ask(&Request::StoreSize(size))? {
+            Reply::Resized(plan) => Ok(plan),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// Connects to the server that has the store at `path` open, or else listens there.
+fn dial(path: &Path) -> Result<UnixStream> {
+    if let Some(stream) = connect_to_owner(path) {
+        return Ok(stream);
+    }
+    UnixStream::connect(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => {
+            Error::new(Kind::NotFound, "no server listens there: it has ended").at_path(path)
+        }
+        _ => Error::io(format!("cannot connect: {error}"), error).at_path(path),
+    })
+}
+
+/// Connects to the server that has the store at `path` open, if there is one that can be trusted.
+fn connect_to_owner(path: &Path) -> Option<UnixStream> {
+    let stream = UnixStream::connect_addr(&store_name(path)?).ok()?;
+    // The name is free for anybody to take.
+    stream.ensure_own_user().is_ok().then_some(stream)
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Whoever runs the next command must not meet what this one needed. A server that has ended needs no word.
+        let _ = self.done(&Request::Release);
+    }
+}
+
+/// Opens a device of the server for reading.
+fn open(place: &Place) -> Result<Arc<dyn ReadAt>> {
+    let hint = "the server's devices must be seen at the same paths where the command runs";
+    let device = match place.direct {
+        true => FileReader::open_direct(&place.path),
+        false => FileReader::open_origin_read(&place.path),
+    };
+    let device = device.map_err(|error| error.hint(hint))?;
+    let stamp = device.file_stamp().map(|(number, inode, _)| (number, inode));
+    if stamp != place.stamp {
+        let what = "this is not what the server has open there";
+        return Err(Error::new(Kind::Mismatch, what).at_path(&place.path).hint(hint));
+    }
+    Ok(Arc::new(device))
 }
 
 fn unexpected() -> Error {
     Error::damaged("the server answered something else")
 }
 
-/// Asks one thing; the bytes of a read go to `data`.
-fn ask(stream: &Mutex<UnixStream>, request: &Request, data: Option<&mut [u8]>) -> Result<Reply> {
+/// Asks one thing; `more` goes with it, and the bytes of a read go to `data`.
+fn ask(stream: &Mutex<UnixStream>, request: &Request, more: &[u8], data: Option<&mut [u8]>) -> Result<Reply> {
     let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
-    send(&mut *stream, request)?;
-    let reply = receive(&mut *stream)?;
-    match (reply.ok_or_else(|| Error::new(Kind::Io, "the server has ended"))?, data) {
-        (Reply::Failed { kind, what, hint }, _) => {
+    match (converse(&mut stream, request, more)?, data) {
+        (Reply::Data, Some(data)) => {
+            stream.read_exact(data).map_err(|error| Error::io("the server has ended", error))?;
+            Ok(Reply::Data)
+        }
+        (reply, _) => Ok(reply),
+    }
+}
+
+fn converse(stream: &mut UnixStream, request: &Request, more: &[u8]) -> Result<Reply> {
+    send(stream, request)?;
+    stream.write_all(more).map_err(|error| Error::io("cannot write to the control socket", error))?;
+    match receive(stream, ANSWER_MAX)?.ok_or_else(|| Error::new(Kind::Io, "the server has ended"))? {
+        Reply::Failed { kind, what, hint } => {
             let error = Error::new(kind, what);
             Err(match hint {
                 Some(hint) => error.hint(hint),
                 None => error,
             })
         }
-        (Reply::Data, Some(data)) => {
-            stream.read_exact(data).map_err(|error| Error::io("the server has ended", error))?;
-            Ok(Reply::Data)
-        }
-        (reply, _) => Ok(reply),
+        reply => Ok(reply),
     }
 }
 
@@ -164,10 +358,23 @@ impl Volume for Client {
     }
 
     fn sharing(&self) -> Result<Vec<Sharing>> {
-        match self.ask(&Request::Sharing)? {
-            Reply::Sharing(sharing) => Ok(sharing),
-            _ => Err(unexpected()),
+        self.attached()?.sharing()
+    }
+
+    fn hold(&self, points: &[PointId]) -> Result<()> {
+        for point in points {
+            match point {
+                PointId::Snapshot(id) => self.done(&Request::Hold(*id))?,
+                PointId::Origin if self.frozen.get().is_some() => {}
+                PointId::Origin => match self.ask(&Request::Freeze)? {
+                    Reply::Frozen(point) => {
+                        self.frozen.get_or_init(|| *point);
+                    }
+                    _ => return Err(unexpected()),
+                },
+            }
         }
+        Ok(())
     }
 }
 
@@ -177,36 +384,65 @@ impl PointSource for Client {
     }
 
     fn points(&self) -> Vec<Point> {
-        self.points.clone()
+        let mut points = self.points.clone();
+        if let (Some(frozen), Some(origin)) = (self.frozen.get(), points.last_mut()) {
+            *origin = Point { id: PointId::Origin, ..frozen.clone() };
+        }
+        points
     }
 
     fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
-        let mut ahead = Vec::new().into_iter();
-        let mut next = Some(0);
-        Ok(Box::new(std::iter::from_fn(move || {
-            loop {
-                if let Some((start, end)) = ahead.next() {
-                    return Some(Ok(ChunkRange { start, end }));
-                }
-                let reply = self.ask(&Request::Changed { from, to, start: next.take()? });
-                match reply {
-                    Ok(Reply::Ranges { ranges, more }) => {
-                        next = ranges.last().map(|range| range.1).filter(|_| more);
-                        ahead = ranges.into_iter();
-                    }
-                    Ok(_) => return Some(Err(unexpected())),
-                    Err(error) => return Some(Err(error)),
-                }
-            }
-        })))
+        match (from.map(|point| self.stands_for(point)), self.stands_for(to)) {
+            (None, PointId::Snapshot(id)) => self.nonzero(id),
+            (from, to) => self.attached()?.changed(from, to),
+        }
     }
 
     fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let id = match self.stands_for(point) {
+            PointId::Origin => return self.attached()?.read(PointId::Origin, offset, buf),
+            PointId::Snapshot(id) => id,
+        };
+        let mut at = offset;
+        for piece in buf.chunks_mut(READ_MAX) {
+            self.read_snapshot(id, at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>> {
+        self.attached()?.known_crc(self.stands_for(point), chunk)
+    }
+}
+
+impl Rewrite for Client {
+    fn volume(&self) -> &dyn Volume {
+        self
+    }
+
+    fn now(&self) -> Result<StoreInfo> {
+        Administer::info(self)
+    }
+
+    fn measure(&self, point: PointId) -> Result<(u64, u64)> {
+        match self.ask(&Request::Measure(point))? {
+            Reply::Measure(size, generation) => Ok((size, generation)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn differing(&self, point: PointId, from: u64, most: usize) -> Result<Vec<ChunkRange>> {
+        // As it is now, not when something was first read.
+        self.attach()?.differing(point, from, most)
+    }
+
+    fn read_now(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut at = offset;
         for piece in buf.chunks_mut(READ_MAX) {
             let request = Request::Read { point, offset: at, length: piece.len() };
             at += piece.len() as u64;
-            match ask(&self.stream, &request, Some(piece))? {
+            match ask(&self.stream, &request, &[], Some(piece))? {
                 Reply::Data => {}
                 _ => return Err(unexpected()),
             }
@@ -214,7 +450,35 @@ impl PointSource for Client {
         Ok(())
     }
 
-    fn known_crc(&self, _point: PointId, _chunk: u64) -> Result<Option<u32>> {
-        Ok(None)
+    fn rewrite(&mut self, point: PointId, pieces: &[(u64, &[u8])]) -> Result<()> {
+        for (offset, data) in pieces {
+            let mut at = *offset;
+            for piece in data.chunks(READ_MAX) {
+                let request = Request::Write { point, pieces: vec![(at, piece.len())] };
+                at += piece.len() as u64;
+                ask(&self.stream, &request, piece, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.done(&Request::Flush)
+    }
+
+    fn ensure_room(&mut self, bytes: u64) -> Result<()> {
+        self.done(&Request::Room(bytes))
+    }
+
+    fn begin(&mut self, operation: &Begin) -> Result<()> {
+        self.done(&Request::Begin(operation.clone()))
+    }
+
+    fn set_origin_size(&mut self, size: u64, _progress: &dyn Progress) -> Result<()> {
+        self.resize_origin(size, true).map(|_| ())
+    }
+
+    fn end(&mut self, equals: Option<Identity>) -> Result<()> {
+        self.done(&Request::End(equals))
     }
 }

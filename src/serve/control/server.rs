@@ -1,48 +1,131 @@
 //! The server's side.
 
-use super::{Devices, RANGES_MAX, READ_MAX, Reply, Request, receive, send};
+use super::{Devices, Place, READ_MAX, REQUEST_MAX, Reply, Request, receive, send};
+use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{Administer, Change, Changed, StoreInfo};
 use crate::point::{PointId, PointSource};
+use crate::progress::Silent;
 use crate::serve::export::{self, Export};
 use crate::serve::figures::Collector;
 use crate::serve::front::Service;
 use crate::serve::listen::Stream;
 use crate::serve::nbd;
-use crate::store::Live;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::store::{Live, Pin, User};
+use crate::units::Epoch;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Answers what commands ask of a live volume.
+/// Answers what commands ask of a live volume, at one place or several.
+#[derive(Clone)]
 pub struct Control {
     /// Gone when the server has begun to close it.
     live: Weak<Live>,
     figures: Arc<Collector>,
     stop: Arc<AtomicBool>,
+    /// Bytes that clients have sent or will be sent, now in memory.
+    memory: Arc<AtomicUsize>,
     devices: Arc<Devices>,
     guard: Option<Guard>,
 }
 
 /// Says why no snapshot may be made now.
-type Guard = Box<dyn Fn() -> Result<()> + Send + Sync>;
+type Guard = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// Clients of this process so far; none is number 0.
+static CLIENTS: AtomicU64 = AtomicU64::new(1);
+
+/// Most bytes for all clients together.
+const MEMORY_MAX: usize = 256 << 20;
+
+/// Bytes of one request, or its answer, that are in memory.
+struct Share {
+    memory: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Share {
+    fn take(memory: &Arc<AtomicUsize>, bytes: usize) -> Result<Self> {
+        let share = Self { memory: Arc::clone(memory), bytes };
+        match memory.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) <= MEMORY_MAX {
+            true => Ok(share),
+            false => Err(Error::new(Kind::Busy, "too many commands want something at once")),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Most snapshots, and most tables, that one client needs.
+const NEEDS_MAX: usize = 4096;
+/// Most moments of the origin that one client needs.
+const FROZEN_MAX: usize = 4;
+
+/// What a client needs until its connection ends.
+#[derive(Default)]
+struct Needs {
+    /// Tells it from all others.
+    client: u64,
+    users: Vec<User>,
+    pins: Vec<Pin>,
+    frozen: Vec<Frozen>,
+}
+
+/// What the origin was at a moment.
+struct Frozen {
+    live: Weak<Live>,
+    id: Epoch,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.upgrade() {
+            // What stays is removed when the store is closed, or opened again.
+            let _ = live.thaw(self.id);
+        }
+    }
+}
+
+impl Needs {
+    /// Refuses one more, if there are more than any command needs.
+    fn ensure_few(&self) -> Result<()> {
+        match self.users.len() < NEEDS_MAX && self.pins.len() < NEEDS_MAX && self.frozen.len() < FROZEN_MAX {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Busy, "one command needs too much at once")),
+        }
+    }
+
+    fn ensure_good(&self) -> Result<()> {
+        self.pins.iter().try_for_each(Pin::ensure_good)
+    }
+}
 
 impl Control {
     /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
     #[must_use]
     pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
-        Self { live: Arc::downgrade(live), figures, stop, devices: Arc::default(), guard: None }
+        let (memory, devices) = (Arc::default(), Arc::default());
+        Self { live: Arc::downgrade(live), figures, stop, memory, devices, guard: None }
     }
 
-    /// Makes snapshots only where `guard` has nothing against it.
+    /// Makes snapshots, hidden ones too, only where `guard` has nothing against it.
     #[must_use]
     pub fn guarded(self, guard: impl Fn() -> Result<()> + Send + Sync + 'static) -> Self {
-        Self { guard: Some(Box::new(guard)), ..self }
+        Self { guard: Some(Arc::new(guard)), ..self }
     }
 
     /// The connections that serve devices.
     #[must_use]
     pub fn devices(&self) -> Arc<Devices> {
         Arc::clone(&self.devices)
+    }
+
+    fn ensure_unguarded(&self) -> Result<()> {
+        self.guard.as_ref().map_or(Ok(()), |guard| guard())
     }
 
     /// Serves a point on `stream`, to its end.
@@ -79,32 +162,54 @@ impl Control {
         export::open(&self.live.upgrade().ok_or_else(ended)?, point)
     }
 
-    fn answer(&self, request: Request, data: &mut Vec<u8>) -> Result<Reply> {
-        data.clear();
+    /// Answers `request`, which came with `data`; what goes with the answer is in it afterwards. `share` counts both.
+    fn answer(
+        &self,
+        request: Request,
+        needs: &mut Needs,
+        (data, share): (&mut Vec<u8>, &mut Option<Share>),
+    ) -> Result<Reply> {
         let live = self.live.upgrade().ok_or_else(ended)?;
+        let came = std::mem::take(data);
         match request {
-            Request::Describe => live.look(|view| {
-                Ok(Reply::Volume {
-                    info: Box::new(StoreInfo {
-                        origin_path: live.origin_path().to_path_buf(),
-                        ..view.info()
-                    }),
-                    snapshots: view.snapshots(),
-                    points: view.points(),
-                    chunk_bits: view.chunk_bits(),
-                })
-            }),
-            Request::Sharing => {
-                let picture = live.picture();
-                let sharing = picture.view.sharing();
-                picture.pin.ensure_good().and(sharing).map(Reply::Sharing)
-            }
+            Request::Describe => Ok(describe(&live)),
             Request::Figures => Ok(Reply::Figures(Box::new(self.figures.collect()?))),
-            Request::Changed { from, to, start } => changed(&live, from, to, start),
-            Request::Read { point, offset, length } => {
-                if length > READ_MAX {
-                    return Err(Error::new(Kind::Usage, format!("a read of {length} bytes")));
+            Request::Hold(id) => {
+                needs.ensure_few()?;
+                needs.users.push(live.open_snapshot(id)?);
+                Ok(Reply::Done)
+            }
+            Request::Release => {
+                *needs = Needs { client: needs.client, ..Needs::default() };
+                Ok(Reply::Done)
+            }
+            Request::Freeze => {
+                needs.ensure_few()?;
+                self.ensure_unguarded()?;
+                let point = live.freeze()?;
+                if let PointId::Snapshot(id) = point.id {
+                    needs.frozen.push(Frozen { live: Weak::clone(&self.live), id });
                 }
+                Ok(Reply::Frozen(Box::new(point)))
+            }
+            Request::Attach => {
+                needs.ensure_few()?;
+                let picture = live.picture();
+                *data = picture.encode()?;
+                *share = Some(Share::take(&self.memory, data.len())?);
+                needs.pins.push(picture.pin);
+                let [store, origin] = live.devices().map(place);
+                Ok(Reply::Attached { store, origin, length: data.len() })
+            }
+            Request::Preserved { id, ranges } => {
+                needs.ensure_good()?;
+                let bytes = ranges.iter().map(|(start, end)| end.saturating_sub(*start));
+                ensure_bounded(bytes.fold(0, u64::saturating_add))?;
+                live.preserved(id, &ranges).map(Reply::Ranges)
+            }
+            Request::Read { point, offset, length } => {
+                ensure_bounded(length as u64)?;
+                *share = Some(Share::take(&self.memory, length)?);
                 data.resize(length, 0);
                 match point {
                     PointId::Origin => live.read_origin(offset, data)?,
@@ -112,24 +217,76 @@ impl Control {
                 }
                 Ok(Reply::Data)
             }
-            Request::Change(change) => {
-                if let (Change::Create { .. }, Some(guard)) = (&change, &self.guard) {
-                    guard()?;
+            Request::Measure(point) => live
+                .look(|view| view.measure(point))
+                .map(|(size, generation)| Reply::Measure(size, generation)),
+            Request::Write { point, pieces } => {
+                let mut rest = came.as_slice();
+                for (offset, length) in pieces {
+                    let (piece, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+                    rest = after;
+                    match point {
+                        PointId::Origin => live.rewrite_origin(needs.client, offset, piece)?,
+                        PointId::Snapshot(id) => live.write_snapshot(id, offset, piece)?,
+                    }
                 }
-                let changed = make(&live, &change)?;
-                Ok(Reply::Changed(Box::new(changed)))
+                Ok(Reply::Done)
             }
             Request::Serve(_) => Err(Error::new(Kind::Usage, "a device has a connection of its own")),
+            Request::Change(change) => {
+                if matches!(change, Change::Create { .. }) {
+                    self.ensure_unguarded()?;
+                }
+                make(&live, &change).map(|changed| Reply::Changed(Box::new(changed)))
+            }
             Request::Stop => {
                 self.stop.store(true, Ordering::Relaxed);
                 Ok(Reply::Done)
             }
+            other => change(&live, needs.client, other),
         }
     }
 }
 
 fn ended() -> Error {
     Error::new(Kind::Busy, "the server is being ended")
+}
+
+/// Requests that change what the volume is.
+fn change(live: &Live, client: u64, request: Request) -> Result<Reply> {
+    let done = |()| Reply::Done;
+    match request {
+        Request::Room(bytes) => live.change(|writer| writer.ensure_room_for(bytes)).map(done),
+        Request::Flush => live.flush().map(done),
+        Request::Begin(begin) => live.begin_operation(client, &begin).map(done),
+        Request::End(equals) => live.end_operation(client, equals).map(done),
+        Request::OriginSize { size, within } => {
+            live.resize_origin(client, (size, within), &Silent).map(Reply::Preserved)
+        }
+        Request::StoreSize(size) => live.resize_store(size, &Silent).map(Reply::Resized),
+        _ => Err(Error::new(Kind::Usage, "this request is not known")),
+    }
+}
+
+fn describe(live: &Live) -> Reply {
+    live.look(|view| Reply::Volume {
+        info: Box::new(StoreInfo { origin_path: live.origin_path().to_path_buf(), ..view.info() }),
+        snapshots: view.snapshots(),
+        points: view.points(),
+        chunk_bits: view.chunk_bits(),
+    })
+}
+
+fn place(device: &dyn ReadAt) -> Place {
+    let stamp = device.file_stamp().map(|(number, inode, _)| (number, inode));
+    Place { path: device.path().to_path_buf(), stamp, direct: device.is_direct() }
+}
+
+fn ensure_bounded(length: u64) -> Result<()> {
+    match length <= READ_MAX as u64 {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Usage, format!("{length} bytes at once"))),
+    }
 }
 
 /// Makes a change of the snapshot table.
@@ -141,38 +298,36 @@ fn make(live: &Live, change: &Change) -> Result<Changed> {
     }
 }
 
-fn changed(live: &Live, from: Option<PointId>, to: PointId, start: u64) -> Result<Reply> {
-    let picture = live.picture();
-    let list = || {
-        let mut ranges = Vec::new();
-        for range in picture.view.changed(from, to)? {
-            let range = range?;
-            if range.end <= start {
-                continue;
-            }
-            if ranges.len() == RANGES_MAX {
-                return Ok(Reply::Ranges { ranges, more: true });
-            }
-            ranges.push((range.start.max(start), range.end));
-        }
-        Ok(Reply::Ranges { ranges, more: false })
-    };
-    let listed = list();
-    picture.pin.ensure_good().and(listed)
+/// Bytes that follow a request. There is no way past too many of them but to read them.
+fn following(request: &Request) -> Result<usize> {
+    let Request::Write { pieces, .. } = request else { return Ok(0) };
+    let length = pieces.iter().fold(0, |sum: usize, piece| sum.saturating_add(piece.1));
+    ensure_bounded(length as u64).map(|()| length)
 }
 
 impl Service for Control {
     fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
         stream.ensure_own_user()?;
-        let mut data = Vec::new();
-        while let Some(request) = receive(&mut stream)? {
+        let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        let (mut needs, mut data) = (Needs { client, ..Needs::default() }, Vec::new());
+        while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
             if let Request::Serve(point) = request {
+                drop(needs);
                 return self.serve_device(stream, point);
             }
-            let reply = self.answer(request, &mut data).unwrap_or_else(|error| Reply::from(&error));
+            let length = following(&request)?;
+            let mut share = Some(Share::take(&self.memory, length)?);
+            data.clear();
+            data.resize(length, 0);
+            stream.read_exact(&mut data).map_err(|error| Error::io("a request was cut short", error))?;
+            let reply = self.answer(request, &mut needs, (&mut data, &mut share));
+            let reply = reply.unwrap_or_else(|error| Reply::from(&error));
             send(&mut stream, &reply)?;
-            if matches!(reply, Reply::Data) {
+            if matches!(reply, Reply::Data | Reply::Attached { .. }) {
                 stream.write_all(&data).map_err(|error| Error::io("cannot answer", error))?;
+            }
+            if data.capacity() > READ_MAX {
+                data = Vec::new();
             }
         }
         Ok(())

@@ -1,11 +1,23 @@
 //! Whatever comes from a socket is an answer or an error.
 
-use super::{DOCUMENT_MAX, Request, receive};
-use crate::error::Kind;
+use super::{Client, Control, REQUEST_MAX, Request, receive};
+use crate::block::WriteAt;
+use crate::block::file::FileWriter;
+use crate::error::{Kind, Result};
+use crate::point::{ChunkRange, PointId, PointSource};
+use crate::progress::Silent;
+use crate::serve::figures::Collector;
+use crate::serve::front::Service;
+use crate::store::{InitOptions, Live, Writer};
+use crate::units::Tag;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 #[test]
 fn what_is_no_request_is_an_error() {
-    let receive = |bytes: &[u8]| receive::<Request>(&mut &bytes[..]);
+    let receive = |bytes: &[u8]| receive::<Request>(&mut &bytes[..], REQUEST_MAX);
     assert!(receive(b"").unwrap().is_none());
     assert!(receive(b"\0\0").unwrap().is_none());
     let document = |text: &[u8]| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat();
@@ -14,6 +26,63 @@ fn what_is_no_request_is_an_error() {
         assert_eq!(receive(&document(text)).unwrap_err().kind(), Kind::Damaged);
     }
     // A length that is never met takes no room.
-    assert!(receive(&DOCUMENT_MAX.to_be_bytes()).is_err());
+    assert!(receive(&REQUEST_MAX.to_be_bytes()).is_err());
+    assert!(receive(&(REQUEST_MAX + 1).to_be_bytes()).is_err());
     assert!(receive(&[0xff; 8]).is_err());
+}
+
+/// A volume of 64 chunks in `folder`, served for one client.
+fn served(folder: &Path) -> (Arc<Live>, Client, JoinHandle<Result<()>>) {
+    let (store, origin) = (folder.join("store"), folder.join("origin"));
+    std::fs::write(&origin, vec![1; 64 << 14]).unwrap();
+    let options = InitOptions {
+        chunk_size: 16384,
+        block_size: 4096,
+        origin_path: origin.clone(),
+        origin_size: 64 << 14,
+        now_secs: 1,
+    };
+    let device: Arc<dyn WriteAt> = Arc::new(FileWriter::create(&store, 16 << 20).unwrap());
+    Writer::initialize(&device, &options).unwrap();
+    let origin: Arc<dyn WriteAt> = Arc::new(FileWriter::open_origin_write(&origin).unwrap());
+    let live = Arc::new(Live::start(Writer::open(device, Some(origin), 1).unwrap(), || 1).unwrap());
+    let figures = Arc::new(Collector::new(&live, &Arc::default(), &Arc::default()));
+    let control = Control::new(&live, figures, Arc::default());
+    let listener = UnixListener::bind(folder.join("sock")).unwrap();
+    let thread = std::thread::spawn(move || control.serve(listener.accept().unwrap().0));
+    let client = Client::connect(&folder.join("sock")).unwrap();
+    (live, client, thread)
+}
+
+#[test]
+fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, client, thread) = served(folder.path());
+    let id = live.create_snapshot(Tag(1), None).unwrap().id;
+    let point = PointId::Snapshot(id);
+    // From here on the client has tables, which do not know what comes.
+    let mut bytes = vec![0; 64 << 14];
+    client.read(point, 0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 1));
+    let list = || -> Vec<_> { client.changed(None, point).unwrap().map(Result::unwrap).collect() };
+    let everything = [ChunkRange { start: 0, end: 64 }];
+    assert_eq!(list(), everything);
+    // Half of it is cut off and comes back as a hole; once it is listed while the file is short.
+    live.resize_origin(1, (32 << 14, false), &Silent).unwrap();
+    assert_eq!(list(), everything);
+    client.read(point, 0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 1));
+    live.resize_origin(1, (64 << 14, false), &Silent).unwrap();
+    assert_eq!(list(), everything);
+    client.read(point, 0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 1));
+    // The origin itself has a hole there, and so has what is made of it from now on.
+    let later = live.create_snapshot(Tag(2), None).unwrap().id;
+    let picture = live.picture();
+    let half: Vec<_> =
+        picture.view.changed(None, PointId::Snapshot(later)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(half, [ChunkRange { start: 0, end: 32 }]);
+    drop(picture);
+    drop(client);
+    thread.join().unwrap().unwrap();
 }

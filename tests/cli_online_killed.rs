@@ -1,0 +1,148 @@
+//! Commands that change a served volume as a whole, killed at any moment, or their server under them: the same command
+//! again, or a rollback, leads to the right bytes, and snapshots keep theirs.
+
+use crate::cli_errors::seed;
+use crate::cli_online::{larger, until_ok};
+use crate::cli_server::Server;
+use crate::harness::{DDSNAP, Dir, Rng, noise};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Commands, and what they make of the origin.
+struct Site {
+    dir: Dir,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    cases: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Site {
+    /// Snapshot 1 is what the origin holds, snapshot 2 is all different.
+    fn new() -> Self {
+        let (dir, before) = larger();
+        let after = noise(9, before.len());
+        dir.write("after", &after);
+        dir.ok_with("write data.snap", &after);
+        dir.ok("create data.snap 2");
+        dir.ok("create-delta data.snap 1 2 -o delta");
+        dir.ok("revert data.snap 1");
+        let cases = vec![
+            ("write data.snap", after.clone()),
+            ("apply-delta delta data.snap", after.clone()),
+            ("revert data.snap 2", after.clone()),
+            ("resize -y data.snap -o 3M", before[..3 << 20].to_vec()),
+            ("resize data.snap -o 9M", [&before[..], &[0; 1 << 20]].concat()),
+        ];
+        Self { dir, before, after, cases }
+    }
+
+    fn start(&self, args: &str) -> Child {
+        let mut command = Command::new(DDSNAP);
+        command.args(args.split(' ')).current_dir(self.dir.path(""));
+        let input = std::fs::File::open(self.dir.path("after")).unwrap();
+        command.stdin(input).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// How long a command takes that nobody disturbs.
+    fn time(&self, args: &str) -> Duration {
+        let begun = Instant::now();
+        assert!(self.start(args).wait().unwrap().success(), "{args}");
+        begun.elapsed()
+    }
+
+    fn is_pending(&self) -> bool {
+        !self.dir.ok("status --json data.snap").json()["pending"].is_null()
+    }
+
+    fn ensure_snapshots(&self, what: &str) {
+        assert!(self.dir.ok("read data.snap 1").stdout == self.before, "{what}: snapshot 1");
+        assert!(self.dir.ok("read data.snap 2").stdout == self.after, "{what}: snapshot 2");
+    }
+
+    /// Finishes what was cut, or goes back.
+    fn mend(&self, args: &str, result: &[u8], forward: bool, what: &str) {
+        self.ensure_snapshots(what);
+        if forward {
+            let begun = Instant::now();
+            while !self.start(args).wait().unwrap().success() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not finished");
+            }
+            assert!(self.dir.read("data.img") == result, "{what}: finished");
+        } else if self.is_pending() {
+            until_ok(&self.dir, "revert --rollback data.snap");
+            assert!(self.dir.read("data.img") == self.before, "{what}: rolled back");
+        }
+        assert!(!self.is_pending(), "{what}");
+        self.ensure_snapshots(what);
+        until_ok(&self.dir, "revert data.snap 1");
+        assert!(self.dir.read("data.img") == self.before, "{what}: reverted");
+    }
+}
+
+/// A moment of a command that takes `time`, and a little after it.
+fn moment(rng: &mut Rng, time: Duration) -> Duration {
+    let thousandths = u32::try_from(rng.below(1100)).unwrap();
+    time * thousandths / 1000
+}
+
+#[test]
+fn a_command_that_is_killed_is_finished_or_undone_through_the_server() {
+    let (site, seed) = (Site::new(), seed());
+    let mut rng = Rng(seed);
+    let server = Server::start(&site.dir);
+    let mut pending = 0;
+    for (args, result) in &site.cases {
+        let time = site.time(args);
+        until_ok(&site.dir, "revert data.snap 1");
+        for round in 0..6 {
+            let pause = moment(&mut rng, time);
+            let what = format!("{args}, killed after {pause:?} of {time:?}, round {round}, seed {seed}");
+            let mut child = site.start(args);
+            std::thread::sleep(pause);
+            let _ = child.kill();
+            child.wait().unwrap();
+            pending += u32::from(site.is_pending());
+            site.mend(args, result, round % 2 == 0, &what);
+        }
+    }
+    assert!(pending > 0, "no operation was ever cut, seed {seed}");
+    site.dir.ok("stop data.snap");
+    assert_eq!(server.wait(), Some(0));
+    site.dir.ok("fsck -n --data data.snap").says_out("clean");
+    site.ensure_snapshots("in the end");
+}
+
+#[test]
+fn a_server_that_is_killed_under_a_command_leaves_what_can_be_finished_or_undone() {
+    let (site, seed) = (Site::new(), seed());
+    let mut rng = Rng(seed);
+    let mut server = Server::start(&site.dir);
+    let mut pending = 0;
+    for (args, result) in &site.cases {
+        let time = site.time(args);
+        until_ok(&site.dir, "revert data.snap 1");
+        for round in 0..5 {
+            let pause = moment(&mut rng, time);
+            let what = format!("{args}, killed after {pause:?} of {time:?}, round {round}, seed {seed}");
+            let mut child = site.start(args);
+            std::thread::sleep(pause);
+            drop(server);
+            // Whether it had ended by then or not: it must end.
+            child.wait().unwrap();
+            let is_pending = site.is_pending();
+            pending += u32::from(is_pending);
+            if is_pending {
+                site.dir.run("server data.snap --socket sock").expect(5).says("incomplete");
+            }
+            // By itself, or through the next server.
+            let next = (!is_pending && round % 2 == 0).then(|| Server::start(&site.dir));
+            site.mend(args, result, round % 3 != 1, &what);
+            server = next.unwrap_or_else(|| Server::start(&site.dir));
+        }
+    }
+    assert!(pending > 0, "no operation was ever cut, seed {seed}");
+    site.dir.ok("stop data.snap");
+    assert_eq!(server.wait(), Some(0));
+    site.dir.ok("fsck -n --data data.snap").says_out("clean");
+    site.ensure_snapshots("in the end");
+}
