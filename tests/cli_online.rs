@@ -290,3 +290,33 @@ fn a_snapshot_is_exported_whole_while_the_origin_loses_its_end_and_gets_it_back_
     }
     stop(&dir, server);
 }
+
+#[test]
+fn two_commands_do_not_change_the_origin_at_once() {
+    let (dir, before) = larger();
+    let server = Server::start(&dir);
+    let after = noise(4, 8 << 20);
+    dir.ok_with("write data.snap", &after);
+    dir.ok("create data.snap 2");
+    // Somebody writes slowly, and has written something.
+    let mut command = Command::new(DDSNAP);
+    command.args(["write", "sock"]).current_dir(dir.path("")).stdin(Stdio::piped());
+    let mut slow = command.spawn().unwrap();
+    let mut input = slow.stdin.take().unwrap();
+    input.write_all(&before[..4 << 20]).unwrap();
+    let begun = Instant::now();
+    while dir.read("data.img")[..4096] != before[..4096] {
+        assert!(begun.elapsed() < WAIT);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    dir.run("revert data.snap 1").expect(4).says("another command is changing the origin");
+    dir.run_with("write data.snap", b"x").expect(4).says("another command is changing the origin");
+    assert!(dir.ok("read data.snap 2").stdout == after);
+    input.write_all(&before[4 << 20..]).unwrap();
+    drop(input);
+    assert!(slow.wait().unwrap().success());
+    assert!(dir.read("data.img") == before);
+    dir.ok("revert data.snap 2");
+    assert!(dir.read("data.img") == after);
+    stop(&dir, server);
+}

@@ -431,7 +431,7 @@ fn refuse_special(vol: &Path) -> Result<()> {
     }
     let hint =
         format!("'ddsnap stop {}' ends the server; then name the snapshot store itself", vol.display());
-    Err(Error::new(Kind::Busy, "a server has it, through which this command does not work")
+    Err(Error::new(Kind::Busy, "a server has it open, and this command needs it for itself")
         .at_path(vol)
         .hint(hint))
 }

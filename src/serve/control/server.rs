@@ -68,11 +68,26 @@ const FROZEN_MAX: usize = 4;
 /// What a client needs until its connection ends.
 #[derive(Default)]
 struct Needs {
-    /// Tells it from all others.
-    client: u64,
+    claim: Claim,
     users: Vec<User>,
     pins: Vec<Pin>,
     frozen: Vec<Frozen>,
+}
+
+/// Whom the origin belongs to once it begins to change it as a whole.
+#[derive(Default)]
+struct Claim {
+    live: Weak<Live>,
+    /// Tells it from all others.
+    client: u64,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.upgrade() {
+            live.let_go(self.client);
+        }
+    }
 }
 
 /// What the origin was at a moment.
@@ -174,33 +189,6 @@ impl Control {
         match request {
             Request::Describe => Ok(describe(&live)),
             Request::Figures => Ok(Reply::Figures(Box::new(self.figures.collect()?))),
-            Request::Hold(id) => {
-                needs.ensure_few()?;
-                needs.users.push(live.open_snapshot(id)?);
-                Ok(Reply::Done)
-            }
-            Request::Release => {
-                *needs = Needs { client: needs.client, ..Needs::default() };
-                Ok(Reply::Done)
-            }
-            Request::Freeze => {
-                needs.ensure_few()?;
-                self.ensure_unguarded()?;
-                let point = live.freeze()?;
-                if let PointId::Snapshot(id) = point.id {
-                    needs.frozen.push(Frozen { live: Weak::clone(&self.live), id });
-                }
-                Ok(Reply::Frozen(Box::new(point)))
-            }
-            Request::Attach => {
-                needs.ensure_few()?;
-                let picture = live.picture();
-                *data = picture.encode()?;
-                *share = Some(Share::take(&self.memory, data.len())?);
-                needs.pins.push(picture.pin);
-                let [store, origin] = live.devices().map(place);
-                Ok(Reply::Attached { store, origin, length: data.len() })
-            }
             Request::Preserved { id, ranges } => {
                 needs.ensure_good()?;
                 let bytes = ranges.iter().map(|(start, end)| end.saturating_sub(*start));
@@ -226,7 +214,7 @@ impl Control {
                     let (piece, after) = rest.split_at_checked(length).unwrap_or((rest, &[]));
                     rest = after;
                     match point {
-                        PointId::Origin => live.rewrite_origin(needs.client, offset, piece)?,
+                        PointId::Origin => live.rewrite_origin(needs.claim.client, offset, piece)?,
                         PointId::Snapshot(id) => live.write_snapshot(id, offset, piece)?,
                     }
                 }
@@ -243,8 +231,52 @@ impl Control {
                 self.stop.store(true, Ordering::Relaxed);
                 Ok(Reply::Done)
             }
-            other => change(&live, needs.client, other),
+            Request::Hold(_) | Request::Freeze | Request::Attach | Request::Release => {
+                self.need(request, &live, needs, (data, share))
+            }
+            other => change(&live, needs.claim.client, other),
         }
+    }
+
+    /// Requests for what is needed until the connection ends.
+    fn need(
+        &self,
+        request: Request,
+        live: &Live,
+        needs: &mut Needs,
+        (data, share): (&mut Vec<u8>, &mut Option<Share>),
+    ) -> Result<Reply> {
+        if let Request::Release = request {
+            *needs = self.nothing_needed(needs.claim.client);
+            return Ok(Reply::Done);
+        }
+        needs.ensure_few()?;
+        match request {
+            Request::Hold(id) => {
+                needs.users.push(live.open_snapshot(id)?);
+                Ok(Reply::Done)
+            }
+            Request::Freeze => {
+                self.ensure_unguarded()?;
+                let point = live.freeze()?;
+                if let PointId::Snapshot(id) = point.id {
+                    needs.frozen.push(Frozen { live: Weak::clone(&self.live), id });
+                }
+                Ok(Reply::Frozen(Box::new(point)))
+            }
+            _ => {
+                let picture = live.picture();
+                *data = picture.encode()?;
+                *share = Some(Share::take(&self.memory, data.len())?);
+                needs.pins.push(picture.pin);
+                let [store, origin] = live.devices().map(place);
+                Ok(Reply::Attached { store, origin, length: data.len() })
+            }
+        }
+    }
+
+    fn nothing_needed(&self, client: u64) -> Needs {
+        Needs { claim: Claim { live: Weak::clone(&self.live), client }, ..Needs::default() }
     }
 }
 
@@ -309,7 +341,7 @@ impl Service for Control {
     fn serve<S: Stream>(&self, mut stream: S) -> Result<()> {
         stream.ensure_own_user()?;
         let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
-        let (mut needs, mut data) = (Needs { client, ..Needs::default() }, Vec::new());
+        let (mut needs, mut data) = (self.nothing_needed(client), Vec::new());
         while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
             if let Request::Serve(point) = request {
                 drop(needs);

@@ -59,7 +59,7 @@ struct Shared {
     publishing: Mutex<()>,
     /// Has the checkpointer look whether there is something to do; `None` ends it.
     wake: Mutex<Option<mpsc::SyncSender<()>>>,
-    /// Held by whoever replaces what the origin has; which client the long operation belongs to.
+    /// Held by whoever replaces what the origin has; the client that does, from one time to the next.
     owner: Mutex<u64>,
     /// Held by each write; a snapshot is created when nobody holds it.
     gate: RwLock<()>,

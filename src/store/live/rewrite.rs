@@ -10,6 +10,13 @@ use crate::store::writer::Writer;
 use crate::store::{Preserved, StorePlan};
 use crate::units::Epoch;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// No client has this number.
+const NOBODY: u64 = 0;
+
+/// How long it is waited for whoever changes the origin.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Live {
     /// Opens the origin: nothing changes it as a whole until the user of it is dropped.
@@ -22,8 +29,9 @@ impl Live {
         Ok(core.users.add(ORIGIN))
     }
 
-    /// As [`Live::write_origin`], for `client` who replaces what is there: not while others have it open. While a long
-    /// operation is pending only the client may that went on with it last: what another one left unsaid comes too late.
+    /// As [`Live::write_origin`], for `client` who replaces what is there, to whom the origin belongs until
+    /// [`Live::let_go`]: not while others have it open. While a long operation is pending only the client may that
+    /// has gone on with it.
     ///
     /// # Errors
     /// As [`Live::write_origin`]; `Kind::Busy`.
@@ -35,12 +43,38 @@ impl Live {
         outcome
     }
 
-    /// Keeps others from what only the owner of a long operation may do.
+    /// Ends that the origin belongs to `client`, if it does.
+    pub fn let_go(&self, client: u64) {
+        let mut owner = self.owner();
+        if *owner == client {
+            *owner = NOBODY;
+        }
+    }
+
+    /// Makes the origin `client`'s, unless somebody has left a long operation that this one has not gone on with.
     fn owned_by(&self, client: u64) -> Result<MutexGuard<'_, u64>> {
-        let owner = self.owner();
-        match self.shared.core().view.state.operation.is_some() && *owner != client {
-            true => Err(Error::new(Kind::Busy, "another command has gone on with the incomplete operation")),
-            false => Ok(owner),
+        let mut owner = self.free_for(client)?;
+        if *owner == NOBODY {
+            self.shared.core().ensure_idle()?;
+            *owner = client;
+        }
+        Ok(owner)
+    }
+
+    /// Waits a little while the origin is another one's: whose command was killed is noticed in a moment.
+    fn free_for(&self, client: u64) -> Result<MutexGuard<'_, u64>> {
+        let begun = Instant::now();
+        loop {
+            let owner = self.owner();
+            if *owner == NOBODY || *owner == client {
+                return Ok(owner);
+            }
+            drop(owner);
+            if begun.elapsed() > PATIENCE {
+                return Err(Error::new(Kind::Busy, "another command is changing the origin")
+                    .hint("wait until it has ended, or end it"));
+            }
+            std::thread::sleep(PATIENCE / 100);
         }
     }
 
@@ -62,12 +96,12 @@ impl Live {
         })
     }
 
-    /// As [`Writer::begin_operation`], for `client`, to whom it belongs then.
+    /// As [`Writer::begin_operation`], for `client`, to whom the origin belongs then.
     ///
     /// # Errors
-    /// As [`Writer::begin_operation`]; `Kind::Busy` if others have the origin open.
+    /// As [`Writer::begin_operation`]; `Kind::Busy` if others have the origin open, or it is another client's.
     pub fn begin_operation(&self, client: u64, begin: &Begin) -> Result<()> {
-        let mut owner = self.owner();
+        let mut owner = self.free_for(client)?;
         self.change(|writer| {
             ensure_closed(writer)?;
             writer.begin_operation(&begin.label, begin.token, begin.forced, begin.pinned)
@@ -76,7 +110,7 @@ impl Live {
         Ok(())
     }
 
-    /// As [`Writer::end_operation`], for the client to whom it belongs.
+    /// As [`Writer::end_operation`], for the client to whom the origin belongs.
     ///
     /// # Errors
     /// As [`Writer::end_operation`]; `Kind::Busy`.
