@@ -162,8 +162,8 @@ pub(super) fn pieces(tree: &Tree<'_>) -> Result<std::result::Result<Vec<Piece>, 
     Ok(Ok(pieces))
 }
 
-/// A key may be damaged with what it leads to, so a broken part begins behind the last chunk before it and goes as far as
-/// the first one behind it.
+/// A key may be damaged with what it leads to, so a broken part begins behind the last chunk before it and goes as far
+/// as the first one behind it.
 fn widen(parts: &mut [Part]) {
     for at in 0..parts.len() {
         let before = at.checked_sub(1).and_then(|before| parts.get(before));

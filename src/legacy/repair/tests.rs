@@ -49,7 +49,9 @@ impl Patient {
 
     fn images(&self, metadata: &Memory) -> Images {
         let mut images = Images::new();
-        let Ok(store) = Store::open(self.devices(Arc::new(metadata.snapshot())), None, &Silent) else { return images };
+        let Ok(store) = Store::open(self.devices(Arc::new(metadata.snapshot())), None, &Silent) else {
+            return images;
+        };
         let chunk = 1usize << store.chunk_bits();
         for point in store.points().iter().filter(|point| point.id != PointId::Origin) {
             let read = |at: u64| {

@@ -7,9 +7,9 @@ use crate::block::ReadAt;
 use crate::block::memory::Memory;
 use crate::error::{Kind, Result};
 use crate::legacy::{Devices, Store};
-use crate::progress::Silent;
 use crate::point::volume::Volume;
 use crate::point::{PointId, PointSource};
+use crate::progress::Silent;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -302,6 +302,7 @@ fn a_device_that_only_claims_to_be_large_opens() {
     assert_eq!(sb.metadata.bitmap_base.get(), bitmap);
     large.seal();
     crate::block::WriteAt::write_at(&device, &large.metadata, 0).unwrap();
-    let store = Store::open(Devices { store: Arc::new(device), metadata: None, origin: None }, None, &Silent).unwrap();
+    let store = Store::open(Devices { store: Arc::new(device), metadata: None, origin: None }, None, &Silent)
+        .unwrap();
     assert!(!use_all(&store));
 }
