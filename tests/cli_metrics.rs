@@ -92,7 +92,7 @@ fn write(dir: &Dir, offset: u64, data: &[u8]) -> UnixStream {
     stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT", &[0, 0, 0, 1, 0, 0, 0, 0]].concat()).unwrap();
     stream.read_exact(&mut [0; 10]).unwrap();
     let length = u32::try_from(data.len()).unwrap().to_be_bytes();
-    let head = [&0x2560_9513u32.to_be_bytes()[..], &[0, 0, 0, 1], &[0; 8], &offset.to_be_bytes(), &length];
+    let head = [&0x2560_9513u32.to_be_bytes()[..], &[0, 1, 0, 1], &[0; 8], &offset.to_be_bytes(), &length];
     stream.write_all(&[&head.concat(), data].concat()).unwrap();
     let mut reply = [0; 16];
     stream.read_exact(&mut reply).unwrap();

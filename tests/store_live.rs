@@ -209,7 +209,7 @@ fn a_picture_stays_what_it_was() {
             let snaps = world.snaps.lock().unwrap();
             (snaps[0].id, snaps[snaps.len() - 1].id)
         };
-        let picture = world.live.picture();
+        let picture = world.live.picture().unwrap();
         let look = || {
             let view = &picture.view;
             let (from, to) = (PointId::Snapshot(first), PointId::Snapshot(last));
@@ -240,7 +240,7 @@ fn a_full_store_takes_a_picture_back_before_it_gives_up_a_snapshot() {
     let world = World::new(7, 3200 << 10);
     let mut random = Random(7);
     world.create(0);
-    let picture = world.live.picture();
+    let picture = world.live.picture().unwrap();
     let mut tag = 2;
     // Each round replaces the volume: without the picture, what the last snapshot kept is free again.
     while picture.pin.ensure_good().is_ok() {

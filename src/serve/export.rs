@@ -121,6 +121,8 @@ fn bases(live: &Live) -> Vec<Tag> {
 }
 
 fn differing(live: &Live, base: Option<Tag>, point: PointId, range: Range<u64>) -> Result<Differing> {
+    // What is held is in no table yet.
+    live.settle()?;
     live.look(|view| {
         let snapshots = view.snapshots();
         let known = |tag: Tag| snapshots.iter().find(|snapshot| snapshot.tag == tag);

@@ -188,7 +188,7 @@ fn text(figures: &ServerFigures, info: &StoreInfo, snapshots: &[SnapshotInfo]) -
     );
     text.counter("copied_chunks_total", "Chunks that were copied out.", volume.copied_chunks);
     text.counter("commits_total", "Commits of copied chunks, one flush each.", volume.commits);
-    text.gauge("commit_queue", "Writers that wait for a commit.", volume.queued);
+    text.gauge("commit_queue", "Writers that wait for memory, or for room in the log.", volume.queued);
     text.gauge("log_records", "Records since the last checkpoint.", figures.log_records);
     text.gauge("log_bytes", "Bytes of log since the last checkpoint.", figures.log_bytes);
     text.devices("device_reads_total", "Reads of a device.", |now| now.reads, figures);

@@ -154,6 +154,7 @@ impl Writer {
         let epoch = self.view.state.epoch;
         self.append(Draft::plain(RecordKind::Volume, epoch, body))?;
         self.origin_touched = true;
+        self.touched_at = self.view.state.chain.position.sequence;
         Ok(())
     }
 
@@ -204,11 +205,15 @@ impl Writer {
 
     /// How many chunks a whole segment takes.
     pub(super) fn chunks_of_a_segment(&self) -> u64 {
-        let sb = &self.view.state.sb;
-        let (mut left, mut total) = (u64::from(sb.segment_size()), 0);
+        self.chunks_within(u64::from(self.view.state.sb.segment_size()))
+    }
+
+    /// How many chunks `left` bytes of a segment take.
+    pub(super) fn chunks_within(&self, mut left: u64) -> u64 {
+        let mut total = 0;
         while let count @ 1.. = self.chunks_in(left) {
             total += count;
-            left = left.saturating_sub(self.block() + (count << sb.chunk_bits));
+            left = left.saturating_sub(self.block() + (count << self.view.state.sb.chunk_bits));
         }
         total
     }

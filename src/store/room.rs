@@ -2,7 +2,7 @@
 
 use super::publish::Plan;
 use super::state::State;
-use super::writer::{Need, Writer};
+use super::writer::{LOG_RESERVE_BLOCKS, Need, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::table::Snapshot;
 use crate::units::Epoch;
@@ -11,6 +11,8 @@ use crate::units::Epoch;
 const INTERVAL_RECORDS: u64 = 4096;
 /// Bytes of index for a chunk: its entry, its part in a page of change bits, and the ends of blocks.
 pub(super) const INDEX_BYTES: u64 = 64;
+/// Blocks that records of chunks may need for more headers than full ones would.
+const WASTED_BLOCKS: u64 = 8;
 /// Index entries between two checkpoints, at most: bounds the memory table.
 const INTERVAL_ENTRIES: usize = 64 << 10;
 
@@ -145,6 +147,22 @@ impl Writer {
         let overdue =
             state.log_records >= 2 * INTERVAL_RECORDS || state.memory.len() >= 2 * entries_max(state);
         !overdue && self.fits(length, need)
+    }
+
+    /// How many chunks the promised log surely takes: what ordinary commits leave alone is left, and what a few records
+    /// that end early waste.
+    pub(super) fn room_in_log(&self) -> u64 {
+        let state = &self.view.state;
+        if state.log_records >= 2 * INTERVAL_RECORDS {
+            return 0;
+        }
+        let segments = state.chain.segments_ahead().len() as u64;
+        let chunks =
+            self.chunks_within(state.chain.left_here(&state.sb)) + segments * self.chunks_of_a_segment();
+        let kept = (LOG_RESERVE_BLOCKS + WASTED_BLOCKS) * self.block();
+        // Each may add an entry, and one for a page of changes.
+        let entries = (2 * entries_max(state)).saturating_sub(state.memory.len()) as u64 / 2;
+        chunks.saturating_sub(kept.div_ceil(u64::from(state.sb.chunk_size()))).min(entries)
     }
 
     /// The checkpoint that is due, if one is: half of the promised log is used, so that it is made before the rest is.

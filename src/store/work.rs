@@ -31,7 +31,7 @@ pub struct Figures {
     pub running: u64,
     /// Operations that have ended, well or not.
     pub ended: u64,
-    /// Writers that wait for a commit.
+    /// Writers that leave their bytes to be landed, and wait for memory or room in the log.
     pub queued: u64,
     /// Reads of the origin.
     pub origin_reads: u64,
@@ -63,6 +63,7 @@ pub(super) enum Operation {
     ReadSnapshot(usize),
     Flush,
     Change,
+    Land,
 }
 
 /// An operation under way, until it is dropped.
@@ -91,11 +92,12 @@ impl Work {
             Operation::ReadSnapshot(bytes) => add_kind(&self.snapshot_reads, bytes),
             Operation::Flush => add(&self.flushes, 1),
             Operation::Change => add(&self.changes, 1),
+            Operation::Land => {}
         }
         Running(&self.ended)
     }
 
-    /// A writer waits for a commit until what this returns is dropped.
+    /// A writer waits for memory or room until what this returns is dropped.
     pub(super) fn queue(&self) -> Queued<'_> {
         self.queued.fetch_add(1, Ordering::Relaxed);
         Queued(&self.queued)
@@ -130,7 +132,7 @@ impl Work {
     }
 }
 
-/// A writer that waits for a commit.
+/// A writer that waits for memory or room.
 pub(super) struct Queued<'a>(&'a AtomicU64);
 
 impl Drop for Queued<'_> {

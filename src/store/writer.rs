@@ -27,7 +27,7 @@ use std::sync::Arc;
 use zerocopy::little_endian::U64;
 
 /// Blocks of promised log that ordinary commits leave for deletes, attributes and marks.
-const LOG_RESERVE_BLOCKS: u64 = 16;
+pub(super) const LOG_RESERVE_BLOCKS: u64 = 16;
 /// Records since the checkpoint from which on a session makes another one when it closes.
 const CLOSE_RECORDS: u64 = 128;
 /// Fewest segments a store can have.
@@ -49,6 +49,8 @@ pub struct Writer {
     pub(super) origin_dirty: bool,
     /// The volume record that names the origin's new generation is in the log.
     pub(super) origin_touched: bool,
+    /// The sequence of that record.
+    pub(super) touched_at: u64,
     /// A failed write left the tables in doubt: nothing more is written.
     pub(super) failed: bool,
     /// The last fingerprint, kept for a session that never sees the origin.
@@ -279,6 +281,7 @@ impl Writer {
             // A session that was not closed may have left writes that nobody flushed, even if this one adds none.
             origin_dirty: unclean,
             origin_touched: false,
+            touched_at: 0,
             failed: false,
             last_fingerprint,
             copied: Copied::default(),

@@ -326,7 +326,7 @@ fn make(live: &Live, change: &Change) -> Result<Changed> {
     match change {
         Change::Create { tag, name } => live.create_snapshot(*tag, name.as_deref()).map(Changed::Snapshot),
         Change::Delete(id) => live.delete_snapshot(*id).map(|()| Changed::Done),
-        change => live.change(|writer| Administer::change(writer, change)),
+        change => live.change_table(|writer| Administer::change(writer, change)),
     }
 }
 

@@ -11,12 +11,12 @@
 //! preserved in the meantime, that counts. What it fetches from the store counts if the index still says so afterwards.
 
 mod background;
-mod busy;
-mod commit;
+mod held;
+mod land;
 mod rewrite;
+mod turns;
 
 use super::index::BlockReader;
-use super::origin::Geometry;
 use super::picture::Picture;
 use super::room::PLAIN;
 use super::users::User;
@@ -25,32 +25,36 @@ use super::work::{Figures, Operation, Work};
 use super::writer::{Need, Writer};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
-use crate::format::record::Entry;
 use crate::format::run::Value;
 use crate::format::table::Deletion;
 use crate::point::Point;
 use crate::point::volume::SnapshotInfo;
 use crate::units::{Epoch, Tag, index};
-use busy::Busy;
-use commit::Job;
+use held::Held;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, mpsc,
 };
 use std::thread::JoinHandle;
+use turns::Turns;
 
 /// Bytes of log that a change of the snapshot table takes, at most.
 const CHANGE_BYTES: u64 = 32 << 10;
 
-/// Bytes that one writer preserves at a time, and that a reader of a snapshot reads at a time: bounds memory.
-const SLICE: u64 = 4 << 20;
+/// Bytes that a reader of a snapshot reads at a time: bounds memory.
+const READ_SLICE: u64 = 4 << 20;
+
+/// Bytes of one write that are held or written at a time.
+const WRITE_SLICE: u64 = 1 << 20;
+
+/// Bytes of memory for what is held: several slices of the largest chunks.
+const HELD_BYTES: usize = 32 << 20;
 
 /// A store and its origin, open for many threads.
 pub struct Live {
     shared: Arc<Shared>,
-    jobs: Option<mpsc::Sender<Job>>,
-    committer: Option<JoinHandle<()>>,
+    lander: Option<JoinHandle<()>>,
     checkpointer: Option<JoinHandle<()>>,
 }
 
@@ -61,9 +65,7 @@ struct Shared {
     wake: Mutex<Option<mpsc::SyncSender<()>>>,
     /// Held by whoever replaces what the origin has; the client that does, from one time to the next.
     owner: Mutex<u64>,
-    /// Held by each write; a snapshot is created when nobody holds it.
-    gate: RwLock<()>,
-    busy: Busy,
+    turns: Turns,
     /// Held by whoever appends to the log.
     log: Mutex<()>,
     core: RwLock<Writer>,
@@ -71,6 +73,7 @@ struct Shared {
     reader: Arc<BlockReader>,
     origin: Arc<dyn WriteAt>,
     origin_size: AtomicU64,
+    chunk_bits: u32,
     clock: fn() -> i64,
     work: Work,
 }
@@ -90,26 +93,26 @@ impl Live {
         writer.remove_leftovers()?;
         writer.attended = true;
         let (wake, woken) = mpsc::sync_channel(1);
+        let chunk_bits = writer.view.state.sb.chunk_bits;
         let shared = Arc::new(Shared {
             publishing: Mutex::new(()),
             wake: Mutex::new(Some(wake)),
             owner: Mutex::new(0),
-            gate: RwLock::new(()),
-            busy: Busy::default(),
+            turns: Turns::new(Held::new(chunk_bits, HELD_BYTES)),
             log: Mutex::new(()),
             store: Arc::clone(&writer.device),
             reader: Arc::clone(&writer.view.reader),
             origin,
             origin_size: AtomicU64::new(writer.view.state.volume.origin_size),
+            chunk_bits,
             core: RwLock::new(writer),
             clock,
             work: Work::default(),
         });
-        let (jobs, queue) = mpsc::channel();
-        let (committing, publishing) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (landing, publishing) = (Arc::clone(&shared), Arc::clone(&shared));
         // From here on the threads that run are ended whatever happens.
-        let mut live = Self { shared, jobs: Some(jobs), committer: None, checkpointer: None };
-        live.committer = Some(spawn("committer", move || committing.commit_jobs(&queue))?);
+        let mut live = Self { shared, lander: None, checkpointer: None };
+        live.lander = Some(spawn("lander", move || landing.land_batches())?);
         live.checkpointer = Some(spawn("checkpointer", move || publishing.checkpoint_when_due(&woken))?);
         live.shared.wake();
         Ok(live)
@@ -138,12 +141,13 @@ impl Live {
         look(&self.shared.core().view)
     }
 
-    /// The tables as they are now, to be read at leisure.
-    #[must_use]
-    pub fn picture(&self) -> Picture {
-        let core = self.shared.core();
-        // Together: no checkpoint comes between.
-        Picture { view: core.view.fork(), pin: core.pins.add(core.view.state.sb.checkpoint) }
+    /// The tables as they are now, to be read at leisure. All writes that have returned are in them.
+    ///
+    /// # Errors
+    /// As [`Live::settle`].
+    pub fn picture(&self) -> Result<Picture> {
+        self.settle()?;
+        Ok(self.shared.picture())
     }
 
     /// Opens a snapshot: it stays until the user of it is dropped.
@@ -163,20 +167,25 @@ impl Live {
     pub fn read_origin(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let _running = self.shared.work.begin(Operation::ReadOrigin(buf.len()));
         self.ensure_inside(offset, buf.len() as u64)?;
-        self.shared.origin.read_at(buf, offset)
+        // What is held now, and of the rest what the origin has then: it is no older.
+        for rest in self.shared.turns.fill(offset, buf) {
+            let start = offset + rest.start as u64;
+            self.shared.origin.read_at(&mut buf[rest], start)?;
+        }
+        Ok(())
     }
 
-    /// Writes the origin at byte `offset`, copying out first what snapshots need. The bytes are durable after
-    /// [`Live::flush`].
+    /// Writes the origin at byte `offset`. What snapshots need is copied out before, be it after this has returned: all
+    /// who read through this see the new bytes at once, and they are durable after [`Live::flush`].
     ///
     /// # Errors
-    /// `Kind::Usage` past the end; `Kind::NoSpace` if the store is full, with nothing written from some chunk on;
-    /// `Kind::Io`.
+    /// `Kind::Usage` past the end; `Kind::NoSpace` if the store is full, with nothing written from some slice of a MiB
+    /// on; `Kind::Io`.
     pub fn write_origin(&self, offset: u64, data: &[u8]) -> Result<()> {
         let _running = self.shared.work.begin(Operation::WriteOrigin(data.len()));
         self.ensure_inside(offset, data.len() as u64)?;
         let mut at = offset;
-        for slice in data.chunks(index(SLICE)) {
+        for slice in data.chunks(index(WRITE_SLICE)) {
             self.write_slice(at, slice)?;
             at += slice.len() as u64;
         }
@@ -185,48 +194,32 @@ impl Live {
 
     fn write_slice(&self, offset: u64, data: &[u8]) -> Result<()> {
         let shared = &self.shared;
-        let _open = shared.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let (first, end, needed, geometry, epoch, touched);
-        let _held;
-        {
-            let bits = shared.core().view.state.sb.chunk_bits;
-            (first, end) = (offset >> bits, ((offset + data.len() as u64 - 1) >> bits) + 1);
-            _held = shared.busy.hold(first, end);
-            let core = shared.core();
-            core.ensure_sound()?;
-            let mut chunks = Vec::new();
-            for chunk in first..end {
-                if core.needs_copy(chunk)? {
-                    chunks.push(chunk);
-                }
-            }
-            needed = chunks;
-            (geometry, epoch) = (Geometry::of(&core.view.state), core.view.state.epoch);
-            touched = core.origin_touched;
+        let first = offset >> shared.chunk_bits;
+        let end = ((offset + data.len() as u64 - 1) >> shared.chunk_bits) + 1;
+        let claim = shared.turns.claim(first, end);
+        if claim.is_direct() && !shared.must_preserve(first, end)? {
+            return shared.origin.write_at(data, offset);
         }
-        if !needed.is_empty() || !touched {
-            let (entries, data) = geometry.copy_out(shared.origin.as_ref(), &needed, epoch)?;
-            self.preserve(entries, data)?;
-        }
-        shared.origin.write_at(data, offset)
+        let _waiting = shared.work.queue();
+        claim.hold(offset, data, &|| shared.core.try_read().ok().map(|core| core.room_in_log()))
     }
 
-    /// Has chunks preserved, and waits until that is durable.
-    fn preserve(&self, entries: Vec<Entry>, data: Vec<u8>) -> Result<()> {
-        let (done, wait) = mpsc::sync_channel(1);
-        let stopped = || Error::new(Kind::Io, "the store is being closed");
-        let jobs = self.jobs.as_ref().ok_or_else(stopped)?;
-        let _queued = self.shared.work.queue();
-        jobs.send(Job { entries, data, done }).map_err(|_| stopped())?;
-        wait.recv().map_err(|_| stopped())?
+    /// Waits until every write that has returned has landed: the tables and the devices have it. It may not be durable.
+    ///
+    /// # Errors
+    /// Why one has not: `Kind::Io`, `Kind::NoSpace`. It stays in memory, where readers find it, and is tried again each
+    /// time that somebody waits for it.
+    pub fn settle(&self) -> Result<()> {
+        self.shared.turns.settle()
     }
 
     /// Makes every write that has returned durable.
     ///
     /// # Errors
-    /// `Kind::Io`.
+    /// As [`Live::settle`]; `Kind::Io`.
     pub fn flush(&self) -> Result<()> {
         let _running = self.shared.work.begin(Operation::Flush);
+        self.settle()?;
         self.shared.origin.flush()
     }
 
@@ -237,7 +230,7 @@ impl Live {
     pub fn read_snapshot(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<()> {
         let _running = self.shared.work.begin(Operation::ReadSnapshot(buf.len()));
         let mut at = offset;
-        for slice in buf.chunks_mut(index(SLICE)) {
+        for slice in buf.chunks_mut(index(READ_SLICE)) {
             self.read_slice(id, at, slice)?;
             at += slice.len() as u64;
         }
@@ -265,11 +258,11 @@ impl Live {
         }
     }
 
-    /// Makes a snapshot of the origin as it is now; durable when this returns. Writes wait for as long as a flush of
-    /// what was written in the last moments takes.
+    /// Makes a snapshot of the origin with every write that has returned; durable when this returns. Writes that come
+    /// meanwhile are held, and not in it: they wait only if there is no memory left.
     ///
     /// # Errors
-    /// As [`Writer::create_snapshot`].
+    /// As [`Writer::create_snapshot`], [`Live::settle`].
     pub fn create_snapshot(&self, tag: Tag, name: Option<&str>) -> Result<SnapshotInfo> {
         self.begin_epoch(|writer| writer.create_snapshot(tag, name))
     }
@@ -283,13 +276,14 @@ impl Live {
             shared.origin.flush()?;
         }
         loop {
-            let closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let stopped = shared.turns.stop()?;
             if let Some((log, mut core)) = shared.try_ready() {
                 let outcome = shared.run(&mut core, work);
-                drop((log, core, closed));
+                drop((log, core));
+                drop(stopped);
                 return outcome;
             }
-            drop(closed);
+            drop(stopped);
             drop(shared.publishing());
         }
     }
@@ -301,12 +295,12 @@ impl Live {
     pub fn delete_snapshot(&self, id: Epoch) -> Result<()> {
         self.shared.core().ensure_deletable(id)?;
         // Counting reads much of the index, which nobody should wait for.
-        let picture = self.picture();
+        let picture = self.shared.picture();
         let dead = picture.view.count_dead(id.0);
         let dead = picture.pin.ensure_good().and(dead)?;
         drop(picture);
         let deletion = Deletion { id: id.0, automatic: false, squashed: false, reason: String::new() };
-        self.change(|writer| {
+        self.change_table(|writer| {
             writer.ensure_deletable(id)?;
             writer.log_counted(&deletion, dead)
         })
@@ -335,8 +329,8 @@ impl Live {
     /// # Errors
     /// `Kind::Io`.
     pub fn thaw(&self, id: Epoch) -> Result<()> {
-        let dead = self.picture().view.count_dead(id.0)?;
-        self.change(|writer| writer.thaw(id, dead))
+        let dead = self.shared.picture().view.count_dead(id.0)?;
+        self.change_table(|writer| writer.thaw(id, dead))
     }
 
     /// The parts of `ranges` of bytes, of snapshot `id`, that the origin no longer has.
@@ -369,42 +363,55 @@ impl Live {
         [self.shared.store.as_ref(), self.shared.origin.as_ref()]
     }
 
-    /// Runs `work` while nobody writes, and no checkpoint is made but by it.
+    /// Runs `work` while nobody writes the origin, which has every write that has returned, and no checkpoint is made
+    /// but by it.
     ///
     /// # Errors
-    /// What `work` says.
+    /// As [`Live::settle`]; what `work` says.
     pub fn change<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
-        let shared = &self.shared;
-        let _running = shared.work.begin(Operation::Change);
         loop {
-            {
-                // A checkpoint now is one that writers need not wait for.
-                let _publishing = shared.publishing();
-                if !shared.core().accepts(CHANGE_BYTES, Need::Ordinary) {
-                    shared.checkpoint_apart(PLAIN)?;
-                }
-            }
-            let closed = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
-            let publishing = match shared.publishing.try_lock() {
-                Ok(publishing) => publishing,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                // Another one has begun, which nobody should wait for who writes.
-                Err(TryLockError::WouldBlock) => continue,
-            };
-            let log = shared.log();
-            let outcome = shared.run(&mut shared.core_mut(), work);
-            drop((log, publishing, closed));
-            shared.wake();
+            self.shared.make_ready()?;
+            let stopped = self.shared.turns.stop()?;
+            // A checkpoint that has begun is one that nobody should wait for who writes.
+            let Some(publishing) = self.shared.try_publishing() else { continue };
+            let outcome = self.run(&publishing, work);
+            drop(stopped);
             return outcome;
         }
     }
 
-    /// Waits for every write, and closes the store cleanly.
+    /// As [`Live::change`], for `work` that neither reads nor writes the origin: writers go on, and what is held may be
+    /// what the store has no room for.
     ///
     /// # Errors
-    /// `Kind::Io`.
+    /// What `work` says.
+    pub fn change_table<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
+        self.shared.make_ready()?;
+        let publishing = self.shared.publishing();
+        self.run(&publishing, work)
+    }
+
+    fn run<T>(
+        &self,
+        _publishing: &MutexGuard<'_, ()>,
+        work: impl FnOnce(&mut Writer) -> Result<T>,
+    ) -> Result<T> {
+        let shared = &self.shared;
+        let _running = shared.work.begin(Operation::Change);
+        let log = shared.log();
+        let outcome = shared.run(&mut shared.core_mut(), work);
+        drop(log);
+        shared.wake();
+        outcome
+    }
+
+    /// Lands every write, and closes the store cleanly.
+    ///
+    /// # Errors
+    /// `Kind::Io`; as [`Live::settle`], and then as if the power had gone.
     pub fn close(mut self) -> Result<()> {
         self.stop();
+        self.shared.turns.ensure_empty()?;
         let shared = Arc::clone(&self.shared);
         drop(self);
         let in_use = || Error::new(Kind::Busy, "the store is still in use");
@@ -417,10 +424,10 @@ impl Live {
     }
 
     fn stop(&mut self) {
-        drop(self.jobs.take());
+        self.shared.turns.end();
         drop(self.shared.wake.lock().unwrap_or_else(PoisonError::into_inner).take());
-        for thread in self.committer.take().into_iter().chain(self.checkpointer.take()) {
-            // A panic in it has been told already, and the committer's jobs have failed.
+        for thread in self.lander.take().into_iter().chain(self.checkpointer.take()) {
+            // A panic in it has been told already, and whoever waited for it has failed.
             let _ = thread.join();
         }
     }
@@ -463,6 +470,40 @@ impl Shared {
 
     fn publishing(&self) -> MutexGuard<'_, ()> {
         self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_publishing(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.publishing.try_lock() {
+            Ok(publishing) => Some(publishing),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Makes a checkpoint that would else be made while nobody writes.
+    fn make_ready(&self) -> Result<()> {
+        let _publishing = self.publishing();
+        match self.core().accepts(CHANGE_BYTES, Need::Ordinary) {
+            true => Ok(()),
+            false => self.checkpoint_apart(PLAIN),
+        }
+    }
+
+    fn picture(&self) -> Picture {
+        let core = self.core();
+        // Together: no checkpoint comes between.
+        Picture { view: core.view.fork(), pin: core.pins.add(core.view.state.sb.checkpoint) }
+    }
+
+    /// True if a write of chunks from `first` to before `end` must wait for something to be preserved or recorded.
+    fn must_preserve(&self, first: u64, end: u64) -> Result<bool> {
+        let core = self.core();
+        core.ensure_sound()?;
+        let mut must = !core.origin_touched || core.view.state.durable < core.touched_at;
+        for chunk in first..end {
+            must = must || core.needs_copy(chunk)?;
+        }
+        Ok(must)
     }
 
     /// The log and the tables, when a few blocks can be appended: there is room, or it can be made, for no checkpoint
