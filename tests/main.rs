@@ -50,6 +50,7 @@ mod store_crash;
 mod store_dump;
 mod store_faults;
 mod store_full;
+mod store_hold;
 mod store_live;
 mod store_model;
 mod store_rebuild;

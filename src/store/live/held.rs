@@ -211,6 +211,11 @@ impl Held {
         })
     }
 
+    /// Chunks of the newest batch.
+    pub fn newest_count(&self) -> usize {
+        self.newest.pieces.len()
+    }
+
     /// Lets the newest batch grow no more. Returns how many batches wait.
     pub fn seal(&mut self) -> usize {
         if !self.newest.pieces.is_empty() {

@@ -30,7 +30,7 @@ impl Shared {
                 let core = self.core();
                 (core.room_in_log(), core.due().is_some())
             };
-            self.turns.landed(outcome, room);
+            self.turns.landed(chunks.len(), outcome, room);
             if due {
                 self.wake();
             }

@@ -1,18 +1,35 @@
 //! A store that many threads read and write at once: the heart of a running server.
 //!
-//! A writer holds the chunks that it writes from the decision whether they must be copied out until the origin has the
-//! new bytes. Copy-outs go through one thread that appends what has gathered since its last flush as few records and
-//! makes them durable together; only then may their origin writes begin. A snapshot is created while no writer holds
-//! anything. Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the
-//! tables. Locks are taken in this order: `publishing`, `gate`, chunks, `log`, `core`; no read or write of a device
-//! happens under `core` but look-ups in the index, and those of the rare operations that [`Live::change`] runs.
+//! **Writes.** A write of chunks that no snapshot needs goes to the origin at once. Any other is *held* in memory and told
+//! to be written; one thread, the *lander*, takes what has gathered, reads the old chunks, appends them to the log, makes
+//! that durable with one flush, and only then writes the origin and gives the memory back. So a commit carries what came
+//! during the last one, however few writers there are.
 //!
-//! A reader of a snapshot that finds a chunk nowhere in the store reads the origin and looks again: if the chunk was
-//! preserved in the meantime, that counts. What it fetches from the store counts if the index still says so afterwards.
+//! - [`Live::flush`] returns when all that was told before has landed and the origin was flushed. What cannot land stays in
+//!   memory; every flush has it tried again and tells why it failed, and nothing more is held until it has landed.
+//! - Readers of the origin take what is held before what the origin has. Tables know nothing of it: [`Live::settle`] waits
+//!   until they do. A snapshot never needs it, for it is newer than every snapshot.
+//! - Batches land in order, and a chunk of which something is held is written by nobody but the lander: no write overtakes
+//!   an older one of its chunk.
+//! - What is held surely fits the log as it is promised. Where that is not so, a write waits until nothing else is held,
+//!   lands alone, with all means of making room, and is told what became of it.
+//! - To make a snapshot the writers are *stopped*: what was told lands in the old epoch, what comes is held for the next
+//!   one. Nobody waits but for memory, which is bounded; and `pace` has writers come no faster than things land.
+//! - Closing lands everything. A crash loses only what was not flushed.
+//!
+//! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree. Where a file system lies on
+//! what is served, that is safe as all else is that a server allocates: its memory is locked, and the kernel is told not to
+//! write to file systems for its sake.
+//!
+//! Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the tables. Locks are
+//! taken in this order: stopped writers, `publishing`, the table of `turns`, `log`, `core`; no read or write of a device
+//! happens under `core` but look-ups in the index, and those of the rare operations that [`Live::change`] runs.
 
 mod background;
 mod held;
 mod land;
+mod pace;
+mod read;
 mod rewrite;
 mod turns;
 
@@ -20,16 +37,15 @@ use super::index::BlockReader;
 use super::picture::Picture;
 use super::room::PLAIN;
 use super::users::User;
-use super::view::{View, fetch};
+use super::view::View;
 use super::work::{Figures, Operation, Work};
 use super::writer::{Need, Writer};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
-use crate::format::run::Value;
 use crate::format::table::Deletion;
 use crate::point::Point;
 use crate::point::volume::SnapshotInfo;
-use crate::units::{Epoch, Tag, index};
+use crate::units::{Epoch, Tag};
 use held::Held;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,14 +58,11 @@ use turns::Turns;
 /// Bytes of log that a change of the snapshot table takes, at most.
 const CHANGE_BYTES: u64 = 32 << 10;
 
-/// Bytes that a reader of a snapshot reads at a time: bounds memory.
-const READ_SLICE: u64 = 4 << 20;
-
-/// Bytes of one write that are held or written at a time.
-const WRITE_SLICE: u64 = 1 << 20;
+/// Bytes of one write that are held or written at a time, at most.
+const WRITE_SLICE: usize = 1 << 20;
 
 /// Bytes of memory for what is held: several slices of the largest chunks.
-const HELD_BYTES: usize = 32 << 20;
+const HELD_BYTES: usize = 64 << 20;
 
 /// A store and its origin, open for many threads.
 pub struct Live {
@@ -66,6 +79,8 @@ struct Shared {
     /// Held by whoever replaces what the origin has; the client that does, from one time to the next.
     owner: Mutex<u64>,
     turns: Turns,
+    /// Bytes of one write that are held or written at a time: there is memory for them wherever they begin.
+    slice: usize,
     /// Held by whoever appends to the log.
     log: Mutex<()>,
     core: RwLock<Writer>,
@@ -83,7 +98,15 @@ impl Live {
     ///
     /// # Errors
     /// `Kind::NotFound` without an origin; `Kind::Io`, `Kind::NoSpace`.
-    pub fn start(mut writer: Writer, clock: fn() -> i64) -> Result<Self> {
+    pub fn start(writer: Writer, clock: fn() -> i64) -> Result<Self> {
+        Self::start_with(writer, clock, HELD_BYTES)
+    }
+
+    /// As [`Live::start`], with at most `held` bytes of memory for writes that have not landed; four chunks at least.
+    ///
+    /// # Errors
+    /// As [`Live::start`].
+    pub fn start_with(mut writer: Writer, clock: fn() -> i64, held: usize) -> Result<Self> {
         writer.need_origin()?;
         let origin = writer.origin.clone();
         let origin = origin.ok_or_else(|| Error::new(Kind::NotFound, "the origin is needed"))?;
@@ -94,11 +117,13 @@ impl Live {
         writer.attended = true;
         let (wake, woken) = mpsc::sync_channel(1);
         let chunk_bits = writer.view.state.sb.chunk_bits;
+        let held = held.max(4 << chunk_bits);
         let shared = Arc::new(Shared {
             publishing: Mutex::new(()),
             wake: Mutex::new(Some(wake)),
             owner: Mutex::new(0),
-            turns: Turns::new(Held::new(chunk_bits, HELD_BYTES)),
+            turns: Turns::new(Held::new(chunk_bits, held)),
+            slice: WRITE_SLICE.min(held / 2),
             log: Mutex::new(()),
             store: Arc::clone(&writer.device),
             reader: Arc::clone(&writer.view.reader),
@@ -185,7 +210,7 @@ impl Live {
         let _running = self.shared.work.begin(Operation::WriteOrigin(data.len()));
         self.ensure_inside(offset, data.len() as u64)?;
         let mut at = offset;
-        for slice in data.chunks(index(WRITE_SLICE)) {
+        for slice in data.chunks(self.shared.slice) {
             self.write_slice(at, slice)?;
             at += slice.len() as u64;
         }
@@ -221,41 +246,6 @@ impl Live {
         let _running = self.shared.work.begin(Operation::Flush);
         self.settle()?;
         self.shared.origin.flush()
-    }
-
-    /// Reads snapshot `id` from byte `offset`.
-    ///
-    /// # Errors
-    /// `Kind::NotFound` if there is none; `Kind::Usage` past its end; `Kind::Damaged` for what is lost; `Kind::Io`.
-    pub fn read_snapshot(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let _running = self.shared.work.begin(Operation::ReadSnapshot(buf.len()));
-        let mut at = offset;
-        for slice in buf.chunks_mut(index(READ_SLICE)) {
-            self.read_slice(id, at, slice)?;
-            at += slice.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn read_slice(&self, id: Epoch, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut known = self.shared.places(id, offset, buf.len())?;
-        let mut outdated = vec![true; known.len()];
-        // A chunk changes its place once for each time that it is preserved or moved, so this ends.
-        loop {
-            let outcome = self.shared.fetch_places(&known, &outdated, offset, buf);
-            let now = self.shared.places(id, offset, buf.len())?;
-            for (outdated, (old, new)) in outdated.iter_mut().zip(known.iter().zip(&now)) {
-                *outdated = old != new;
-            }
-            if !outdated.contains(&true) {
-                return outcome;
-            }
-            known = now;
-            // After an error nothing says which of the chunks were read.
-            if outcome.is_err() {
-                outdated.fill(true);
-            }
-        }
     }
 
     /// Makes a snapshot of the origin with every write that has returned; durable when this returns. Writes that come
@@ -331,30 +321,6 @@ impl Live {
     pub fn thaw(&self, id: Epoch) -> Result<()> {
         let dead = self.shared.picture().view.count_dead(id.0)?;
         self.change_table(|writer| writer.thaw(id, dead))
-    }
-
-    /// The parts of `ranges` of bytes, of snapshot `id`, that the origin no longer has.
-    ///
-    /// # Errors
-    /// `Kind::NotFound` if the snapshot is gone; `Kind::Io`.
-    pub fn preserved(&self, id: Epoch, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64)>> {
-        let core = self.shared.core();
-        core.view.endpoint(id)?;
-        let bits = core.view.state.sb.chunk_bits;
-        let mut found: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in ranges.iter().filter(|(start, end)| start < end) {
-            for chunk in start >> bits..=(end - 1) >> bits {
-                if core.view.find(id.0, chunk)?.is_none() {
-                    continue;
-                }
-                let part = ((chunk << bits).max(*start), ((chunk + 1) << bits).min(*end));
-                match found.last_mut() {
-                    Some(last) if last.1 == part.0 => last.1 = part.1,
-                    _ => found.push(part),
-                }
-            }
-        }
-        Ok(found)
     }
 
     /// The devices of the store and of the origin.
@@ -483,7 +449,8 @@ impl Shared {
     /// Makes a checkpoint that would else be made while nobody writes.
     fn make_ready(&self) -> Result<()> {
         let _publishing = self.publishing();
-        match self.core().accepts(CHANGE_BYTES, Need::Ordinary) {
+        let is_ready = self.core().accepts(CHANGE_BYTES, Need::Ordinary);
+        match is_ready {
             true => Ok(()),
             false => self.checkpoint_apart(PLAIN),
         }
@@ -530,58 +497,5 @@ impl Shared {
         let outcome = work(core);
         self.origin_size.store(core.view.state.volume.origin_size, Ordering::Release);
         outcome
-    }
-
-    /// Where the chunks of a range of snapshot `id` are preserved; `None` where the origin still has them.
-    fn places(&self, id: Epoch, offset: u64, length: usize) -> Result<Vec<Option<Value>>> {
-        let core = self.core();
-        let size = core.view.endpoint(id)?.size_bytes;
-        let end = offset.checked_add(length as u64).filter(|end| *end <= size).ok_or_else(|| {
-            Error::new(
-                Kind::Usage,
-                format!("{length} bytes at {offset} end past the snapshot's {size} bytes"),
-            )
-        })?;
-        let bits = core.view.state.sb.chunk_bits;
-        (offset >> bits..end.div_ceil(1 << bits)).map(|chunk| core.view.find(id.0, chunk)).collect()
-    }
-
-    /// Fills those chunks of `buf`, which begins at byte `offset`, that are `wanted`.
-    fn fetch_places(
-        &self,
-        places: &[Option<Value>],
-        wanted: &[bool],
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        let (chunk_size, bits) = {
-            let core = self.core();
-            (core.view.state.sb.chunk_size(), core.view.state.sb.chunk_bits)
-        };
-        let end = offset + buf.len() as u64;
-        let range = |chunk: u64| (chunk << bits).max(offset)..((chunk + 1) << bits).min(end);
-        let mut list = (offset >> bits..).zip(places.iter().zip(wanted)).peekable();
-        while let Some((chunk, (place, wanted))) = list.next() {
-            if !wanted {
-                continue;
-            }
-            let mut bytes = range(chunk);
-            let Some(value) = place else {
-                // What the origin has is read in one go.
-                while let Some((next, _)) = list.next_if(|(_, (place, wanted))| place.is_none() && **wanted) {
-                    bytes.end = range(next).end;
-                }
-                let target = &mut buf[index(bytes.start - offset)..index(bytes.end - offset)];
-                self.origin.read_at(target, bytes.start)?;
-                continue;
-            };
-            let found = fetch(self.store.as_ref(), chunk_size, value)?;
-            let target = &mut buf[index(bytes.start - offset)..index(bytes.end - offset)];
-            let have = found.get(index(bytes.start - (chunk << bits))..).unwrap_or(&[]);
-            let length = have.len().min(target.len());
-            target[..length].copy_from_slice(&have[..length]);
-            target[length..].fill(0);
-        }
-        Ok(())
     }
 }

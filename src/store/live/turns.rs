@@ -6,11 +6,13 @@
 //! is held, in a batch that lands when they are let go again.
 
 use super::held::Held;
+use super::pace::Pace;
 use crate::error::{Error, Kind, Result};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 /// Writers, the lander, and what is between them.
 pub struct Turns {
@@ -25,6 +27,9 @@ pub struct Turns {
 
 struct Table {
     held: Held,
+    pace: Pace,
+    /// When the batch that lands began to.
+    begun: Instant,
     /// Ranges of chunks that writers decide about, write, or wait to have held.
     claims: Vec<(u64, u64)>,
     /// Who waits for `freed`.
@@ -64,6 +69,8 @@ pub struct Stopped<'a>(&'a Turns);
 enum Step {
     Done,
     Wait,
+    /// At most so long.
+    Pause(Duration),
     /// For the end of its own landing: it was not acknowledged.
     Await,
     /// For another try to land what is before it.
@@ -77,6 +84,8 @@ impl Turns {
     /// Nobody waits; `held` is where writes are kept.
     pub fn new(held: Held) -> Self {
         let table = Table {
+            pace: Pace::new(held.capacity()),
+            begun: Instant::now(),
             held,
             claims: Vec::new(),
             blocked: 0,
@@ -188,6 +197,7 @@ impl Turns {
                 let chunks = table.held.oldest().filter(|_| table.stopped != Some(0));
                 if chunks.is_some() {
                     table.try_again = false;
+                    table.begun = Instant::now();
                     return chunks;
                 }
             }
@@ -212,10 +222,12 @@ impl Turns {
         table.call_first();
     }
 
-    /// The lander is done with the oldest batch; the log takes `room` chunks now.
-    pub fn landed(&self, outcome: Result<()>, room: u64) {
+    /// The lander is done with the oldest batch, of so many chunks; the log takes `room` chunks now.
+    pub fn landed(&self, chunks: usize, outcome: Result<()>, room: u64) {
         let mut table = self.table();
         table.room = room;
+        let took = table.begun.elapsed();
+        table.pace.learn(chunks, took);
         let awaited = table.held.oldest_is_awaited();
         match outcome {
             Err(error) if !awaited => {
@@ -261,12 +273,6 @@ impl Turns {
             _ => Err(table.failure.as_ref().map_or_else(gone, again)),
         }
     }
-
-    /// Chunks that are held.
-    #[cfg(test)]
-    pub fn count(&self) -> usize {
-        self.table().held.count()
-    }
 }
 
 impl Table {
@@ -306,7 +312,16 @@ impl Table {
             self.room = room().unwrap_or(self.room);
         }
         if total <= self.room {
-            return self.held.put(offset, data).map(|()| Step::Done);
+            let now = Instant::now();
+            if let Some(wait) = self.pace.wait(now, count) {
+                return Ok(Step::Pause(wait));
+            }
+            self.pace.come(now, count, cost);
+            self.held.put(offset, data)?;
+            if self.held.newest_count() >= self.pace.batch() {
+                self.held.seal();
+            }
+            return Ok(Step::Done);
         }
         if count > 0 {
             return Ok(Step::Wait);
@@ -346,6 +361,12 @@ impl Claim<'_> {
                 Ok(Step::Wait) => {
                     drop(table);
                     std::thread::park();
+                    table = turns.table();
+                    continue;
+                }
+                Ok(Step::Pause(wait)) => {
+                    drop(table);
+                    std::thread::park_timeout(wait);
                     table = turns.table();
                     continue;
                 }
@@ -437,4 +458,133 @@ fn gone() -> Error {
 /// The same error, for one more of those that it concerns.
 fn again(error: &Error) -> Error {
     Error::new(error.kind(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    const BYTES: usize = 64 << 10;
+
+    /// A lander that has an origin of bytes, and fails when it is told to.
+    fn land(turns: &Turns, origin: &Mutex<Vec<u8>>, fails: &Mutex<bool>) {
+        while let Some(chunks) = turns.next_batch() {
+            if *fails.lock().unwrap() {
+                turns.landed(chunks.len(), Err(Error::new(Kind::Io, "told to")), 1000);
+                continue;
+            }
+            for group in chunks.chunks(3) {
+                let mut data = Vec::new();
+                let mut at = 0;
+                for (offset, length) in turns.lift(group, &mut data) {
+                    let start = usize::try_from(offset).unwrap();
+                    origin.lock().unwrap()[start..start + length].copy_from_slice(&data[at..at + length]);
+                    at += length;
+                }
+                turns.release(group);
+            }
+            turns.landed(chunks.len(), Ok(()), 1000);
+        }
+        turns.ended();
+    }
+
+    fn write(turns: &Turns, origin: &Mutex<Vec<u8>>, offset: usize, data: &[u8]) -> Result<()> {
+        let (first, end) = (offset >> 8, ((offset + data.len() - 1) >> 8) + 1);
+        let claim = turns.claim(first as u64, end as u64);
+        if claim.is_direct() && data[0].is_multiple_of(4) {
+            origin.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+            return Ok(());
+        }
+        claim.hold(offset as u64, data, &|| Some(1000))
+    }
+
+    #[test]
+    fn many_writers_share_little_memory_and_each_byte_is_the_last_written() {
+        let (turns, origin) = (Turns::new(Held::new(8, 16 << 8)), Mutex::new(vec![0; BYTES]));
+        let fails = Mutex::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| land(&turns, &origin, &fails));
+            let writers: Vec<_> = (0..8)
+                .map(|writer: usize| {
+                    let (turns, origin) = (&turns, &origin);
+                    scope.spawn(move || {
+                        // Each has every eighth stretch of 64 bytes: four writers share a chunk.
+                        let mut model = vec![0; BYTES];
+                        for round in 1..2000 {
+                            let stretch = (round * 7919 % (BYTES / 512)) * 512 + writer * 64;
+                            let data = [u8::try_from(round % 255 + 1).unwrap(); 64];
+                            write(turns, origin, stretch, &data).unwrap();
+                            model[stretch..stretch + 64].copy_from_slice(&data);
+                            let mut back = [0; 64];
+                            for rest in turns.fill(stretch as u64, &mut back) {
+                                let from = stretch + rest.start;
+                                let bytes = origin.lock().unwrap()[from..from + rest.len()].to_vec();
+                                back[rest].copy_from_slice(&bytes);
+                            }
+                            assert!(back == data);
+                        }
+                        model
+                    })
+                })
+                .collect();
+            for _ in 0..50 {
+                let stopped = turns.stop().unwrap();
+                let before = origin.lock().unwrap().clone();
+                std::thread::sleep(Duration::from_micros(300));
+                assert!(*origin.lock().unwrap() == before, "somebody writes who was stopped");
+                drop(stopped);
+            }
+            let models: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
+            turns.settle().unwrap();
+            let origin = origin.lock().unwrap().clone();
+            for (at, byte) in origin.iter().enumerate() {
+                assert_eq!(*byte, models[at % 512 / 64][at], "byte {at}");
+            }
+            turns.end();
+        });
+        turns.ensure_empty().unwrap();
+    }
+
+    #[test]
+    fn whoever_waits_for_what_cannot_land_is_told() {
+        let (turns, origin) = (Turns::new(Held::new(8, 16 << 8)), Mutex::new(vec![0; BYTES]));
+        let fails = Mutex::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| land(&turns, &origin, &fails));
+            write(&turns, &origin, 0, &[1; 100]).unwrap();
+            assert!(turns.settle().is_err() && turns.settle().is_err() && turns.stop().is_err());
+            assert!(write(&turns, &origin, 5, &[2; 10]).is_err());
+            *fails.lock().unwrap() = false;
+            write(&turns, &origin, 50, &[3; 10]).unwrap();
+            turns.settle().unwrap();
+            assert_eq!(origin.lock().unwrap()[45..65], [[1; 5], [3; 5], [3; 5], [1; 5]].concat());
+            *fails.lock().unwrap() = true;
+            write(&turns, &origin, 600, &[5; 10]).unwrap();
+            turns.end();
+        });
+        assert!(turns.ensure_empty().is_err() && turns.settle().is_err() && turns.stop().is_err());
+        assert!(write(&turns, &origin, 600, &[5; 10]).is_err());
+    }
+
+    #[test]
+    fn without_room_a_write_lands_alone_and_its_failure_is_its_own() {
+        let (turns, origin) = (Turns::new(Held::new(8, 16 << 8)), Mutex::new(vec![0; BYTES]));
+        let fails = Mutex::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| land(&turns, &origin, &fails));
+            let write = |offset: u64, data: &[u8]| {
+                turns.claim(offset >> 8, (offset >> 8) + 1).hold(offset, data, &|| None)
+            };
+            // Nobody has said yet that the log has any room.
+            assert_eq!(write(0, &[1; 100]).unwrap_err().kind(), Kind::Io);
+            turns.settle().unwrap();
+            *fails.lock().unwrap() = false;
+            assert_eq!(turns.fill(0, &mut [0; 100]).first(), Some(&(0..100)));
+            write(0, &[2; 100]).unwrap();
+            turns.end();
+        });
+        turns.ensure_empty().unwrap();
+        assert_eq!(origin.lock().unwrap()[99], 2);
+    }
 }
