@@ -1,29 +1,32 @@
 //! A store that many threads read and write at once: the heart of a running server.
 //!
-//! **Writes.** A write of chunks that no snapshot needs goes to the origin at once. Any other is *held* in memory and told
-//! to be written; one thread, the *lander*, takes what has gathered, reads the old chunks, appends them to the log, makes
-//! that durable with one flush, and only then writes the origin and gives the memory back. So a commit carries what came
-//! during the last one, however few writers there are.
+//! **Writes.** A write of chunks that no snapshot needs goes to the origin at once. Any other is *held* in memory
+//! and told to be written; one thread, the *lander*, takes what has gathered, reads the old chunks, appends them
+//! to the log, makes that durable with one flush, and only then writes the origin and gives the memory back. So a
+//! commit carries what came during the last one, however few writers there are.
 //!
-//! - [`Live::flush`] returns when all that was told before has landed and the origin was flushed. What cannot land stays in
-//!   memory; every flush has it tried again and tells why it failed, and nothing more is held until it has landed.
-//! - Readers of the origin take what is held before what the origin has. Tables know nothing of it: [`Live::settle`] waits
-//!   until they do. A snapshot never needs it, for it is newer than every snapshot.
-//! - Batches land in order, and a chunk of which something is held is written by nobody but the lander: no write overtakes
-//!   an older one of its chunk.
-//! - What is held surely fits the log as it is promised. Where that is not so, a write waits until nothing else is held,
-//!   lands alone, with all means of making room, and is told what became of it.
-//! - To make a snapshot the writers are *stopped*: what was told lands in the old epoch, what comes is held for the next
-//!   one. Nobody waits but for memory, which is bounded; and `pace` has writers come no faster than things land.
+//! - [`Live::flush`] returns when all that was told before has landed and the origin was flushed. What cannot land
+//!   stays in memory; every flush has it tried again and tells why it failed, and nothing more is held until it
+//!   has landed.
+//! - Readers of the origin take what is held before what the origin has. Tables know nothing of it:
+//!   [`Live::settle`] waits until they do. A snapshot never needs it, for it is newer than every snapshot.
+//! - Batches land in order, and a chunk of which something is held is written by nobody but the lander: no write
+//!   overtakes an older one of its chunk.
+//! - What is held surely fits the log as it is promised. Where that is not so, a write waits until nothing else is
+//!   held, lands alone, with all means of making room, and is told what became of it.
+//! - To make a snapshot the writers are *stopped*: what was told lands in the old epoch, what comes is held for
+//!   the next one. Nobody waits but for memory, which is bounded; and `pace` has writers come no faster than
+//!   things land.
 //! - Closing lands everything. A crash loses only what was not flushed.
 //!
-//! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree. Where a file system lies on
-//! what is served, that is safe as all else is that a server allocates: its memory is locked, and the kernel is told not to
-//! write to file systems for its sake.
+//! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree. Where a file system
+//! lies on what is served, that is safe as all else is that a server allocates: its memory is locked, and the
+//! kernel is told not to write to file systems for its sake.
 //!
-//! Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the tables. Locks are
-//! taken in this order: stopped writers, `publishing`, the table of `turns`, `log`, `core`; no read or write of a device
-//! happens under `core` but look-ups in the index, and those of the rare operations that [`Live::change`] runs.
+//! Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the
+//! tables. Locks are taken in this order: stopped writers, `publishing`, the table of `turns`, `log`, `core`; no
+//! read or write of a device happens under `core` but look-ups in the index, and those of the rare operations that
+//! [`Live::change`] runs.
 
 mod background;
 mod held;
