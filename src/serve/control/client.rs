@@ -400,7 +400,8 @@ impl PointSource for Client {
 
     fn read(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {
         let id = match self.stands_for(point) {
-            PointId::Origin => return self.attached()?.read(PointId::Origin, offset, buf),
+            // What was written last may be in the server's memory only.
+            PointId::Origin => return self.read_now(PointId::Origin, offset, buf),
             PointId::Snapshot(id) => id,
         };
         let mut at = offset;

@@ -265,7 +265,7 @@ impl Control {
                 Ok(Reply::Frozen(Box::new(point)))
             }
             _ => {
-                let picture = live.picture();
+                let picture = live.picture()?;
                 *data = picture.encode()?;
                 *share = Some(Share::take(&self.memory, data.len())?);
                 needs.pins.push(picture.pin);

@@ -78,7 +78,7 @@ fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
     assert!(bytes.iter().all(|byte| *byte == 1));
     // The origin itself has a hole there, and so has what is made of it from now on.
     let later = live.create_snapshot(Tag(2), None).unwrap().id;
-    let picture = live.picture();
+    let picture = live.picture().unwrap();
     let half: Vec<_> =
         picture.view.changed(None, PointId::Snapshot(later)).unwrap().map(Result::unwrap).collect();
     assert_eq!(half, [ChunkRange { start: 0, end: 32 }]);
