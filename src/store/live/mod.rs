@@ -19,9 +19,8 @@
 //!   things land.
 //! - Closing lands everything. A crash loses only what was not flushed.
 //!
-//! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree. Where a file system
-//! lies on what is served, that is safe as all else is that a server allocates: its memory is locked, and the
-//! kernel is told not to write to file systems for its sake.
+//! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree, which is little beside
+//! what serving a request takes. A server locks its memory where it may.
 //!
 //! Another thread makes checkpoints, on a copy of the tables that it takes up to date before it becomes the
 //! tables. Locks are taken in this order: stopped writers, `publishing`, the table of `turns`, `log`, `core`; no
