@@ -22,6 +22,8 @@ struct Volume {
     origin: Arc<Memory>,
     /// What every snapshot must read as.
     images: BTreeMap<Epoch, Vec<u8>>,
+    /// The checkpoints that there were after each session.
+    past: Vec<Vec<(u64, Vec<u8>)>>,
 }
 
 fn options() -> InitOptions {
@@ -47,7 +49,7 @@ fn volume() -> Volume {
     let (store, origin) = empty();
     let device: Arc<dyn WriteAt> = store.clone();
     let mut images = BTreeMap::new();
-    let mut ids = Vec::new();
+    let (mut ids, mut past) = (Vec::new(), Vec::new());
     for round in 0..18u32 {
         let origin_device: Arc<dyn WriteAt> = origin.clone();
         let mut writer = Writer::open(Arc::clone(&device), Some(origin_device), 2).unwrap();
@@ -70,8 +72,9 @@ fn volume() -> Volume {
             images.get_mut(&id).unwrap()[5000..14_000].fill(0xee);
         }
         writer.close().unwrap();
+        past.push(checkpoints(&store));
     }
-    Volume { store, origin, images }
+    Volume { store, origin, images, past }
 }
 
 fn assert_reads(store: &Arc<Memory>, origin: &Arc<Memory>, images: &BTreeMap<Epoch, Vec<u8>>) {
@@ -123,7 +126,7 @@ fn assert_honest(
 
 #[test]
 fn a_sound_store_has_no_findings_and_a_check_writes_nothing() {
-    let Volume { store, origin, images } = volume();
+    let Volume { store, origin, images, .. } = volume();
     let before = store.snapshot();
     assert_eq!(findings(&store), []);
     assert!(store.same_content(&before));
@@ -132,7 +135,7 @@ fn a_sound_store_has_no_findings_and_a_check_writes_nothing() {
 
 #[test]
 fn a_rebuild_of_a_sound_store_changes_no_answer_and_doubts_nothing() {
-    let Volume { store, origin, images } = volume();
+    let Volume { store, origin, images, .. } = volume();
     let device: Arc<dyn WriteAt> = store.clone();
     for _ in 0..2 {
         let report = mended(&device);
@@ -144,7 +147,7 @@ fn a_rebuild_of_a_sound_store_changes_no_answer_and_doubts_nothing() {
 
 #[test]
 fn rebuilding_again_and_again_takes_no_room() {
-    let Volume { store, origin, images } = volume();
+    let Volume { store, origin, images, .. } = volume();
     let device: Arc<dyn WriteAt> = store.clone();
     let free = || View::open(store.clone(), None).unwrap().info().free_bytes;
     mended(&device);
@@ -159,7 +162,7 @@ fn rebuilding_again_and_again_takes_no_room() {
 #[test]
 fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
     for lost in [&OFFSETS[..1], &OFFSETS[1..], &OFFSETS[..]] {
-        let Volume { store, origin, images } = volume();
+        let Volume { store, origin, images, .. } = volume();
         for offset in lost {
             store.write_at(&[0xff; 4096], *offset).unwrap();
         }
@@ -177,9 +180,51 @@ fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
     }
 }
 
+/// Blocks of checkpoints, with their addresses.
+fn checkpoints(store: &Memory) -> Vec<(u64, Vec<u8>)> {
+    let bytes = store.to_vec().unwrap();
+    let blocks = (0..).step_by(4096).zip(bytes.chunks(4096));
+    let parts = blocks.filter(|(_, block)| block.starts_with(b"ddsnapCK"));
+    parts.map(|(address, block)| (address, block.to_vec())).collect()
+}
+
+#[test]
+fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
+    let Volume { store, origin, images, past } = volume();
+    let mut outdated = 0;
+    for (round, older) in past.iter().enumerate() {
+        let damaged = Arc::new(store.snapshot());
+        for offset in OFFSETS.into_iter().chain(checkpoints(&store).into_iter().map(|part| part.0)) {
+            damaged.write_at(&[0; 4096], offset).unwrap();
+        }
+        // Where nothing lies by now, or a part of the index.
+        let is_free = |address: u64| {
+            let mut block = vec![0; 4096];
+            damaged.read_at(&mut block, address).unwrap();
+            block.starts_with(b"ddIX") || block.iter().all(|byte| *byte == 0)
+        };
+        for (address, block) in older.iter().filter(|part| is_free(part.0)) {
+            damaged.write_at(block, *address).unwrap();
+        }
+        let device: Arc<dyn WriteAt> = damaged.clone();
+        let report = mended(&device);
+        let what = format!("checkpoint of round {round}: {:?}", report.findings);
+        outdated += usize::from(report.findings.iter().any(|finding| finding.text.contains("an older one")));
+        let view = View::open(damaged, Some(origin.clone())).unwrap();
+        let found: Vec<Epoch> = view.snapshots().iter().map(|snapshot| snapshot.id).collect();
+        assert_eq!(found, images.keys().copied().collect::<Vec<_>>(), "{what}");
+        for (id, image) in &images {
+            let mut read = vec![0; image.len()];
+            view.read(PointId::Snapshot(*id), 0, &mut read).unwrap();
+            assert!(read == *image, "{what}: snapshot {id}");
+        }
+    }
+    assert!(outdated > 3, "{outdated} checkpoints were outdated");
+}
+
 #[test]
 fn every_index_block_can_be_lost() {
-    let Volume { store, origin, images } = volume();
+    let Volume { store, origin, images, .. } = volume();
     let bytes = store.to_vec().unwrap();
     let mut lost = 0;
     for (number, block) in bytes.chunks(4096).enumerate() {
@@ -198,7 +243,7 @@ fn every_index_block_can_be_lost() {
 
 #[test]
 fn chunks_whose_record_is_lost_are_found_by_the_old_index_and_logged_again() {
-    let Volume { store, origin, images } = volume();
+    let Volume { store, origin, images, .. } = volume();
     let bytes = store.to_vec().unwrap();
     let (mut relogged, mut doubted) = (0, 0);
     for (number, block) in bytes.chunks(4096).enumerate() {
@@ -271,7 +316,7 @@ fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
 
 #[test]
 fn what_one_rebuild_left_out_the_next_one_does_not_take_in() {
-    let Volume { store, origin, mut images } = volume();
+    let Volume { store, origin, mut images, .. } = volume();
     let device: Arc<dyn WriteAt> = store.clone();
     let copies = |store: &Memory| -> BTreeMap<u64, u64> {
         let bytes = store.to_vec().unwrap();

@@ -31,7 +31,7 @@ use crate::store::state::{Liveness, State, digest, entries_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
 use crate::units::{Epoch, Tag};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Records whose headers are read at once.
@@ -109,8 +109,10 @@ pub fn rebuild(
     }
     let mut work = Rebuild::new(device, survey, progress);
     let state = match checkpoint {
-        Some(checkpoint) => work.with_checkpoint(sb, checkpoint, sealed)?,
-        None => work.without_checkpoint(sb, options)?,
+        Some(checkpoint) if !work.is_outdated(&sb, &checkpoint) => {
+            work.with_checkpoint(sb, checkpoint, sealed)?
+        }
+        past => work.without_checkpoint(sb, past, options)?,
     };
     work.finish(state, options)
 }
@@ -142,6 +144,14 @@ pub(super) struct Rebuild<'a> {
 }
 
 impl Rebuild<'_> {
+    /// True if the log went on where `checkpoint` did not promise that it would: there was a newer one, and nothing
+    /// that this one says of segments counts any more.
+    fn is_outdated(&self, sb: &Superblock, checkpoint: &Checkpoint) -> bool {
+        let promised: BTreeSet<u32> = checkpoint.promised.iter().copied().collect();
+        let newer = self.survey.records.iter().rev().take_while(|it| it.sequence > checkpoint.log.sequence);
+        newer.into_iter().any(|it| sb.segment_of(it.address).is_none_or(|number| !promised.contains(&number)))
+    }
+
     /// The state from a checkpoint, the old index and the records.
     fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint, sealed: bool) -> Result<State> {
         let mut state = State::new(sb, checkpoint);
@@ -337,11 +347,7 @@ impl Rebuild<'_> {
             }
             let segment = state.sb.segment_of(record.address);
             let at = state.chain.promised.iter().position(|promised| Some(*promised) == segment);
-            let Some(at) = at else {
-                let text = format!("record {} lies outside the promised log", record.sequence);
-                self.doubt(state.epoch, &text);
-                continue;
-            };
+            let at = at.ok_or_else(|| Error::damaged("a record outside the promised log"))?;
             if record.epoch > state.epoch && !matches!(record.kind, RecordKind::Create | RecordKind::Begin) {
                 state.add_snapshot(super::without::lost_snapshot(state, record.epoch, record.time_secs));
             }

@@ -1,4 +1,4 @@
-//! Without any checkpoint: what the records say is all there is.
+//! Without the newest checkpoint: what the records say is all there is, but for the tables of an older one.
 //!
 //! Nothing proves that all of them were found, so every snapshot is tainted: listed, and read when insisted on.
 
@@ -17,9 +17,20 @@ use crate::units::Uuid;
 use std::collections::HashSet;
 
 impl Rebuild<'_> {
-    /// The state from the records alone.
-    pub(super) fn without_checkpoint(&mut self, sb: Superblock, options: &RebuildOptions) -> Result<State> {
-        let mut state = blank(sb)?;
+    /// The state from the records alone, and from what `past`, which is not the newest checkpoint, says of snapshots
+    /// and the volume.
+    pub(super) fn without_checkpoint(
+        &mut self,
+        sb: Superblock,
+        past: Option<Checkpoint>,
+        options: &RebuildOptions,
+    ) -> Result<State> {
+        let why = match past {
+            Some(_) => "the newest checkpoint is lost, and an older one knows little of the segments",
+            None => "no checkpoint survives",
+        };
+        let mut tables = Tables::of(past.as_ref());
+        let mut state = blank(sb, past)?;
         let records = std::mem::take(&mut self.survey.records);
         for number in &self.survey.used {
             state.segments.insert(*number, Segment { role: Role::Index, count: 0, live: 0, digest: 0 });
@@ -33,17 +44,16 @@ impl Rebuild<'_> {
         }
         make_room(&mut state, records.iter().map(|found| u64::from(found.entries)).sum())?;
         state.next_run = self.survey.last_run + 1;
-        let mut tables = Tables::default();
         let mut collected = Collected::default();
         for found in &records {
             self.progress.check()?;
             let record = read_record(self.device.as_ref(), &state.sb, found.address)?;
-            tables.learn(&mut state, &record)?;
             if holds_chunks(&record) {
                 tables.bring_back(&mut state, &record);
                 self.take_intact(&state, found, &record, &mut collected);
                 collected.relieve(self.device.as_ref(), &mut state)?;
-            } else {
+            } else if record.sequence > tables.known {
+                tables.learn(&mut state, &record)?;
                 state.absorb(&record)?;
             }
             state.chain.position.sequence = state.chain.position.sequence.max(record.sequence);
@@ -55,7 +65,7 @@ impl Rebuild<'_> {
         self.judge_and_merge(&mut state, &live, all, collected)?;
         self.missing = self.missing(&state, &live)?;
         begin_log(&mut state)?;
-        self.doubts.push("no checkpoint survives: nothing proves that every record was found".into());
+        self.doubts.push(format!("{why}: nothing proves that every record was found"));
         self.doubtful = u64::MAX;
         Ok(state)
     }
@@ -64,8 +74,10 @@ impl Rebuild<'_> {
 /// What the records tell in passing.
 #[derive(Default)]
 struct Tables {
-    /// Ids of snapshots whose deletion was found.
-    deleted: HashSet<u64>,
+    /// The tables began with all that came of records up to this one,
+    known: u64,
+    /// and of epochs up to this one: snapshots that are not in them were deleted.
+    epoch: u64,
     /// What an open record says of the volume.
     volume: bool,
     /// Bytes of the origin that some chunk was preserved of.
@@ -73,6 +85,11 @@ struct Tables {
 }
 
 impl Tables {
+    fn of(past: Option<&Checkpoint>) -> Self {
+        let (known, epoch) = past.map_or((0, 0), |past| (past.log.sequence, past.epoch));
+        Self { known, epoch, volume: past.is_some(), extent: 0 }
+    }
+
     fn learn(&mut self, state: &mut State, record: &Record) -> Result<()> {
         let body = &mut record.body.as_slice();
         match record.kind {
@@ -94,7 +111,7 @@ impl Tables {
     fn bring_back(&mut self, state: &mut State, record: &Record) {
         for entry in &record.entries {
             let known = state.snapshots.contains_key(&entry.owner) || state.graves.contains_key(&entry.owner);
-            if !known && !self.deleted.contains(&entry.owner) {
+            if !known && entry.owner > self.epoch {
                 let snapshot = lost_snapshot(state, entry.owner, record.time_secs);
                 state.add_snapshot(snapshot);
             }
@@ -128,8 +145,8 @@ impl Tables {
     }
 }
 
-/// Tables that say nothing.
-fn blank(sb: Superblock) -> Result<State> {
+/// Tables that say nothing, but what `past` says of snapshots and the volume.
+fn blank(sb: Superblock, past: Option<Checkpoint>) -> Result<State> {
     let volume = Volume {
         volume: Uuid([0; 16]),
         origin_size: 0,
@@ -141,12 +158,25 @@ fn blank(sb: Superblock) -> Result<State> {
     // A superblock that survives says how far the log went: what comes must be newer.
     let log = LogPosition {
         address: sb.segment_address(0),
-        sequence: sb.durable,
+        sequence: past.as_ref().map_or(0, |past| past.log.sequence).max(sb.durable),
         crc: 0,
         incarnation: random_u64()?,
     };
-    let checkpoint = Checkpoint::empty(log, volume);
-    Ok(State::new(sb, checkpoint))
+    let tables = Checkpoint::empty(log, volume);
+    let tables = match past {
+        None => tables,
+        Some(past) => Checkpoint {
+            epoch: past.epoch,
+            ends: past.ends,
+            snapshots: past.snapshots,
+            graves: past.graves,
+            events: past.events,
+            volume: past.volume,
+            operation: past.operation,
+            ..tables
+        },
+    };
+    Ok(State::new(sb, tables))
 }
 
 /// Frees segments that hold no record if the new index of `entries` might not fit otherwise.
