@@ -180,6 +180,37 @@ fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
     }
 }
 
+#[test]
+fn without_a_superblock_only_the_last_mark_of_a_close_proves_where_the_log_ended() {
+    let Volume { store, origin, images, .. } = volume();
+    // Kind 11 at byte 76 of a record: a session was closed. Its sequence lies at byte 32.
+    let sequence = |block: &[u8]| u64::from_le_bytes(block[32..40].try_into().unwrap());
+    let bytes = store.to_vec().unwrap();
+    let blocks: Vec<(u64, &[u8])> = (0..).step_by(4096).zip(bytes.chunks(4096)).collect();
+    let records = blocks.iter().filter(|(_, block)| block.starts_with(b"ddsnapRC"));
+    let closes = records.clone().filter(|(_, block)| block[76] == 11);
+    let mut doubted = 0;
+    for (_, close) in closes {
+        let damaged = Arc::new(store.snapshot());
+        OFFSETS.iter().for_each(|offset| damaged.write_at(&[0; 4096], *offset).unwrap());
+        let later = records.clone().filter(|(_, block)| sequence(block) > sequence(close));
+        let ends = blocks.iter().filter(|(_, block)| block.starts_with(b"ddsnapED"));
+        let lost: Vec<u64> = later.map(|(address, _)| *address).collect();
+        if !lost.is_empty() {
+            lost.iter()
+                .chain(ends.map(|(address, _)| address))
+                .for_each(|address| damaged.write_at(&[0; 4096], *address).unwrap());
+        }
+        let device: Arc<dyn WriteAt> = damaged.clone();
+        let report = mended(&device);
+        assert_eq!(report.findings.is_empty(), lost.is_empty(), "{report:?}");
+        let whole = assert_honest(&damaged, &origin, &images, "an older close");
+        assert_eq!(whole, if lost.is_empty() { images.len() } else { 0 });
+        doubted += usize::from(!lost.is_empty());
+    }
+    assert!(doubted > 3, "{doubted} older marks were tried");
+}
+
 /// Blocks of checkpoints, with their addresses.
 fn checkpoints(store: &Memory) -> Vec<(u64, Vec<u8>)> {
     let bytes = store.to_vec().unwrap();

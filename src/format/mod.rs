@@ -4,6 +4,7 @@ pub mod bmap;
 pub mod changelist;
 pub mod checkpoint;
 pub mod delta;
+pub mod end;
 pub mod field;
 pub mod http;
 pub mod legacy;
@@ -29,6 +30,7 @@ pub fn tables() -> Vec<field::Table> {
         switch::RawSwitch::TABLE,
         record::RawHeader::TABLE,
         record::RawEntry::TABLE,
+        end::RawEnd::TABLE,
         table::RawSnapshot::TABLE,
         table::RawVolume::TABLE,
         table::RawOperation::TABLE,

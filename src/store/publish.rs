@@ -6,9 +6,10 @@ use super::merge;
 use super::recover;
 use super::space::Stream;
 use super::state::State;
-use crate::block::WriteAt;
+use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{PART_HEADER_SIZE, encode_part};
+use crate::format::end;
 use crate::format::record::{RecordKind, pad};
 use crate::format::superblock::{Extent, OFFSETS, PARTS_MAX, Superblock};
 use crate::units::index;
@@ -123,6 +124,31 @@ pub fn note_durable(device: &dyn WriteAt, sb: &Superblock) -> Result<()> {
     device.write_at(&bytes, first)?;
     device.flush()?;
     device.write_at(&bytes, second)
+}
+
+/// Marks that the log ends here. Nothing waits until that is durable: a mark that is missing costs only what it proves.
+pub fn mark_end(device: &dyn WriteAt, state: &State) -> Result<()> {
+    let Some((mut mark, address)) = end_mark(state) else { return Ok(()) };
+    mark.resize(state.sb.block_size() as usize, 0);
+    device.write_at(&mark, address)
+}
+
+/// True if the log was closed where `state` says that it ends.
+pub fn is_end_marked(device: &dyn ReadAt, state: &State) -> Result<bool> {
+    let Some((mark, address)) = end_mark(state) else { return Ok(false) };
+    let mut found = vec![0; mark.len()];
+    match device.read_at(&mut found, address) {
+        Ok(()) => Ok(found == mark),
+        Err(error) if error.kind() == Kind::Io => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The mark that the log ends here, and where it lies; `None` if it ends with the last segment that it may use.
+fn end_mark(state: &State) -> Option<(Vec<u8>, u64)> {
+    let (_, address) = state.chain.next_place(&state.sb)?;
+    let last = &state.chain.position;
+    Some((end::encode(&state.sb.uuid, address, last.sequence, last.crc), address))
 }
 
 /// A superblock as it is written: padded to a block.

@@ -601,6 +601,7 @@ impl Writer {
                 other?;
                 let epoch = self.view.state.epoch;
                 self.append(Draft::plain(RecordKind::Idle, epoch, body))?;
+                publish::mark_end(self.device.as_ref(), &self.view.state)?;
             }
         }
         // Nothing in the log claims its last records durable; without this their loss would pass for a torn tail.

@@ -25,7 +25,7 @@ use crate::point::finding::{Affected, Code, Finding};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
 use crate::store::merge::{self, Merge};
-use crate::store::publish::Plan;
+use crate::store::publish::{Plan, is_end_marked};
 use crate::store::recover::{data_holds, read_record};
 use crate::store::state::{Liveness, State, digest, entries_of, zeroes_hold};
 use crate::store::view::View;
@@ -186,11 +186,11 @@ impl Rebuild<'_> {
         self.missing = self.missing(&state, &needed)?;
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
-        if !sealed && state.fingerprint.is_none() {
+        if !sealed && !(state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?) {
             // What came after may be lost without a trace, unless the last record says what the origin was like then.
             self.doubt(
                 state.epoch,
-                "no superblock is left to say how far the log goes, nor a mark of a close",
+                "no superblock is left to say how far the log goes, nor a mark of its end",
             );
         }
         if self.ahead {
