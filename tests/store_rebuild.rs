@@ -346,6 +346,28 @@ fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
 }
 
 #[test]
+fn a_store_is_not_given_up_for_the_remains_of_one_that_nobody_used() {
+    let Volume { store, origin, images, .. } = volume();
+    let unused = Arc::new(Memory::new(16 << 20));
+    let device: Arc<dyn WriteAt> = unused.clone();
+    Writer::initialize(&device, &InitOptions { now_secs: 99, ..options() }).unwrap();
+    let mut kept = 0;
+    for (address, block) in checkpoints(&unused) {
+        let mut there = vec![0; 4096];
+        store.read_at(&mut there, address).unwrap();
+        if there.iter().all(|byte| *byte == 0) {
+            store.write_at(&block, address).unwrap();
+            kept += 1;
+        }
+    }
+    assert!(kept > 0);
+    OFFSETS.iter().for_each(|offset| store.write_at(&[0; 4096], *offset).unwrap());
+    let device: Arc<dyn WriteAt> = store.clone();
+    assert_eq!(mended(&device).findings.len(), 0);
+    assert_reads(&store, &origin, &images);
+}
+
+#[test]
 fn what_one_rebuild_left_out_the_next_one_does_not_take_in() {
     let Volume { store, origin, mut images, .. } = volume();
     let device: Arc<dyn WriteAt> = store.clone();

@@ -114,8 +114,12 @@ fn dump_store(args: &Args, ui: &Ui) -> Result<Exit> {
         Format::Yaml => Box::new(Yaml::default()),
         Format::Json => Box::new(Json::new(if old.is_some() { dump::LEGACY_SCHEMA } else { dump::SCHEMA })),
     };
-    ui.print_text(&render.begin())?;
+    let mut has_begun = false;
     let mut sink = |part: &dump::Part, last: bool| {
+        // Not before there is something: what is refused as a whole is no document.
+        if !std::mem::replace(&mut has_begun, true) {
+            ui.print_text(&render.begin())?;
+        }
         let text = if last { render.end(part) } else { render.part(part) };
         ui.print_text(&text)?;
         match ui.reader_gone() {

@@ -1,7 +1,7 @@
 //! The mark behind the last record of a store that was closed.
 //!
-//! It lies where the next record will be, which overwrites it: as long as it is whole, no record came after the one that
-//! it names. Without a superblock nothing else proves that.
+//! It lies where the next record will be, which overwrites it: as long as it is whole, no record came after the one
+//! that it names. Without a superblock nothing else proves that.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 

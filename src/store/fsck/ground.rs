@@ -7,7 +7,7 @@ use crate::format::salt::{self, Testimony};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
 use crate::store::recover::{Superblocks, read_checkpoint};
-use crate::units::index;
+use crate::units::{Uuid, index};
 use std::collections::HashMap;
 
 const WINDOW: u64 = 4 << 20;
@@ -160,10 +160,16 @@ impl<'a> Look<'a> {
             copies: [Vec::new(), Vec::new()],
             ..sb
         };
-        // Numbers say nothing across stores, and are used again after an attempt that was cut short.
+        // Of several stores the one that was written last counts, not one of which nothing but this is left. Numbers
+        // say nothing across stores, and are used again after an attempt that was cut short.
+        let written = |uuid: Uuid| {
+            let votes = self.votes.iter().filter(|(said, _)| said.uuid == uuid);
+            votes.map(|(_, (time_secs, _))| *time_secs).max()
+        };
         let whole = self.parts.values().filter_map(assemble);
-        let newest =
-            whole.max_by_key(|(sb, checkpoint)| (sb.created_secs, checkpoint.log.sequence, sb.checkpoint));
+        let newest = whole.max_by_key(|(sb, checkpoint)| {
+            (written(sb.uuid), sb.created_secs, checkpoint.log.sequence, sb.checkpoint)
+        });
         if let Some((sb, checkpoint)) = newest {
             return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint), sealed });
         }

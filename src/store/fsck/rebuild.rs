@@ -37,6 +37,9 @@ use std::sync::Arc;
 /// Records whose headers are read at once.
 const RECORDS_AT_ONCE: usize = 1 << 10;
 
+/// Reasons for doubt that are told one by one.
+const DOUBTS_TOLD: usize = 8;
+
 /// How to rebuild.
 #[derive(Debug, Clone, Default)]
 pub struct RebuildOptions {
@@ -492,7 +495,10 @@ impl Rebuild<'_> {
                 affected.push(Affected { id: Epoch(snapshot.id), tag, ranges: Vec::new(), more: 0 });
             }
         }
-        let text = self.doubts.join("; ");
+        let mut text = self.doubts.get(..DOUBTS_TOLD).unwrap_or(&self.doubts).join("; ");
+        if let Some(more) = self.doubts.len().checked_sub(DOUBTS_TOLD).filter(|more| *more > 0) {
+            text += &format!("; and {more} more of the kind");
+        }
         let event = format!("rebuilt, snapshots uncertain: {text}");
         state.events.push((now_secs, event.chars().take(1000).collect()));
         Some(Finding::new(Code::Uncertain, text).concerning(affected))
