@@ -346,6 +346,55 @@ fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
 }
 
 #[test]
+fn what_a_smaller_origin_no_longer_has_is_gone_for_good() {
+    let (store, origin) = empty();
+    let device: Arc<dyn WriteAt> = store.clone();
+    origin.write_at(&[7; 1_000_000], 0).unwrap();
+    let open = || Writer::open(Arc::clone(&device), Some(origin.clone()), 2).unwrap();
+    let mut writer = open();
+    let made = writer.create_snapshot(Tag(1), None).unwrap().id;
+    // Chunks 219 to 224: the snapshot has them of itself.
+    writer.write_snapshot(made, 900_000, &[9; 20_480]).unwrap();
+    writer.close().unwrap();
+    let before = store.to_vec().unwrap();
+    let mut writer = open();
+    writer.resize_origin(500_000, &Silent).unwrap();
+    writer.close().unwrap();
+    assert_eq!(findings(&store), []);
+    // What was preserved then is lost, and all that tells of it but the new size.
+    for (number, block) in store.to_vec().unwrap().chunks(4096).enumerate() {
+        let is_new = block != &before[number * 4096..][..block.len()];
+        let is_copy = block.starts_with(b"ddsnapRC") && block[76] == 1;
+        if is_copy && is_new || block.starts_with(b"ddIX") || block.starts_with(b"ddsnapCK") {
+            store.write_at(&[0; 4096], number as u64 * 4096).unwrap();
+        }
+    }
+    let report = mended(&device);
+    assert!(report.marked > 100, "{report:?}");
+    assert_eq!(findings(&store).iter().filter(|(code, _)| *code == "chunk-missing").count(), 0);
+    let mut writer = open();
+    writer.accept_taint().unwrap();
+    writer.resize_origin(1_000_000, &Silent).unwrap();
+    writer.close().unwrap();
+    let view = View::open(store, Some(origin)).unwrap();
+    let read = |offset: u64| {
+        let mut bytes = [0; 4096];
+        view.read(PointId::Snapshot(made), offset, &mut bytes)
+            .map(|()| bytes[0])
+            .map_err(|error| error.kind())
+    };
+    assert_eq!(read(0), Ok(7));
+    for chunk in 500_000 / 4096..1_000_000 / 4096 {
+        let wanted = match chunk {
+            219 => Ok(7),
+            220..=224 => Ok(9),
+            _ => Err(Kind::Damaged),
+        };
+        assert_eq!(read(chunk * 4096), wanted, "chunk {chunk}");
+    }
+}
+
+#[test]
 fn a_store_is_not_given_up_for_the_remains_of_one_that_nobody_used() {
     let Volume { store, origin, images, .. } = volume();
     let unused = Arc::new(Memory::new(16 << 20));

@@ -194,7 +194,10 @@ fn check_balance(view: &View, report: &mut CheckReport, progress: &dyn Progress)
     }
     if !found.missing.is_empty() {
         let affected = gone::affected(view, &mut found.missing)?;
-        let text = format!("{} chunks changed and the index has no entry for them", found.missing.len());
+        let text = format!(
+            "{} chunks are not where they were any more, and the index has no entry for them",
+            found.missing.len()
+        );
         report.findings.push(Finding::new(Code::ChunkMissing, text).concerning(affected));
         report.gone.append(&mut found.missing);
     }

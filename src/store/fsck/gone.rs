@@ -100,7 +100,11 @@ fn before(view: &View, key: Key) -> Result<u64> {
     Ok(last)
 }
 
-fn has_overlay(view: &View, id: u64, chunk: u64) -> Result<bool> {
+/// True if something was written at `chunk` of snapshot `id`.
+///
+/// # Errors
+/// As [`affected`].
+pub fn has_overlay(view: &View, id: u64, chunk: u64) -> Result<bool> {
     if view.state.snapshots.get(&id).is_none_or(|snapshot| snapshot.generation == 0) {
         return Ok(false);
     }

@@ -5,6 +5,7 @@
 //! | `gone` | what a finding means for which bytes of which snapshots |
 //! | `check` | superblocks, checkpoint, log, tables, origin |
 //! | `walk`, `balance`, `data` | the index; exceptions against change bits; every preserved byte |
+//! | `beyond` | what the origin has become too small for |
 //! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
 //! | `collect` | what was found of the index, put in order |
 //! | `rebuild`, `without` | the store again, from a checkpoint or without any |
@@ -12,6 +13,7 @@
 //! | `workers` | several threads over one list |
 
 mod balance;
+mod beyond;
 mod check;
 mod collect;
 #[cfg(test)]

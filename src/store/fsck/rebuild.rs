@@ -189,7 +189,8 @@ impl Rebuild<'_> {
         self.missing = self.missing(&state, &needed)?;
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
-        if !sealed && !(state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?) {
+        let is_closed = state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?;
+        if !sealed && !is_closed {
             // What came after may be lost without a trace, unless the last record says what the origin was like then.
             self.doubt(
                 state.epoch,
@@ -447,7 +448,11 @@ impl Rebuild<'_> {
         let mut findings = Vec::new();
         for (code, what, list) in [
             (Code::ChunkDamaged, "preserved chunks are gone", &mut gone),
-            (Code::ChunkMissing, "chunks changed and nothing tells where they were preserved", &mut missing),
+            (
+                Code::ChunkMissing,
+                "chunks are not where they were any more, and nothing tells where they were preserved",
+                &mut missing,
+            ),
         ] {
             if !list.is_empty() {
                 let affected = gone::affected(&view, list)?;
