@@ -25,6 +25,8 @@ pub struct Guest {
     pub memory: u32,
     /// After so long it is ended.
     pub limit: Duration,
+    /// The command is to cut the power; otherwise it is told not to, by DDSNAP_POWER.
+    pub is_cut: bool,
 }
 
 /// How it ended.
@@ -66,7 +68,7 @@ impl Guest {
             // What the tests would have written here, had they run here.
             take_over(&share.path().join("files"), &crate::shell::root())?;
         }
-        if end == End::Died || end == End::Late {
+        if end == End::Late || end == End::Died && !self.is_cut {
             let console = fs::read_to_string(share.path().join("console")).unwrap_or_default();
             let from = console.char_indices().rev().nth(4000).map_or(0, |(at, _)| at);
             eprintln!("--- console\n{}", &console[from..]);
@@ -126,7 +128,7 @@ impl Guest {
         let fill = |text: &str| {
             text.replace("@MODPROBE@", &self.kernel.modprobe())
                 .replace("@DISKS@", &(0..self.disks.len()).map(disk).collect::<String>())
-                .replace("@ENVIRONMENT@", &environment())
+                .replace("@ENVIRONMENT@", &self.environment())
                 .replace("@FOLDER@", &quoted(&std::env::current_dir().unwrap_or_default().to_string_lossy()))
                 .replace(
                     "@COMMAND@",
@@ -144,6 +146,29 @@ impl Guest {
             File::create(share.join(name))?;
         }
         Ok(())
+    }
+
+    fn environment(&self) -> String {
+        let mut lines = String::new();
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+        // Without udev, dmsetup makes the nodes of its devices itself.
+        let own = [
+            ("PATH", path.as_str()),
+            ("DM_DISABLE_UDEV", "1"),
+            ("TMPDIR", "/run"),
+            ("LC_ALL", "C.UTF-8"),
+            ("DDSNAP_VM_OUT", "@SHARE@/files"),
+            ("DDSNAP_POWER", if self.is_cut { "is cut" } else { "stays" }),
+        ];
+        for (name, value) in own {
+            lines += &format!("export {name}={}\n", quoted(value));
+        }
+        for (name, value) in std::env::vars() {
+            if PASSED.iter().any(|begin| name.starts_with(begin)) && !name.ends_with("_RUNNER") {
+                lines += &format!("export {name}={}\n", quoted(&value));
+            }
+        }
+        lines
     }
 }
 
@@ -168,28 +193,6 @@ fn shares() -> PathBuf {
         Ok(()) => run.to_path_buf(),
         Err(_) => std::env::temp_dir(),
     }
-}
-
-fn environment() -> String {
-    let mut lines = String::new();
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    // Without udev, dmsetup makes the nodes of its devices itself.
-    let own = [
-        ("PATH", path.as_str()),
-        ("DM_DISABLE_UDEV", "1"),
-        ("TMPDIR", "/run"),
-        ("LC_ALL", "C.UTF-8"),
-        ("DDSNAP_VM_OUT", "@SHARE@/files"),
-    ];
-    for (name, value) in own {
-        lines += &format!("export {name}={}\n", quoted(value));
-    }
-    for (name, value) in std::env::vars() {
-        if PASSED.iter().any(|begin| name.starts_with(begin)) && !name.ends_with("_RUNNER") {
-            lines += &format!("export {name}={}\n", quoted(&value));
-        }
-    }
-    lines
 }
 
 /// A word as the shell reads it back.

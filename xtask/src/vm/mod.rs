@@ -15,6 +15,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+/// Power cuts in a run of all tests.
+const CUTS: u32 = 4;
+
 /// Arguments of `vmtest`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -34,6 +37,10 @@ pub struct Args {
     /// Run only the tests whose name contains this word
     #[arg(long, default_value = "vm_", conflicts_with = "command")]
     only: String,
+    /// How often the power is cut while a volume is written, to look whether all is there that was promised
+    /// [default: 4]; with a command: run it so often with the same disks, until it cuts the power, and once more
+    #[arg(long)]
+    cuts: Option<u32>,
     /// Run this in the machine instead of the tests; `echo c >/proc/sysrq-trigger` cuts its power (status 125)
     #[arg(last = true)]
     command: Vec<String>,
@@ -56,13 +63,21 @@ pub fn run(args: &Args) -> Result<()> {
             Err(_) => std::fs::canonicalize(disk).with_context(|| format!("no disk {disk}"))?,
         });
     }
-    let guest = Guest {
+    let mut guest = Guest {
         kernel: kernel(args)?,
         command: args.command.clone(),
         disks,
         memory: args.memory,
         limit: Duration::from_secs(args.limit),
+        is_cut: true,
     };
+    for round in 1..=args.cuts.unwrap_or(0) {
+        match guest.run()? {
+            End::Died => {}
+            _ => bail!("round {round}: the machine ended, and not by a power cut"),
+        }
+    }
+    guest.is_cut = false;
     let end = guest.run()?;
     drop(scratch);
     match end {
@@ -80,6 +95,12 @@ fn kernel(args: &Args) -> Result<Kernel> {
 
 /// Runs the tests that need the machine, in it: cargo runs this program instead of theirs.
 fn tests(args: &Args) -> Result<()> {
+    in_machine(args, &["--disk", "256", "--disk", "256"], &args.only)?;
+    let cuts = args.cuts.unwrap_or(CUTS).to_string();
+    in_machine(args, &["--disk", "32", "--disk", "96", "--disk", "1", "--cuts", &cuts], "power_cut_round")
+}
+
+fn in_machine(args: &Args, options: &[&str], only: &str) -> Result<()> {
     let target = Command::new("rustc").arg("-vV").output().context("cannot run rustc")?;
     let target = String::from_utf8(target.stdout)?;
     let target =
@@ -87,12 +108,12 @@ fn tests(args: &Args) -> Result<()> {
     let variable = format!("CARGO_TARGET_{}_RUNNER", target.to_uppercase().replace('-', "_"));
     let kernel = kernel(args)?;
     let mut runner = format!("{} vmtest --limit {}", std::env::current_exe()?.display(), args.limit);
-    runner += &format!(" --memory {} --disk 256 --disk 256", args.memory);
+    runner += &format!(" --memory {} {}", args.memory, options.join(" "));
     if kernel.modules.is_none() {
         runner += &format!(" --kernel {}", kernel.image.display());
     }
     let mut command = cargo();
-    command.args(["test", "--locked", "--test", "all", "--", "--ignored", "--test-threads=1", &args.only]);
+    command.args(["test", "--locked", "--test", "all", "--", "--ignored", "--test-threads=1", only]);
     shell(command.env(variable, runner + " --"))
 }
 
@@ -109,6 +130,7 @@ pub fn step() -> Result<Option<String>> {
         memory: 1024,
         limit: 1800,
         only: "vm_".into(),
+        cuts: None,
         command: Vec::new(),
     };
     // A kernel that cannot be had is a reason; one that does not start is a failure, but where namespaces are not
