@@ -1,8 +1,8 @@
 //! Power cuts: `cargo xtask vmtest` ends its machine while a volume is written, and starts another on the same disks.
 //!
-//! A round looks whether all that was promised is there, then writes until the power is cut. Promises stand on a disk of
-//! their own, which is written in step: for each writer the version of each block that a flush has made durable, and
-//! for each snapshot the version of every block.
+//! A round looks whether all that was promised is there, then writes until the power is cut. Promises stand on a disk
+//! of their own, which is written in step: for each writer the version of each block that a flush has made durable,
+//! and for each snapshot the version of every block.
 
 use crate::harness::Dir;
 use crate::random::Random;
@@ -216,7 +216,10 @@ fn power_cut_round() {
     let newest = Mutex::new(check(&dir, &promises));
     if std::env::var("DDSNAP_POWER").unwrap() == "stays" {
         let renewed = |place: usize| promises.read(place).renewed > 1;
-        assert!((0..WRITERS).any(renewed) && (WRITERS..WRITERS + SNAPSHOTS).any(renewed), "nothing was promised");
+        assert!(
+            (0..WRITERS).any(renewed) && (WRITERS..WRITERS + SNAPSHOTS).any(renewed),
+            "nothing was promised"
+        );
         return;
     }
     let _server = Server::start(&dir, "/dev/vmdisk2");
