@@ -122,7 +122,9 @@ fn check(dir: &Dir, promises: &Promises) -> Vec<u32> {
         if promise.tag == 0 {
             continue;
         }
-        sh(dir, &format!("ddsnap read /dev/vmdisk2 {} >image", promise.tag));
+        let read = dir.shell(&format!("ddsnap read /dev/vmdisk2 {} >image", promise.tag));
+        // What a full store gave up is among its events.
+        assert_eq!(read.code, Some(0), "{}\n{}", read.describe(), dir.ok("list /dev/vmdisk2").text());
         let image = dir.read("image");
         for (block, version) in promise.versions.iter().enumerate() {
             let found = versions(block, &image[block * BLOCK..][..BLOCK]);

@@ -97,7 +97,7 @@ fn kernel(args: &Args) -> Result<Kernel> {
 fn tests(args: &Args) -> Result<()> {
     in_machine(args, &["--disk", "256", "--disk", "256"], &args.only)?;
     let cuts = args.cuts.unwrap_or(CUTS).to_string();
-    in_machine(args, &["--disk", "32", "--disk", "96", "--disk", "1", "--cuts", &cuts], "power_cut_round")
+    in_machine(args, &["--disk", "32", "--disk", "256", "--disk", "1", "--cuts", &cuts], "power_cut_round")
 }
 
 fn in_machine(args: &Args, options: &[&str], only: &str) -> Result<()> {
