@@ -149,6 +149,8 @@ fn serve(plan: &Plan, ui: &Ui) -> Result<Exit> {
 
 fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let log = Arc::new(Log::open(plan.logfile.as_deref(), ui.verbose() || service::is_managed())?);
+    // Before there is any thread that lands writes: they inherit it.
+    service::keep_in_memory(&log);
     let inherited = Inherited::of_environment()?;
     if plan.socket.is_none() && inherited.control.is_none() {
         return Err(
@@ -195,7 +197,6 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     };
     let hangups = hangups.map_err(|error| Error::io("cannot listen to signals", error))?;
     let mut house = House { service, log, hangups, figures };
-    service::keep_in_memory(&house.log);
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
     house.open(plan, ui)?;
     let outcome = keep(live, (&controls, &attached), fronts, &mut house, &stop);

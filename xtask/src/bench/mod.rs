@@ -10,6 +10,7 @@
 //! | `large` | rows 11 to 13: a sparse terabyte, memory and space |
 //! | `check` | rows 14 to 16: fsck against thin_check and dd |
 //! | `old` | rows 17 and 18: a store of 2008 |
+//! | `online` | `bench online`: a served volume, with a page of its own |
 //! | `sheet` | the table, its verdicts, and docs/benchmarks.md |
 
 mod check;
@@ -18,6 +19,7 @@ mod engine;
 mod lab;
 mod large;
 mod old;
+mod online;
 mod sheet;
 mod streams;
 
@@ -37,7 +39,10 @@ const WRITE_SIZE: u64 = 1024;
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Only these rows of the table (repeatable)
     #[arg(long, value_name = "ROW", value_parser = clap::value_parser!(u8).range(1..=18))]
     only: Vec<u8>,
@@ -53,8 +58,19 @@ pub struct Args {
     runs: u16,
 }
 
+/// Other tables.
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Measure a served volume, and write docs/benchmarks-online.md
+    Online(online::Args),
+}
+
 /// Measures and prints the table; a whole run, of a GiB at least and five repetitions, also writes docs/benchmarks.md.
 pub fn run(args: &Args) -> Result<()> {
+    if let Some(What::Online(args)) = &args.what {
+        // Nothing is measured inside this process.
+        return online::run(args);
+    }
     if cfg!(debug_assertions) {
         return run_optimised();
     }
@@ -69,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Every row with tiny sizes and the development build: proves that each can be measured and that its bytes are
 /// right, and says nothing of time.
 pub fn smoke() -> Result<()> {
-    let args = Args { only: Vec::new(), size: 16, dir: None, runs: 1 };
+    let args = Args { what: None, only: Vec::new(), size: 16, dir: None, runs: 1 };
     measure(&args, build(true)?).map(drop)
 }
 

@@ -145,7 +145,12 @@ also compared the bytes that it made. The numbers tell of these versions on this
 
 /// Writes docs/benchmarks.md.
 pub fn write(rows: &[Row], lines: &[Line], machine: &str) -> Result<()> {
-    let mut text = String::from(HEAD);
+    write_page("docs/benchmarks.md", HEAD, rows, lines, machine)
+}
+
+/// Writes a page of measurements, which begins with `head`.
+pub fn write_page(path: &str, head: &str, rows: &[Row], lines: &[Line], machine: &str) -> Result<()> {
+    let mut text = String::from(head);
     writeln!(text, "{machine}")?;
     writeln!(text, "| row | what | ddsnap | against | that | goal | measured | verdict |")?;
     writeln!(text, "|--:|---|--:|---|--:|--:|--:|---|")?;
@@ -156,11 +161,25 @@ pub fn write(rows: &[Row], lines: &[Line], machine: &str) -> Result<()> {
     for row in rows {
         writeln!(text, "\n### {}. {}\n\n{}\n\n```\n{}\n```", row.number, row.what, row.limit, row.commands)?;
     }
-    write_or_check("docs/benchmarks.md", &text, false, "bench")
+    write_or_check(path, &text, false, "bench")
 }
 
 /// Facts of this machine that matter, without its name.
 pub fn machine(folder: &Path, size_mib: u64, runs: u16) -> String {
+    let full = super::FULL_SIZE;
+    let rest = vec![
+        "  where a line says \"in memory\", on tmpfs".into(),
+        format!("- volume: {size_mib} MiB, the goals are meant for {full}; {runs} repetitions of each side;"),
+        "  everything that is read is in the page cache, but where a line says \"evicted\"".into(),
+        load(),
+        "  a run by itself makes 1 to 2; above that a pipeline of threads waits at every hand-over and a single".into(),
+        "  process does not, so rows 1 to 4 read too low\n".into(),
+    ];
+    [host(folder), rest].concat().join("\n")
+}
+
+/// The machine and the place of the scratch files.
+pub fn host(folder: &Path) -> Vec<String> {
     let field = |path: &str, name: &str| -> String {
         let text = fs::read_to_string(path).unwrap_or_default();
         let value = text.lines().find(|line| line.starts_with(name)).and_then(|line| line.split(':').nth(1));
@@ -171,21 +190,19 @@ pub fn machine(folder: &Path, size_mib: u64, runs: u16) -> String {
     let memory = memory.split(' ').next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.split('-').next().unwrap_or_default().trim().to_owned();
+    let processor = field("/proc/cpuinfo", "model name");
+    let (memory, place) = (memory / f64::from(1 << 20), file_system(folder));
+    vec![
+        format!("- processor: {processor}, {cores} cores; memory: {memory:.0} GiB; Linux {kernel}"),
+        format!("- scratch files on {place};"),
+    ]
+}
+
+/// How busy the machine was.
+pub fn load() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').nth(2).unwrap_or("unknown").to_owned();
-    let processor = field("/proc/cpuinfo", "model name");
-    let memory = memory / f64::from(1 << 20);
-    let (place, full) = (file_system(folder), super::FULL_SIZE);
-    [
-        format!("- processor: {processor}, {cores} cores; memory: {memory:.0} GiB; Linux {kernel}"),
-        format!("- scratch files on {place}; where a line says \"in memory\", on tmpfs"),
-        format!("- volume: {size_mib} MiB, the goals are meant for {full}; {runs} repetitions of each side;"),
-        "  everything that is read is in the page cache, but where a line says \"evicted\"".into(),
-        format!("- load average of the last 15 minutes: {load}; a run by itself makes 1 to 2. Above that others"),
-        "  worked, too: a pipeline of threads then waits at every hand-over and a single process does not, so".into(),
-        "  rows 1 to 4 read too low\n".into(),
-    ]
-    .join("\n")
+    format!("- load average of the last 15 minutes: {load}; others worked, too, where that is more than 2;")
 }
 
 /// The type of the file system that holds `folder`.
