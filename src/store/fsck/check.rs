@@ -258,7 +258,11 @@ pub fn check_origin(view: &View, origin: &dyn ReadAt, report: &mut CheckReport) 
     let state = &view.state;
     let (has, needs) = (origin.size(), state.volume.origin_size);
     if has < needs {
-        let text = format!("{} has {has} bytes, the store says {needs}", origin.path().display());
+        let text = format!(
+            "{} has {has} bytes, the store says {needs}: enlarge it (what comes back need not be what was there), \
+             then 'ddsnap resize -o {has}' makes it as small again; or name the right one with --origin",
+            origin.path().display()
+        );
         report.findings.push(Finding::new(Code::OriginSmall, text));
     } else if origin_changed(state, origin)? && !state.snapshots.is_empty() {
         let text = format!("{} is not what it was when the store was closed", origin.path().display());
