@@ -2,6 +2,7 @@
 
 use crate::harness::{DDSNAP, Dir};
 use crate::random::Random;
+use std::path::Path;
 
 /// A store of 2008 with an origin of 40 chunks of 512 bytes, and one that never was.
 fn old() -> Dir {
@@ -70,10 +71,67 @@ fn nothing_of_value_is_overwritten_unasked() {
     dir.ok("read new.snap 3");
 }
 
+/// Every command that changes a store, without the store: the options go before `OLD`. Whether it has a dry run.
+const CHANGING: [(&str, bool); 15] = [
+    ("create OLD 9", false),
+    ("delete OLD 3", true),
+    ("write OLD --origin old.img", true),
+    ("write OLD 3 --origin old.img", true),
+    ("revert OLD 3 --origin old.img", true),
+    ("revert --rollback OLD --origin old.img", true),
+    ("resize -s 16M OLD", true),
+    ("resize -o 1M OLD --origin old.img", true),
+    ("apply-delta delta OLD --origin old.img", true),
+    ("apply-delta --rollback OLD --origin old.img", true),
+    ("priority OLD 3 5", false),
+    ("usecount OLD 3 1", false),
+    ("hold OLD 3 usb", false),
+    ("release OLD 3 usb", false),
+    ("policy OLD squash", false),
+];
+
 #[test]
 fn commands_that_change_a_store_name_the_way() {
     let dir = old();
-    dir.untouched(|dir| dir.run("create old.snap 9").expect(5).says("'ddsnap upgrade'"));
+    dir.ok("create-delta --origin old.img old.snap 3 7 -o delta");
+    let separate = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/legacy/separate-chunk0");
+    for name in ["store", "meta"] {
+        let packed = std::fs::File::open(separate.join(format!("{name}.img.zst"))).unwrap();
+        dir.write(&format!("apart.{name}"), &zstd::decode_all(packed).unwrap());
+    }
+    let tag = dir.ok("list --json apart.store --meta apart.meta").json()["snapshots"][0]["tag"].to_string();
+    for (line, has_dry_run) in CHANGING {
+        for (store, snapshot) in [("old.snap", "3"), ("apart.store --meta apart.meta", tag.as_str())] {
+            let line = line.replace("OLD 3", &format!("OLD {snapshot}")).replace("OLD", store);
+            let dry = has_dry_run.then(|| format!("{line} --dry-run"));
+            for line in [Some(line), dry].into_iter().flatten() {
+                let run = dir.untouched(|dir| dir.run(&line).expect(5).says("'ddsnap upgrade'"));
+                assert!(run.stderr.contains("of 2008"), "{}", run.stderr);
+                assert!(!run.stderr.contains("--rebuild") && run.stdout.is_empty(), "{}", run.text());
+            }
+        }
+    }
+    // Nor is it overwritten by what another one was.
+    dir.write("new.img", &[7; 40 * 512]);
+    dir.ok("initialize --size 8M new.snap new.img");
+    dir.shell("ddsnap dump --format yaml new.snap > new.dump").expect(0);
+    for line in ["restore new.dump old.snap", "restore --dry-run new.dump old.snap"] {
+        dir.untouched(|dir| dir.run(line).expect(5).says("'ddsnap upgrade'"));
+    }
+    dir.untouched(|dir| {
+        dir.run("server --origin old.img --socket s old.snap").expect(5).says("'ddsnap upgrade'")
+    });
+    dir.untouched(|dir| {
+        let line = "create-delta --hold usb --origin old.img old.snap 3 7 -o d";
+        dir.run(line).expect(5).says("'ddsnap upgrade'")
+    });
+    // What is only read is read, wherever the options stand.
+    dir.ok("create-delta old.snap --origin old.img 3 --layout 0.10 7 -o again");
+    assert!(dir.read("again") == dir.read("delta"));
+    dir.untouched(|dir| dir.ok("policy apart.store --meta apart.meta").says_out("squash"));
+    // What only a store of 2008 has is none of one of today.
+    dir.untouched(|dir| dir.run("create new.snap 1 --meta apart.meta").expect(3).says("leave out --meta"));
+    dir.untouched(|dir| dir.run("create new.snap 1 --layout 0.10").expect(2).says("--layout"));
 }
 
 /// A tree with a hole in it is refused, and carried over as what it is.

@@ -69,6 +69,8 @@ pub struct Args {
     origin: Option<PathBuf>,
     #[command(flatten)]
     rate: RateArgs,
+    #[command(flatten)]
+    old: OldArgs,
 }
 
 /// Runs the command.
@@ -191,12 +193,12 @@ fn apply_input(
     }
     if args.dry_run {
         let file = Overlay::new(FileReader::open_origin_read(target)?);
-        open::refuse_legacy(&file)?;
+        open::refuse_old(&file, &args.old)?;
         return apply_plain(args, input, &FileTarget::new(&file), options, ui);
     }
     open::ensure_not_held(target)?;
     let file = FileWriter::open(target)?;
-    open::refuse_legacy(&file)?;
+    open::refuse_old(&file, &args.old)?;
     let summary = apply_plain(args, input, &FileTarget::new(&file), options, ui)?;
     file.flush()?;
     Ok(summary)
@@ -218,7 +220,7 @@ fn apply_plain(
 }
 
 fn volume(args: &Args, vol: &Path) -> VolArgs {
-    VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone(), old: OldArgs::default() }
+    VolArgs { vol: vol.to_path_buf(), origin: args.origin.clone(), old: args.old.clone() }
 }
 
 fn input(args: &Args, delta: &Path, ui: &Ui) -> Result<Input> {

@@ -41,7 +41,7 @@ const EXAMPLES: &str = "Examples:
 #[command(group = clap::ArgGroup::new("coding").args(["xdelta", "raw", "best"]))]
 pub struct Args {
     /// See above; DEVSTEM stands for the two devices DEVSTEM(SNAP1) and DEVSTEM(SNAP2)
-    #[arg(value_name = "OPERAND", required = true, num_args = 2..=4)]
+    #[arg(value_name = "OPERAND", required = true, num_args = 1..=4)]
     operands: Vec<OsString>,
     /// Where the delta goes; '-' is standard output
     #[arg(short, long, value_name = "DELTA")]
@@ -354,7 +354,7 @@ fn plan(args: &Args, ui: &Ui) -> Result<Plan> {
                 [] => return Err(wrong_operands("VOL [SNAP1] SNAP2", operands)),
             };
             if let Some(name) = &args.hold {
-                hold::move_along(&vol.vol, from, to, name)?;
+                hold::move_along(&vol, from, to, name)?;
             }
             Source::volume(&vol, from, to, &args.accept, true, ui)?
         }

@@ -44,7 +44,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn delete(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
-        let view = open::changer_view(&args.vol.vol)?;
+        let view = open::changer_view(&args.vol)?;
         for snapshot in choose(args, &view.snapshots())? {
             let mut reason = "named on the command line".to_owned();
             if let Some(holder) = holder(&snapshot) {
@@ -54,7 +54,7 @@ fn delete(args: &Args, ui: &Ui) -> Result<()> {
         }
         return Ok(());
     }
-    let mut volume = open::changer(&args.vol.vol)?;
+    let mut volume = open::changer(&args.vol)?;
     let chosen = choose(args, &volume.snapshots()?)?;
     for snapshot in chosen {
         if ui.interrupted() {

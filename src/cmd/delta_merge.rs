@@ -23,7 +23,7 @@ const EXAMPLES: &str = "Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The deltas in their order; '-' is standard input, once
-    #[arg(value_name = "DELTA", required = true, num_args = 2..)]
+    #[arg(value_name = "DELTA", required = true, num_args = 1..)]
     deltas: Vec<PathBuf>,
     /// Where the merged delta goes; '-' is standard output
     #[arg(short, long, value_name = "DELTA", default_value = "-")]
@@ -44,6 +44,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn run_merge(args: &Args, ui: &Ui) -> Result<()> {
+    if args.deltas.len() < 2 {
+        return Err(Error::new(Kind::Usage, "one delta is nothing to merge: expected two or more"));
+    }
     if args.deltas.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
         return Err(Error::new(Kind::Usage, "standard input can be read once, not as two deltas"));
     }

@@ -130,7 +130,7 @@ fn dump_store(args: &Args, ui: &Ui) -> Result<Exit> {
     let (options, progress) = (options(args), ui.progress());
     let damaged = match old {
         Some(devices) => dump::dump_legacy(&devices, args.old.layout, &options, &mut sink, progress)?,
-        None => dump::dump(open::store_reader(&args.store)?, &options, &mut sink, progress)?,
+        None => dump::dump(open::store_reader(&args.store, &args.old)?, &options, &mut sink, progress)?,
     };
     if damaged == 0 {
         return Ok(Exit::Done);

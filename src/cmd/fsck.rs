@@ -87,7 +87,7 @@ fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
         return check_old(args, devices, ui, progress);
     }
     let (device, leave, found) = look_first(args, ui, progress)?;
-    if leave.is_none() && switch::ensure_settled(&open::store_reader(&args.store)?).is_err() {
+    if leave.is_none() && switch::ensure_settled(&open::store_reader(&args.store, &args.old)?).is_err() {
         documents::warn_uncommitted(&args.store, ui);
     }
     let mut outcome =
@@ -170,7 +170,7 @@ fn look_first(args: &Args, ui: &Ui, progress: &dyn Progress) -> Result<(Device, 
     let device = given.map(|_| self::device(args)).transpose()?;
     let found = match &device {
         Some(device) => look(args, &as_reader(device), progress)?,
-        None => look(args, &open::store_reader(&args.store)?, progress)?,
+        None => look(args, &open::store_reader(&args.store, &args.old)?, progress)?,
     };
     if !args.json {
         fsck_report::print_findings(&found.findings, ui)?;
@@ -208,11 +208,11 @@ fn look(args: &Args, store: &Arc<dyn ReadAt>, progress: &dyn Progress) -> Result
 fn device(args: &Args) -> Result<Arc<dyn WriteAt>> {
     Ok(match args.dry_run {
         true => {
-            let store = open::store_reader(&args.store)?;
+            let store = open::store_reader(&args.store, &args.old)?;
             switch::ensure_settled(&store)?;
             Arc::new(Overlay::new(store))
         }
-        false => Arc::new(open::store_writer(&args.store)?),
+        false => Arc::new(open::store_writer(&args.store, &args.old)?),
     })
 }
 
@@ -264,7 +264,7 @@ fn accept_taint(args: &Args) -> Result<bool> {
     let vol = VolArgs { vol: args.store.clone(), origin: args.origin.clone(), old: OldArgs::default() };
     let mut writer = match open::writer_with_origin(&vol) {
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Busy | Kind::Mismatch) => {
-            open::writer(&args.store)?
+            open::writer(&args.store, &args.old)?
         }
         opened => opened?,
     };

@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::point::volume::{Change, Changed};
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
-use std::path::Path;
 
 const HOLD_EXAMPLES: &str = "Examples:
   ddsnap hold data.snap 1 offsite
@@ -54,7 +53,7 @@ struct HeldArgs {
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let HeldArgs { vol, snap, name } = &args.held;
     let hold = || {
-        let mut volume = open::changer(&vol.vol)?;
+        let mut volume = open::changer(vol)?;
         let snapshot = snap.snapshot(&volume.snapshots()?)?.clone();
         let made = volume.change(&Change::Hold(snapshot.id, name.clone()))?;
         volume.close()?;
@@ -74,7 +73,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
     let HeldArgs { vol, snap, name } = &args.held;
     let release = || {
-        let mut volume = open::changer(&vol.vol)?;
+        let mut volume = open::changer(vol)?;
         let snapshot = snap.snapshot(&volume.snapshots()?)?.clone();
         volume.change(&Change::Release(snapshot.id, name.clone()))?;
         volume.close()?;
@@ -90,7 +89,7 @@ pub fn release(args: &ReleaseArgs, ui: &Ui) -> Result<Exit> {
 ///
 /// # Errors
 /// `Kind::NotFound`; `Kind::Usage` for the origin, which cannot be held; those of opening the store.
-pub fn move_along(vol: &Path, from: Option<&SnapName>, to: &SnapName, name: &str) -> Result<()> {
+pub fn move_along(vol: &VolArgs, from: Option<&SnapName>, to: &SnapName, name: &str) -> Result<()> {
     let mut volume = open::changer(vol)?;
     let snapshots = volume.snapshots()?;
     let id = |snap: &SnapName| snap.snapshot(&snapshots).map(|snapshot| snapshot.id);

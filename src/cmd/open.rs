@@ -29,7 +29,7 @@ pub fn view(vol: &Path, old: &OldArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
     }
     match old_store(vol, old, None, ui)? {
         Some(store) => Ok(Box::new(store)),
-        None => Ok(Box::new(current_view(vol)?)),
+        None => Ok(Box::new(current_view(vol, old)?)),
     }
 }
 
@@ -37,18 +37,18 @@ pub fn view(vol: &Path, old: &OldArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
 ///
 /// # Errors
 /// As [`view`]; `Kind::Refused` for a store of 2008.
-pub fn current_view(vol: &Path) -> Result<View> {
-    View::open(store_reader(vol)?, None).map_err(|error| error.at_path(vol))
+pub fn current_view(vol: &Path, old: &OldArgs) -> Result<View> {
+    View::open(store_reader(vol, old)?, None).map_err(|error| error.at_path(vol))
 }
 
 /// As [`current_view`], or the volume of a server.
 ///
 /// # Errors
 /// As [`current_view`].
-pub fn changer_view(vol: &Path) -> Result<Box<dyn Volume>> {
-    match is_served(vol) {
-        true => Ok(Box::new(Client::connect(vol)?)),
-        false => Ok(Box::new(current_view(vol)?)),
+pub fn changer_view(args: &VolArgs) -> Result<Box<dyn Volume>> {
+    match is_served(&args.vol) {
+        true => Ok(Box::new(Client::connect(&args.vol)?)),
+        false => Ok(Box::new(current_view(&args.vol, &args.old)?)),
     }
 }
 
@@ -72,7 +72,7 @@ pub fn view_with_origin(args: &VolArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
 /// # Errors
 /// As [`view_with_origin`]; `Kind::Refused` for a store of 2008.
 pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
-    let view = current_view(&args.vol)?;
+    let view = current_view(&args.vol, &args.old)?;
     let info = view.info();
     let path = origin_path(args, &info);
     ensure_not_the_store(&args.vol, &path)?;
@@ -113,10 +113,7 @@ pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<O
     }
     if old.meta.is_none() && !legacy::is_store(&store)? {
         return match old.layout {
-            Some(_) => {
-                Err(Error::new(Kind::Usage, "--layout is for stores of 2008, which this is none")
-                    .at_path(vol))
-            }
+            Some(_) => Err(no_layout(vol)),
             None => Ok(None),
         };
     }
@@ -132,6 +129,10 @@ pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<O
         metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
         origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
     }))
+}
+
+fn no_layout(vol: &Path) -> Error {
+    Error::new(Kind::Usage, "--layout is for stores of 2008, which this is none").at_path(vol)
 }
 
 /// Refuses a store that has become one of today, for which metadata are named.
@@ -211,8 +212,8 @@ pub fn old_repair(
 ///
 /// # Errors
 /// As [`view`]; `Kind::Busy` if anyone holds it.
-pub fn writer(vol: &Path) -> Result<Writer> {
-    let store = store_writer(vol)?;
+pub fn writer(vol: &Path, old: &OldArgs) -> Result<Writer> {
+    let store = store_writer(vol, old)?;
     Writer::open(Arc::new(store), None, time::now_secs()).map_err(|error| error.at_path(vol))
 }
 
@@ -243,7 +244,7 @@ fn writer_over(
     over_store: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
     over_origin: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
 ) -> Result<Writer> {
-    let store = over_store(store_writer(&args.vol)?);
+    let store = over_store(store_writer(&args.vol, &args.old)?);
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
@@ -264,7 +265,7 @@ pub fn writer_beneath(
     of_store: &Arc<Counts>,
     of_origin: &Arc<Counts>,
 ) -> Result<Writer> {
-    let store = Arc::new(Counting::new(store_writer(vol)?, of_store));
+    let store = Arc::new(Counting::new(store_writer(vol, &OldArgs::default())?, of_store));
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(vol))?;
     let origin = FileWriter::open_shared_origin(origin)?;
     ensure_origin_size(&origin, &writer.view().info())?;
@@ -276,10 +277,10 @@ pub fn writer_beneath(
 ///
 /// # Errors
 /// As [`writer`]; `Kind::NotFound` if the server has ended.
-pub fn changer(vol: &Path) -> Result<Box<dyn Administer>> {
-    match is_served(vol) {
-        true => Ok(Box::new(Client::connect(vol)?)),
-        false => Ok(Box::new(writer(vol)?)),
+pub fn changer(args: &VolArgs) -> Result<Box<dyn Administer>> {
+    match is_served(&args.vol) {
+        true => Ok(Box::new(Client::connect(&args.vol)?)),
+        false => Ok(Box::new(writer(&args.vol, &args.old)?)),
     }
 }
 
@@ -342,7 +343,7 @@ pub fn rewriter(args: &VolArgs, dry: bool) -> Result<Rewriter> {
 /// As [`writer_with_origin`]; `Kind::Refused` if the origin is not what it was when the store was closed.
 pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
     let tainted = |view: &View| view.snapshots().iter().filter(|snapshot| snapshot.tainted).count();
-    if tainted(&current_view_with_origin(args)?) > tainted(&current_view(&args.vol)?) {
+    if tainted(&current_view_with_origin(args)?) > tainted(&current_view(&args.vol, &args.old)?) {
         let what = "the origin is not what it was when the store was closed: another one, or changed since";
         return Err(Error::new(Kind::Refused, what).hint(format!(
             "name the right one with --origin; if this is it, 'ddsnap fsck --accept-taint {}' accepts it",
@@ -357,8 +358,7 @@ pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
 /// # Errors
 /// As [`view_with_origin`].
 pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
-    refuse_special(&args.vol)?;
-    let store = Arc::new(Overlay::new(Arc::new(FileReader::open(&args.vol)?)));
+    let store = Arc::new(Overlay::new(store_reader(&args.vol, &args.old)?));
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
@@ -372,20 +372,19 @@ pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
 ///
 /// # Errors
 /// As [`view`].
-pub fn dry_writer_alone(vol: &Path) -> Result<Writer> {
-    refuse_special(vol)?;
-    let store = Arc::new(Overlay::new(FileReader::open(vol)?));
-    Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(vol))
+pub fn dry_writer_alone(args: &VolArgs) -> Result<Writer> {
+    let store = Arc::new(Overlay::new(store_reader(&args.vol, &args.old)?));
+    Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))
 }
 
 /// Opens the device of a store for reading, locked against writers.
 ///
 /// # Errors
 /// As [`view`], without looking inside.
-pub fn store_reader(vol: &Path) -> Result<Arc<dyn ReadAt>> {
+pub fn store_reader(vol: &Path, old: &OldArgs) -> Result<Arc<dyn ReadAt>> {
     refuse_special(vol)?;
     let store = FileReader::open(vol)?;
-    refuse_legacy(&store)?;
+    refuse_old(&store, old)?;
     Ok(Arc::new(store))
 }
 
@@ -393,10 +392,10 @@ pub fn store_reader(vol: &Path) -> Result<Arc<dyn ReadAt>> {
 ///
 /// # Errors
 /// As [`writer`], without looking inside.
-pub fn store_writer(vol: &Path) -> Result<FileWriter> {
+pub fn store_writer(vol: &Path, old: &OldArgs) -> Result<FileWriter> {
     refuse_special(vol)?;
     let store = FileWriter::open(vol)?;
-    refuse_legacy(&store)?;
+    refuse_old(&store, old)?;
     switch::ensure_settled(&store)?;
     Ok(store)
 }
@@ -436,14 +435,20 @@ fn refuse_special(vol: &Path) -> Result<()> {
         .hint(hint))
 }
 
-/// Refuses a store of 2008 as something to be changed or overwritten, and one that is just becoming another.
+/// Refuses a store of 2008 as something to be changed or overwritten, and one that is just becoming another. With its
+/// metadata elsewhere, only the options in `old` tell that it is one.
 ///
 /// # Errors
-/// `Kind::Refused`; `Kind::Io`.
-pub fn refuse_legacy(store: &dyn ReadAt) -> Result<()> {
+/// `Kind::Refused`; `Kind::Mismatch` and `Kind::Usage` for what only a store of 2008 has; `Kind::Io`.
+pub fn refuse_old(store: &dyn ReadAt, old: &OldArgs) -> Result<()> {
     switch::ensure_whole(store)?;
-    if !legacy::is_store(store)? {
-        return Ok(());
+    if old.meta.is_some() {
+        ensure_not_upgraded(store)?;
+    } else if !legacy::is_store(store)? {
+        return match old.layout {
+            Some(_) => Err(no_layout(store.path())),
+            None => Ok(()),
+        };
     }
     let what = "this is a snapshot store of 2008: it can be read, and only fsck changes it";
     Err(Error::new(Kind::Refused, what)

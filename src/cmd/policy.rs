@@ -44,7 +44,7 @@ enum Choice {
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
     let path = &args.vol.vol;
     let policy = match args.policy {
-        None => open::changer_view(path).map(|view| view.info().full_policy),
+        None => open::view(path, &args.vol.old, ui).map(|view| view.info().full_policy),
         Some(choice) => set(args, choice),
     };
     let policy =
@@ -61,7 +61,7 @@ fn set(args: &Args, choice: Choice) -> Result<FullPolicy> {
         Choice::Fail => FullPolicy::Fail,
         Choice::Squash => FullPolicy::Squash,
     };
-    let mut volume = open::changer(&args.vol.vol)?;
+    let mut volume = open::changer(&args.vol)?;
     volume.change(&Change::FullPolicy(policy))?;
     volume.close()?;
     Ok(policy)

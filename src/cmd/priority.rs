@@ -40,7 +40,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn set(args: &Args) -> Result<()> {
-    let mut volume = open::changer(&args.vol.vol)?;
+    let mut volume = open::changer(&args.vol)?;
     let id = args.snap.snapshot(&volume.snapshots()?)?.id;
     volume.change(&Change::Priority(id, args.priority))?;
     volume.close()

@@ -93,7 +93,7 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
 
 /// What a store and a check of it tell. Returns where its origin is.
 fn look_at(args: &Args, report: &mut Report, ui: &Ui) -> Result<PathBuf> {
-    let store = open::store_reader(&args.vol)?;
+    let store = open::store_reader(&args.vol, &args.old)?;
     report.facts.push(("Size of the device or file".to_owned(), bytes(store.size())));
     let checked = check(&store, None, CheckOptions { data: false }, ui.progress())?;
     report.looked_at = format!(

@@ -67,9 +67,9 @@ fn resize(args: &Args, ui: &Ui) -> Result<()> {
     }
     let mut writer = match (args.dry_run, args.origin_size) {
         (true, Some(_)) => open::dry_writer(&args.vol)?,
-        (true, None) => open::dry_writer_alone(&args.vol.vol)?,
+        (true, None) => open::dry_writer_alone(&args.vol)?,
         (false, Some(_)) => open::writer_with_known_origin(&args.vol)?,
-        (false, None) => open::writer(&args.vol.vol)?,
+        (false, None) => open::writer(&args.vol.vol, &args.vol.old)?,
     };
     if args.dry_run {
         return tell_plans(args, &mut writer, ui);

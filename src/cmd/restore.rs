@@ -1,7 +1,8 @@
 //! `restore`: a store from a dump of its metadata.
 
+use super::common::OldArgs;
 use super::open;
-use crate::block::file::{FileReader, FileWriter};
+use crate::block::file::FileWriter;
 use crate::block::memory::Memory;
 use crate::block::overlay::Overlay;
 use crate::block::signature::probe_signature;
@@ -66,9 +67,9 @@ fn restore_store(args: &Args, ui: &Ui) -> Result<()> {
     let size = dumped.device_bytes.max(dumped.superblock.end());
     let device: Arc<dyn WriteAt> = match (args.dry_run, made) {
         (true, true) => Arc::new(Memory::new(size).named(args.store.clone())),
-        (true, false) => Arc::new(Overlay::new(FileReader::open(&args.store)?)),
+        (true, false) => Arc::new(Overlay::new(open::store_reader(&args.store, &OldArgs::default())?)),
         (false, true) => Arc::new(FileWriter::create(&args.store, size)?),
-        (false, false) => Arc::new(open::store_writer(&args.store)?),
+        (false, false) => Arc::new(open::store_writer(&args.store, &OldArgs::default())?),
     };
     let result = write(args, &input, dumped, &device, made, ui);
     if result.is_err() && made && !args.dry_run {

@@ -32,7 +32,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 fn commit(args: &Args, ui: &Ui) -> Result<()> {
     let (device, store) = (FileWriter::open(&args.store)?, args.store.display());
     if switch::look(&device)?.is_none() {
-        open::refuse_legacy(&device)?;
+        open::refuse_old(&device, &args.old)?;
     }
     match switch::commit(&device)? {
         true => ui.print(&format!("{store}: committed; the old store is gone")),

@@ -50,7 +50,7 @@ fn tell(args: &Args, ui: &Ui) -> Result<u32> {
 }
 
 fn change(args: &Args, diff: i32) -> Result<u32> {
-    let mut volume = open::changer(&args.vol.vol)?;
+    let mut volume = open::changer(&args.vol)?;
     let snapshot = args.snap.snapshot(&volume.snapshots()?)?.clone();
     let made = volume.change(&Change::UseCount(snapshot.id, diff))?;
     volume.close()?;
