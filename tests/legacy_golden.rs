@@ -554,6 +554,30 @@ fn device(case: &str, file: &str) -> Option<Memory> {
     Some(Memory::from_bytes(&zstd::decode_all(std::fs::File::open(path).ok()?).unwrap()))
 }
 
+/// A node whose children all lead to one block: what was shown is named, not shown again.
+#[test]
+fn a_dump_shows_a_block_once() {
+    let mut store = device("snapwrite-4k", "store.img").unwrap().to_vec().unwrap();
+    let (at, capacity) = (store.len() / 2 / 4096 * 4096, (4096 - 8) / 16);
+    let place = |at: usize| (at as u64 / 512).to_le_bytes();
+    store[at..at + 8].copy_from_slice(&(capacity as u64).to_le_bytes());
+    for child in 0..capacity {
+        let entry = at + 8 + 16 * child;
+        store[entry..entry + 8].copy_from_slice(&(child as u64).to_le_bytes());
+        store[entry + 8..entry + 16].copy_from_slice(&place(at + 4096));
+    }
+    store[4096 + 16..4096 + 24].copy_from_slice(&place(at));
+    store[4096 + 1596..4096 + 1600].copy_from_slice(&1u32.to_le_bytes());
+    let dir = Dir::new();
+    dir.write("store", &store);
+    for format in ["text", "json", "yaml"] {
+        let run = dir.run(&format!("dump --format {format} store"));
+        let text = run.text();
+        assert_eq!(text.matches("leads to this block twice").count(), capacity - 1, "{format}");
+        assert!(run.stdout.len() < 1 << 18, "{format}: {}", run.stdout.len());
+    }
+}
+
 #[test]
 fn a_dump_of_any_damage_ends() {
     let options = Options {

@@ -253,6 +253,10 @@ impl Dumper<'_> {
                 let (address, block) = metadata.block(place.sector)?;
                 self.leaf(metadata, &block, address, Some(&place))
             }
+            Seen::Again(place) => {
+                let what = format!("block of the tree at sector {}, {}", place.sector, covers(&place));
+                self.out.problem(&what, &Error::damaged("the tree leads to this block twice"), None)
+            }
             Seen::Broken(place, error) => {
                 let raw =
                     metadata.block(place.sector).ok().map(|(address, _)| (address, metadata.block_size()));

@@ -80,6 +80,8 @@ pub enum Seen {
     Node(Place),
     /// A leaf; several can be for the same chunks.
     Leaf(Place),
+    /// A block that was seen before, under other chunks.
+    Again(Place),
     /// Something else, and why.
     Broken(Place, Error),
 }
@@ -182,6 +184,7 @@ impl Metadata {
             known: Bits::new(self.blocks.count),
             sectors: self.blocks.sectors(),
             entered: Vec::new(),
+            again: Vec::new(),
             broken: Vec::new(),
         };
         let mut walk = Walk::with(&self.blocks, self.root, notes);
@@ -199,6 +202,9 @@ impl Metadata {
                 } else {
                     seen(Seen::Leaf(place))?;
                 }
+            }
+            for place in std::mem::take(&mut notes.again) {
+                seen(Seen::Again(place))?;
             }
             for Broken { sector, low, high, error, .. } in broken {
                 seen(Seen::Broken(Place { sector, low, high }, error))?;
@@ -226,6 +232,7 @@ struct Notes {
     known: Bits,
     sectors: u64,
     entered: Vec<Place>,
+    again: Vec<Place>,
     broken: Vec<Broken>,
 }
 
@@ -233,8 +240,7 @@ impl Care for Notes {
     fn enter(&mut self, sector: u64, low: u64, high: Option<u64>) -> Result<bool> {
         let is_place = sector.is_multiple_of(self.sectors);
         if is_place && self.known.has(sector / self.sectors) {
-            let error = Error::damaged("the tree leads to this block twice");
-            self.broken.push(Broken { rule: super::walk::Rule::Place, error, sector, low, high });
+            self.again.push(Place { sector, low, high });
             return Ok(false);
         }
         if is_place {

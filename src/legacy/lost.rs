@@ -58,6 +58,13 @@ impl Lost {
         end.is_some_and(|end| end >= chunks.end)
     }
 
+    /// Where the next range begins or ends behind chunk `from`: up to there the answer for it is that for all.
+    #[must_use]
+    pub fn edge(&self, from: u64) -> Option<u64> {
+        let at = self.0.partition_point(|(range, _)| range.end <= from);
+        self.0.get(at).map(|(range, _)| if range.start > from { range.start } else { range.end })
+    }
+
     /// The first chunk from `from` on that cannot be told for some snapshot.
     #[must_use]
     pub fn next(&self, from: u64) -> Option<u64> {
@@ -94,6 +101,9 @@ mod tests {
             (lost.next(0), lost.next(10), lost.next(25), Lost::default().next(0)),
             (Some(5), Some(10), Some(30), None)
         );
+        let edges = [0, 5, 7, 8, 19, 20, 30].map(|from| lost.edge(from));
+        let expected = [5, 8, 8, 12, 20, 30, u64::MAX].map(Some);
+        assert_eq!((edges, Lost::default().edge(0)), (expected, None));
         assert!(lost.covers(2, &(9..20)) && lost.covers(3, &(8..12)) && !lost.covers(3, &(8..13)));
         assert!(!lost.covers(2, &(19..31)) && !lost.covers(2, &(22..23)));
         assert!(Lost::of(&[]).is_empty() && error(&(3..4)).to_string().contains("chunk 3"));

@@ -77,14 +77,14 @@ pub fn plan(store: &Store, progress: &dyn Progress) -> Result<Plan> {
     }
     let bits = chunk_bits(store.chunk_bits());
     let mut plan = Plan::default();
-    for (number, want) in (1u32..).zip(Units::new(store)?) {
+    for (number, want) in (1u32..).zip(Units::in_ranges(store)?) {
         if number.is_multiple_of(1 << 12) {
             progress.check()?;
         }
         match want.class {
             _ if want.pieces.is_empty() => {
                 plan.losses.add(&want, bits, &snapshots);
-                plan.room.marks += 1;
+                plan.room.marks += want.count;
                 continue;
             }
             EntryClass::Exception => plan.exceptions += 1,

@@ -37,7 +37,8 @@ impl Losses {
     pub(super) fn add(&mut self, want: &Want, bits: u32, snapshots: &[SnapshotInfo]) {
         let start = want.chunk << bits;
         for (at, snapshot) in snapshots.iter().enumerate() {
-            let end = (start + u64::from(want.length)).min(snapshot.size_bytes);
+            let last = (want.chunk + want.count - 1) << bits;
+            let end = (last + u64::from(want.length)).min(snapshot.size_bytes);
             if want.readers >> at & 1 == 0 || end <= start {
                 continue;
             }

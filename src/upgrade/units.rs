@@ -37,6 +37,8 @@ pub(super) enum Place {
 pub(super) struct Want {
     /// Chunk number in the new store.
     pub chunk: u64,
+    /// So many chunks from there on of which the same is to be said: 1, unless ranges were asked for.
+    pub count: u64,
     /// Its epoch, or the snapshot that it belongs to.
     pub owner: Epoch,
     /// Which of the two.
@@ -80,6 +82,8 @@ pub(super) struct Units<'a> {
     bits: u32,
     new: u32,
     piece: u32,
+    /// Chunks that are lost in the same way are one.
+    in_ranges: bool,
     /// The chunk to go on with, at least.
     next: u64,
     ready: VecDeque<Want>,
@@ -110,10 +114,20 @@ impl<'a> Units<'a> {
             bits,
             new,
             piece: bits.min(new),
+            in_ranges: false,
             next: 0,
             ready: VecDeque::new(),
             places: Vec::new(),
         })
+    }
+
+    /// As [`Units::new`], but what is lost comes in ranges: however much the snapshots are said to have, there are not
+    /// many more of these than the tree has chunks.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn in_ranges(store: &'a Store) -> Result<Self> {
+        Ok(Self { in_ranges: true, ..Self::new(store)? })
     }
 
     /// log2 of the bytes of a piece.
@@ -200,8 +214,27 @@ impl<'a> Units<'a> {
         count
     }
 
+    /// How many chunks from `chunk` on have nothing that tells them from it: no region, no end of anything.
+    fn alike(&self, chunk: u64) -> u64 {
+        let (start, end) = (chunk << self.new, (chunk + 1) << self.new);
+        let is_inside =
+            |region: &Region| region.start < end && (region.entry.is_some() || region.start > start);
+        if self.regions.front().is_some_and(is_inside) {
+            return 1;
+        }
+        let old = start >> self.bits;
+        let lost = self.store.lost().edge(old).map(|edge| edge.saturating_mul(1 << self.bits));
+        let sizes = self.snapshots.iter().map(|snapshot| snapshot.size_bytes);
+        let edges = sizes.chain([self.origin_size, self.origin_end, self.limit]).chain(lost);
+        let edges = edges.chain(self.regions.front().map(|region| region.start));
+        // The chunk that an edge lies in is one of its own.
+        let next = edges.filter(|edge| *edge > start).map(|edge| self.chunk(edge)).min();
+        next.map_or(1, |next| next.saturating_sub(chunk).max(1))
+    }
+
     fn push_wants(&mut self, chunk: u64) {
         let count = self.locate(chunk);
+        let many = if self.in_ranges { self.alike(chunk) } else { 1 };
         let start = chunk << self.new;
         let has: Vec<Has<&[Place]>> = self
             .places
@@ -224,6 +257,7 @@ impl<'a> Units<'a> {
             };
             self.ready.push_back(Want {
                 chunk,
+                count: 1,
                 owner: snapshot.id,
                 class: link.class,
                 length: u32::try_from(length).unwrap_or(u32::MAX),
@@ -231,6 +265,10 @@ impl<'a> Units<'a> {
                 pieces,
             });
         }
+        // Bytes are read chunk by chunk.
+        let many = if self.ready.iter().all(|want| want.pieces.is_empty()) { many } else { 1 };
+        self.ready.iter_mut().for_each(|want| want.count = many);
+        self.next = chunk + many;
     }
 }
 
@@ -273,7 +311,6 @@ impl Iterator for Units<'_> {
         while self.ready.is_empty() {
             let chunk = self.next_chunk()?;
             self.push_wants(chunk);
-            self.next = chunk + 1;
         }
         self.ready.pop_front()
     }
