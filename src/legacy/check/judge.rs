@@ -10,7 +10,7 @@ use super::tree::{Tree, Unused};
 use crate::error::{Kind, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::tree::{Leaf, has_leaf_magic};
-use crate::point::finding::Code;
+use crate::point::finding::{Code, Severity};
 use crate::progress::Progress;
 
 /// With so many areas said to be free it is the bitmap that is wrong.
@@ -40,7 +40,9 @@ impl Tree<'_> {
         if is_proof {
             self.tell_orphans(progress)?;
         }
-        self.tell_leaks();
+        if is_proof {
+            self.tell_leaks();
+        }
         self.tell_doubt(doubt, has_leaks);
         self.tell_twice(progress)
     }
@@ -152,10 +154,18 @@ impl Tree<'_> {
         Ok(found)
     }
 
+    /// What is in use and not reached. The original left none behind, so a block of the tree may be an older one than
+    /// the bitmap.
     fn tell_leaks(&mut self) {
         // What is not reached may be in use by what could not be followed.
         if self.is_cut {
             return;
+        }
+        let live = self.sb.live();
+        // What is damaged is what should lead there.
+        let is_explained = self.tally.codes().any(|code| code.severity() == Severity::Loss);
+        if self.leaks() && !is_explained {
+            self.tainted |= live;
         }
         let text = |name: &str, at: u64| {
             format!("the bitmap says that {name} chunk {at} is in use, nothing leads to it")
@@ -163,10 +173,10 @@ impl Tree<'_> {
         if let Some(first) = self.leaks.each().next() {
             let count = self.leaks.each().count() as u64;
             let offset = Some(first << self.sb.metadata.bits);
-            self.tally.add_many(Code::LegacyLeak, offset, count, || text("metadata", first));
+            self.tally.add_many(Code::LegacyLeak, offset, (count, live), || text("metadata", first));
         }
         let (first, count) = self.data_leaks;
-        self.tally.add_many(Code::LegacyLeak, None, count, || text("data", first.unwrap_or(0)));
+        self.tally.add_many(Code::LegacyLeak, None, (count, live), || text("data", first.unwrap_or(0)));
     }
 
     /// A journal is believed if what it makes is whole.

@@ -57,10 +57,19 @@ impl<'a> Tally<'a> {
         self.entry(code, offset, text);
     }
 
-    /// As [`Tally::add`], `count` times; the text is of the first.
-    pub fn add_many(&mut self, code: Code, offset: Option<u64>, count: u64, text: impl FnOnce() -> String) {
+    /// As [`Tally::add_whole`], `count` times; the text is of the first.
+    pub fn add_many(
+        &mut self,
+        code: Code,
+        offset: Option<u64>,
+        (count, mask): (u64, u64),
+        text: impl FnOnce() -> String,
+    ) {
         if count > 0 {
-            self.entry(code, offset, text).count += count - 1;
+            self.add_whole(code, offset, mask, text);
+            if let Some(found) = self.found.get_mut(&code) {
+                found.count += count - 1;
+            }
         }
     }
 

@@ -239,6 +239,7 @@ fn tree_damages() -> Vec<Damage> {
             &[LegacyOrder],
             [EVERYWHERE; 2],
         ),
+        ("T4 beyond the end", |s| s.0[LEAF_B + 29] = 1, &[LegacyOrder], [IN_LEAF_B; 2]),
         ("T4 leaf swapped", |s| s.swap(LEAF_A, LEAF_B), &[LegacyOrder], [EVERYWHERE; 2]),
         ("T4 leaf not in the tree", |s| s.0[ROOT] = 1, &[Code::LegacyOrphan], [IN_LEAF_B; 2]),
         (
@@ -251,8 +252,31 @@ fn tree_damages() -> Vec<Damage> {
             &[Code::LegacyOverfull],
             [CHUNK_5; 2],
         ),
+        (
+            "T4 overfull, end",
+            |s| {
+                s.leaf(LEAF_A, &[(5, &[(1, 40), (2, 41)])]);
+                s.leaf(LEAF_B, &[(5, &[(3, 42)]), (40, &[(3, 43)])]);
+                s.put64(ROOT + 24, 0);
+                s.clear(125);
+                s.count();
+            },
+            &[Code::LegacyOverfull, Code::LegacyEnd],
+            [CHUNK_5; 2],
+        ),
         ("T5 empty", |s| s.0[LEAF_A + 464] = 0, &[LegacyShareNone], [CHUNK_1; 2]),
-        ("T5 not live", |s| s.0[LEAF_A + 464] = 5, &[LegacyShareStale], NOBODY),
+        ("T5 not live", |s| s.0[LEAF_A + 464] = 5, &[LegacyShareStale], [CHUNK_1; 2]),
+        (
+            "T5 not live, end",
+            |s| {
+                s.0[LEAF_A + 464] = 5;
+                s.clear(125);
+                s.count();
+            },
+            &[LegacyShareStale, Code::LegacyEnd],
+            [CHUNK_1; 2],
+        ),
+        ("T5 bit of another", |s| s.0[SB + 56 + 34] = 29, &[LegacyShareNone, LegacyShareStale], [CHUNK_1; 2]),
         ("T5 twice", |s| s.0[LEAF_A + 464] = 3, &[LegacyShareTwice], [IN_LEAF_A; 2]),
         ("T6 outside", |s| s.0[LEAF_A + 472] = 124, &[LegacyChunkPlace, LegacyLeak], [CHUNK_1, &[]]),
         ("T6 in the bitmap", |s| s.0[LEAF_A + 472] = 16, &[LegacyChunkPlace, LegacyLeak], [CHUNK_1, &[]]),
@@ -284,6 +308,16 @@ fn space_damages() -> Vec<Damage> {
             [CHUNK_1, &[]],
         ),
         ("B1 leak", |s| bit(s, 60, true), &[Code::LegacyLeak], NOBODY),
+        (
+            "B1 leak, count",
+            |s| {
+                bit(s, 60, true);
+                s.0[FREE] -= 1;
+            },
+            &[Code::LegacyLeak, Code::LegacyFreeCount, Code::LegacyJournal],
+            NOBODY,
+        ),
+        ("B1 leaf of before", |s| s.leaf(LEAF_A, &[(1, &[(1, 40), (2, 41)])]), &[Code::LegacyLeak], NOBODY),
         ("B1 area", |s| bit(s, 3, false), &[Code::LegacyAreaFree], NOBODY),
         ("B2 end", |s| bit(s, 125, false), &[Code::LegacyEnd], NOBODY),
         (
@@ -337,6 +371,24 @@ fn every_rule_that_is_broken_is_told_with_whom_it_concerns() {
         .filter(|code| code.name().starts_with("legacy-") && !others.contains(code) && !told.contains(code))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Unless what is damaged says where, nothing tells which chunks are those of before.
+#[test]
+fn what_is_in_use_for_nothing_taints_what_reads_without_an_error() {
+    for (name, damage, ..) in damages() {
+        let mut sample = Sample::new();
+        damage(&mut sample);
+        let Ok(store) = Store::open(sample.devices(), Some(Release::R10), &Silent) else { continue };
+        let tainted = store.snapshots().iter().filter(|snapshot| snapshot.tainted).count();
+        match name {
+            _ if name.starts_with("B1 lea") => {
+                assert_eq!((tainted, store.doubts().count()), (2, 1), "{name}")
+            }
+            "T6 outside" => assert_eq!((tainted, store.doubts().count()), (0, 2)),
+            _ => {}
+        }
+    }
 }
 
 #[test]

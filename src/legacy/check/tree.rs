@@ -12,7 +12,7 @@ use super::tally::Tally;
 use crate::error::{Kind, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::superblock::Superblock;
-use crate::format::legacy::tree::{Exception, Leaf};
+use crate::format::legacy::tree::{Entry, Exception, Leaf};
 use crate::point::finding::Code;
 use crate::progress::Progress;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +63,8 @@ pub(in crate::legacy) struct Tree<'a> {
     foreign: Vec<u64>,
     /// What is used and said to be free.
     pub(super) unused: Vec<Unused>,
+    /// One past the last chunk that the origin or any snapshot has.
+    end: u64,
 }
 
 /// Damage whose neighbours are not known yet.
@@ -116,6 +118,7 @@ impl<'a> Tree<'a> {
             gaps: Vec::new(),
             foreign: Vec::new(),
             unused: Vec::new(),
+            end: end_of(sb),
         }
     }
 
@@ -223,8 +226,14 @@ impl<'a> Tree<'a> {
     fn leaf(&mut self, leaf: &Leaf) -> Result<bool> {
         let live = self.sb.live();
         let gaps = self.gaps.len();
+        let mut known = self.leaves.last().map_or(0, |leaf| leaf.1 + 1);
         for entry in &leaf.entries {
             let chunk = u64::from(entry.chunk);
+            if chunk < self.end {
+                known = chunk + 1;
+            } else {
+                self.beyond(leaf, entry, known);
+            }
             let mut said = 0;
             for exception in leaf.of(entry) {
                 let share = exception.share;
@@ -235,7 +244,9 @@ impl<'a> Tree<'a> {
                     self.tally.add_chunks(Code::LegacyShareNone, offset, concerned, text);
                     self.lost.push((chunk..chunk + 1, live));
                 } else if share & !live != 0 {
-                    self.tally.add(Code::LegacyShareStale, offset, text);
+                    let concerned = (live, chunk..chunk + 1);
+                    self.tally.add_chunks(Code::LegacyShareStale, offset, concerned, text);
+                    self.lost.push((chunk..chunk + 1, live));
                 }
                 if share & said != 0 {
                     let twice = (share & said).count_ones();
@@ -252,6 +263,19 @@ impl<'a> Tree<'a> {
             }
         }
         Ok(self.gaps.len() == gaps)
+    }
+
+    /// A chunk that nobody has was another one, behind the last that is known.
+    fn beyond(&mut self, leaf: &Leaf, entry: &Entry, known: u64) {
+        let mask = leaf.of(entry).iter().fold(0, |mask, exception| mask | exception.share) & self.sb.live();
+        let offset = leaf.of(entry).first().and_then(|exception| self.place(exception));
+        let text = || {
+            let (chunk, end) = (entry.chunk, self.end);
+            format!("chunk {chunk} is preserved; the origin and the snapshots have no more than {end} chunks")
+        };
+        let chunks = known.min(self.end)..u64::MAX;
+        self.tally.add_chunks(Code::LegacyOrder, offset, (mask, chunks.clone()), text);
+        self.lost.push((chunks, mask));
     }
 
     /// Where the bytes of an exception are in the store.
@@ -315,6 +339,13 @@ impl<'a> Tree<'a> {
         }
         Ok(())
     }
+}
+
+/// One past the last chunk that the origin or any snapshot has.
+fn end_of(sb: &Superblock) -> u64 {
+    let snapshots = sb.snapshots.iter().map(|snapshot| snapshot.sectors);
+    let sectors = snapshots.fold(sb.origin_sectors, u64::max);
+    sectors.saturating_mul(SECTOR).div_ceil(1 << sb.chunk_bits())
 }
 
 impl Care for &mut Tree<'_> {

@@ -225,14 +225,18 @@ fn checked<'a>(
 const BROKEN: [Code; 5] =
     [Code::LegacyTreePlace, Code::LegacyNode, Code::LegacyLeaf, Code::LegacyOrphan, Code::LegacyDeletion];
 /// The tree or the journal contradicts itself or the bitmaps, and nothing tells what is right.
-const CONTRARY: [Code; 6] = [
+const CONTRARY: [Code; 7] = [
     Code::LegacyUnrecovered,
     Code::LegacyOrder,
     Code::LegacyShareTwice,
     Code::LegacyShareNone,
+    Code::LegacyShareStale,
     Code::LegacyChunkPlace,
     Code::LegacyContrary,
 ];
+
+/// The tree can be followed, and may still not be all there was: what gives nothing up leaves it alone.
+const DOUBTFUL: [Code; 2] = [Code::LegacyOverfull, Code::LegacyLeak];
 
 /// The bitmaps are wrong, so what they say of blocks that nothing leads to proves nothing.
 const WRONG: [Code; 3] = [Code::LegacyAreaFree, Code::LegacyTreeFree, Code::LegacyChunkFree];
@@ -272,14 +276,15 @@ impl Draft<'_> {
             );
             return Ok(Plan::refused(what));
         }
-        match (self.leave, broken) {
-            (Leave::Safe, Some(_)) => Ok(Plan { is_open: true, ..Plan::default() }),
-            (Leave::Safe, None) => self.restore(),
-            (Leave::Everything, None) if has(&[Code::LegacyShareStale]).is_none() => self.restore(),
-            (Leave::Everything, _) if has(&[Code::LegacyRoot, Code::LegacyOverfull]).is_some() => {
+        match self.leave {
+            Leave::Safe if broken.or(has(&DOUBTFUL)).is_some() => {
+                Ok(Plan { is_open: true, ..Plan::default() })
+            }
+            Leave::Everything if has(&[Code::LegacyRoot, Code::LegacyOverfull]).is_some() => {
                 Ok(Plan::refused("leaves that have the same chunks cannot be put into a new tree"))
             }
-            (Leave::Everything, _) => self.regrow(),
+            Leave::Everything if broken.is_some() => self.regrow(),
+            Leave::Safe | Leave::Everything => self.restore(),
         }
     }
 
@@ -315,7 +320,7 @@ impl Draft<'_> {
         (self.tree.own, self.tree.chunks) = (grown.own, grown.chunks);
         let place = self.tree.sb.snapshots.iter().position(|snapshot| snapshot.mask() & gone != 0);
         let mut plan = self.settle(grown.writes, grown.root, place)?;
-        plan.lost = grown.lost;
+        plan.lost.extend(grown.lost);
         Ok(plan)
     }
 
@@ -352,7 +357,17 @@ impl Draft<'_> {
         } else {
             stages.push(then);
         }
-        Ok(Plan { stages, ..Plan::default() })
+        Ok(Plan { stages, lost: self.given_up(), ..Plan::default() })
+    }
+
+    /// That what nothing leads to is free from now on.
+    fn given_up(&self) -> Vec<Finding> {
+        let mut told = Tally::new(self.tree.sb);
+        if self.tree.tally.has(Code::LegacyLeak) {
+            let text = || "what nothing leads to is free now: if snapshots had it, it is given up".into();
+            told.add_whole(Code::LegacyLeak, None, self.tree.sb.live(), text);
+        }
+        told.into_findings()
     }
 }
 

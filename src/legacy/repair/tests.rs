@@ -330,19 +330,25 @@ T3 before a key too low | leaf | leaf | lost lost
 T4 order | leaf | leaf | lost lost
 T4 range | order | order | order
 T4 two leaves | order | order | order
+T4 beyond the end | order | order | order
 T4 leaf swapped | order | order | order
 T4 leaf not in the tree | orphan | orphan | -
 T4 overfull | overfull | overfull | overfull
+T4 overfull, end | overfull end | overfull end | refused overfull end
 T5 empty | share-none | share-none | share-none
-T5 not live | share-stale | share-stale | -
+T5 not live | share-stale | share-stale | share-stale
+T5 not live, end | share-stale end | refused share-stale end | refused share-stale end
+T5 bit of another | share-none share-stale | share-none share-stale | share-none share-stale
 T5 twice | share-twice | share-twice | share-twice
-T6 outside | chunk-place leak | refused chunk-place leak | refused chunk-place leak
-T6 in the bitmap | chunk-place leak | refused chunk-place leak | refused chunk-place leak
-T6 two chunks | chunk-twice leak | refused chunk-twice leak | refused chunk-twice leak
-T6 the tree's | chunk-twice leak | refused chunk-twice leak | refused chunk-twice leak
+T6 outside | chunk-place leak | chunk-place leak | refused chunk-place leak
+T6 in the bitmap | chunk-place leak | chunk-place leak | refused chunk-place leak
+T6 two chunks | chunk-twice leak | chunk-twice leak | refused chunk-twice leak
+T6 the tree's | chunk-twice leak | chunk-twice leak | refused chunk-twice leak
 T6 free | chunk-free | - | -
-T6 elsewhere | contrary leak | refused contrary leak | refused contrary leak
-B1 leak | leak | - | -
+T6 elsewhere | contrary leak | contrary leak | refused contrary leak
+B1 leak | leak | leak | lost -
+B1 leak, count | leak free-count journal | leak free-count journal | lost -
+B1 leaf of before | leak | leak | lost -
 B1 area | area-free | - | -
 B2 end | end | - | -
 deletion | recovery deletion | recovery deletion | lost -

@@ -422,9 +422,9 @@ static FACTS: [Facts; 55] = [
     facts(
         Code::LegacyShareStale,
         "legacy-share-stale",
-        Severity::Repairable,
-        Repair::Salvage,
-        "chunks are kept for snapshots that are not there, too: only space is lost",
+        Severity::Loss,
+        Repair::Upgrade,
+        "chunks are kept for snapshots that are not there, too: a number is damaged, nothing tells whose they are",
     ),
     facts(
         Code::LegacyChunkPlace,
@@ -471,9 +471,9 @@ static FACTS: [Facts; 55] = [
     facts(
         Code::LegacyLeak,
         "legacy-leak",
-        Severity::Repairable,
-        Repair::Restore,
-        "nothing leads to what is said to be in use: only space is lost",
+        Severity::Loss,
+        Repair::Salvage,
+        "nothing leads to what is in use: space is lost, or the tree is partly an older one and newer data are read",
     ),
     facts(
         Code::LegacyEnd,
