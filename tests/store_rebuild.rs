@@ -4,6 +4,7 @@ use ddsnap::block::faulty::{Faulty, Operation};
 use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::Kind;
+use ddsnap::format::checkpoint::{decode_part, encode_part, peek_part};
 use ddsnap::format::superblock::OFFSETS;
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
@@ -251,6 +252,25 @@ fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
         }
     }
     assert!(outdated > 3, "{outdated} checkpoints were outdated");
+}
+
+#[test]
+fn a_superblock_whose_checkpoint_a_newer_one_lies_over_is_an_old_one() {
+    let Volume { store, origin, images, .. } = volume();
+    let parts = checkpoints(&store);
+    let [(first, head), (second, _)] = parts.as_slice() else { panic!("two copies") };
+    let mut bytes = vec![0; peek_part(head, *first).unwrap()];
+    store.read_at(&mut bytes, *first).unwrap();
+    let part = decode_part(&bytes, *first).unwrap();
+    // As if the superblocks of the last publications had never reached the device.
+    let newer = encode_part(&part.geometry, part.number + 5, *second, (0, 1), 7, &part.payload);
+    store.write_at(&newer, *second).unwrap();
+    assert_eq!(findings(&store), [("checkpoint-lost", Severity::Loss)]);
+    let device: Arc<dyn WriteAt> = store.clone();
+    let report = mended(&device);
+    assert_eq!(report.findings.len(), 0, "{report:?}");
+    assert_eq!(findings(&store), []);
+    assert_reads(&store, &origin, &images);
 }
 
 #[test]

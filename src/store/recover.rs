@@ -8,7 +8,7 @@ use super::switch;
 use super::unpublished;
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
-use crate::format::checkpoint::{Checkpoint, decode_part};
+use crate::format::checkpoint::{Checkpoint, decode_part, peek_part};
 use crate::format::record::{Encoding, Record};
 use crate::format::superblock::{self, Superblock};
 use crate::units::index;
@@ -149,6 +149,34 @@ pub fn read_checkpoint(device: &dyn ReadAt, sb: &Superblock, copy: usize) -> Res
     let checkpoint = Checkpoint::decode(&payload)?;
     validate(sb, &checkpoint)?;
     Ok(checkpoint)
+}
+
+/// The number of a newer checkpoint that lies where `sb` says that one is: publishing never overwrites those that
+/// count, so `sb` does not count any more.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn newer_checkpoint(device: &dyn ReadAt, sb: &Superblock) -> Result<Option<u64>> {
+    for extent in sb.copies.iter().flatten() {
+        let mut bytes = vec![0; sb.block_size() as usize];
+        let fits = extent.address.checked_add(bytes.len() as u64).is_some_and(|end| end <= device.size());
+        if !fits {
+            continue;
+        }
+        device.read_at(&mut bytes, extent.address)?;
+        let length = peek_part(&bytes, extent.address).filter(|length| *length <= sb.segment_size() as usize);
+        let whole = length.filter(|length| extent.address + *length as u64 <= device.size());
+        let Some(length) = whole else { continue };
+        bytes.resize(length, 0);
+        device.read_at(&mut bytes, extent.address)?;
+        if let Ok(part) = decode_part(&bytes, extent.address)
+            && part.number > sb.checkpoint
+            && same_geometry(&part.geometry, sb)
+        {
+            return Ok(Some(part.number));
+        }
+    }
+    Ok(None)
 }
 
 /// True if both speak of the same store, and measure it alike.

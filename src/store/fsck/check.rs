@@ -13,7 +13,7 @@ use crate::point::finding::Affected;
 use crate::point::finding::{Code, Finding, Severity};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
-use crate::store::recover::{self, Superblocks, read_checkpoint};
+use crate::store::recover::{self, Superblocks, newer_checkpoint, read_checkpoint};
 use crate::store::state::State;
 use crate::store::view::{View, origin_changed};
 use crate::units::{Epoch, Tag};
@@ -169,6 +169,14 @@ fn check_log(device: &dyn ReadAt, report: &mut CheckReport) -> Result<Option<Sta
 
 /// True if one of the copies is sound.
 fn check_checkpoint(device: &dyn ReadAt, sb: &Superblock, report: &mut CheckReport) -> Result<bool> {
+    if let Some(newer) = newer_checkpoint(device, sb)? {
+        let text = format!(
+            "the superblock is an old one: it tells of checkpoint {}, and {newer} lies in its place",
+            sb.checkpoint
+        );
+        report.findings.push(Finding::new(Code::CheckpointLost, text));
+        return Ok(false);
+    }
     let mut damage = Vec::new();
     for (name, copy) in [("first", 0), ("second", 1)] {
         if let Err(error) = read_checkpoint(device, sb, copy) {

@@ -82,7 +82,7 @@ pub fn rebuild(
     progress: &dyn Progress,
 ) -> Result<RebuildReport> {
     crate::store::switch::ensure_settled(device.as_ref())?;
-    let Ground { mut sb, mut checkpoint, sealed } = ground::find(device.as_ref(), progress)?;
+    let Ground { mut sb, mut checkpoint, mut sealed } = ground::find(device.as_ref(), progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
     let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
     if fitting < sb.segments && !options.shorter {
@@ -100,6 +100,7 @@ pub fn rebuild(
         // The superblock is older than what lies here: only an attempt that was cut short counts one further.
         let newer = ground::look(device.as_ref(), &sb, progress)?;
         sb.checkpoint = newer.sb.checkpoint;
+        sealed = false;
         checkpoint = newer.checkpoint.or(checkpoint);
         let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
         survey = self::survey(device.as_ref(), &sb, ends, progress)?;
