@@ -23,7 +23,7 @@ struct Volume {
     origin: Arc<Memory>,
     /// What every snapshot must read as.
     images: BTreeMap<Epoch, Vec<u8>>,
-    /// The checkpoints that there were after each session.
+    /// The superblocks, checkpoints and marks of the log's end that there were after each session.
     past: Vec<Vec<(u64, Vec<u8>)>>,
 }
 
@@ -73,7 +73,7 @@ fn volume() -> Volume {
             images.get_mut(&id).unwrap()[5000..14_000].fill(0xee);
         }
         writer.close().unwrap();
-        past.push(checkpoints(&store));
+        past.push(blocks_of(&store, &[b"ddsnapSB", b"ddsnapCK", b"ddsnapED"]));
     }
     Volume { store, origin, images, past }
 }
@@ -183,15 +183,15 @@ fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
 
 #[test]
 fn without_a_superblock_only_the_last_mark_of_a_close_proves_where_the_log_ended() {
-    let Volume { store, origin, images, .. } = volume();
+    let Volume { store, origin, images, past } = volume();
     // Kind 11 at byte 76 of a record: a session was closed. Its sequence lies at byte 32.
     let sequence = |block: &[u8]| u64::from_le_bytes(block[32..40].try_into().unwrap());
     let bytes = store.to_vec().unwrap();
     let blocks: Vec<(u64, &[u8])> = (0..).step_by(4096).zip(bytes.chunks(4096)).collect();
     let records = blocks.iter().filter(|(_, block)| block.starts_with(b"ddsnapRC"));
     let closes = records.clone().filter(|(_, block)| block[76] == 11);
-    let mut doubted = 0;
-    for (_, close) in closes {
+    let (mut doubted, mut rolled_back) = (0, 0);
+    for (address, close) in closes {
         let damaged = Arc::new(store.snapshot());
         OFFSETS.iter().for_each(|offset| damaged.write_at(&[0; 4096], *offset).unwrap());
         let later = records.clone().filter(|(_, block)| sequence(block) > sequence(close));
@@ -202,6 +202,16 @@ fn without_a_superblock_only_the_last_mark_of_a_close_proves_where_the_log_ended
                 .chain(ends.map(|(address, _)| address))
                 .for_each(|address| damaged.write_at(&[0; 4096], *address).unwrap());
         }
+        // The mark that was there then, and the last one: as if what came between had never reached the device.
+        let then =
+            past.iter().flatten().find(|(at, block)| *at == address + 4096 && block.starts_with(b"ddsnapED"));
+        if let Some((at, mark)) = then.filter(|_| !lost.is_empty()) {
+            let (last, newest) =
+                past.last().unwrap().iter().find(|(_, block)| block.starts_with(b"ddsnapED")).unwrap();
+            damaged.write_at(newest, *last).unwrap();
+            damaged.write_at(mark, *at).unwrap();
+            rolled_back += 1;
+        }
         let device: Arc<dyn WriteAt> = damaged.clone();
         let report = mended(&device);
         assert_eq!(report.findings.is_empty(), lost.is_empty(), "{report:?}");
@@ -209,15 +219,19 @@ fn without_a_superblock_only_the_last_mark_of_a_close_proves_where_the_log_ended
         assert_eq!(whole, if lost.is_empty() { images.len() } else { 0 });
         doubted += usize::from(!lost.is_empty());
     }
-    assert!(doubted > 3, "{doubted} older marks were tried");
+    assert!(doubted > 3 && rolled_back > 3, "{doubted} and {rolled_back} older marks were tried");
 }
 
-/// Blocks of checkpoints, with their addresses.
-fn checkpoints(store: &Memory) -> Vec<(u64, Vec<u8>)> {
+/// Blocks that begin with one of `magics`, with their addresses.
+fn blocks_of(store: &Memory, magics: &[&[u8]]) -> Vec<(u64, Vec<u8>)> {
     let bytes = store.to_vec().unwrap();
     let blocks = (0..).step_by(4096).zip(bytes.chunks(4096));
-    let parts = blocks.filter(|(_, block)| block.starts_with(b"ddsnapCK"));
-    parts.map(|(address, block)| (address, block.to_vec())).collect()
+    let found = blocks.filter(|(_, block)| magics.iter().any(|magic| block.starts_with(magic)));
+    found.map(|(address, block)| (address, block.to_vec())).collect()
+}
+
+fn checkpoints(store: &Memory) -> Vec<(u64, Vec<u8>)> {
+    blocks_of(store, &[b"ddsnapCK"])
 }
 
 #[test]
@@ -235,7 +249,8 @@ fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
             damaged.read_at(&mut block, address).unwrap();
             block.starts_with(b"ddIX") || block.iter().all(|byte| *byte == 0)
         };
-        for (address, block) in older.iter().filter(|part| is_free(part.0)) {
+        let parts = older.iter().filter(|(_, block)| block.starts_with(b"ddsnapCK"));
+        for (address, block) in parts.filter(|part| is_free(part.0)) {
             damaged.write_at(block, *address).unwrap();
         }
         let device: Arc<dyn WriteAt> = damaged.clone();
@@ -252,6 +267,32 @@ fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
         }
     }
     assert!(outdated > 3, "{outdated} checkpoints were outdated");
+}
+
+#[test]
+fn an_older_superblock_is_no_way_back_when_the_newer_one_is_sound() {
+    let Volume { store, origin, images, past } = volume();
+    let mut refused = 0;
+    for then in &past {
+        let damaged = Arc::new(store.snapshot());
+        for (address, _) in checkpoints(&store) {
+            damaged.write_at(&[0; 4096], address).unwrap();
+        }
+        let newest = checkpoints(&store);
+        let older = then.iter().filter(|(_, block)| block.starts_with(b"ddsnapCK"));
+        let free: Vec<_> = older.filter(|part| newest.iter().all(|new| new.0 != part.0)).collect();
+        let sb = then.iter().find(|(address, _)| *address == OFFSETS[1]).unwrap();
+        if free.is_empty() {
+            continue;
+        }
+        free.into_iter().chain([sb]).for_each(|(address, block)| damaged.write_at(block, *address).unwrap());
+        assert_eq!(View::open(damaged.clone(), None).err().map(|error| error.kind()), Some(Kind::Damaged));
+        let device: Arc<dyn WriteAt> = damaged.clone();
+        mended(&device);
+        assert_honest(&damaged, &origin, &images, "an older superblock");
+        refused += 1;
+    }
+    assert!(refused > 3, "{refused} older superblocks");
 }
 
 #[test]
@@ -367,6 +408,10 @@ fn a_store_made_over_another_is_the_one_that_is_rebuilt() {
 
 #[test]
 fn what_a_smaller_origin_no_longer_has_is_gone_for_good() {
+    [false, true].into_iter().for_each(shrink_and_lose);
+}
+
+fn shrink_and_lose(has_checkpoint: bool) {
     let (store, origin) = empty();
     let device: Arc<dyn WriteAt> = store.clone();
     origin.write_at(&[7; 1_000_000], 0).unwrap();
@@ -385,7 +430,8 @@ fn what_a_smaller_origin_no_longer_has_is_gone_for_good() {
     for (number, block) in store.to_vec().unwrap().chunks(4096).enumerate() {
         let is_new = block != &before[number * 4096..][..block.len()];
         let is_copy = block.starts_with(b"ddsnapRC") && block[76] == 1;
-        if is_copy && is_new || block.starts_with(b"ddIX") || block.starts_with(b"ddsnapCK") {
+        let is_table = block.starts_with(b"ddIX") || block.starts_with(b"ddsnapCK");
+        if is_copy && is_new || is_table && !has_checkpoint {
             store.write_at(&[0; 4096], number as u64 * 4096).unwrap();
         }
     }

@@ -8,7 +8,7 @@
 use super::field::raw_struct;
 use crate::units::Uuid;
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// First eight bytes.
 pub const MAGIC: [u8; 8] = *b"ddsnapED";
@@ -42,6 +42,15 @@ pub fn encode(uuid: &Uuid, address: u64, sequence: u64, record_crc: u32) -> Vec<
     raw.as_bytes().to_vec()
 }
 
+/// The sequence that a mark at byte `address` of store `uuid` names; `None` if `bytes` begin with none.
+#[must_use]
+pub fn sequence_of(bytes: &[u8], uuid: &Uuid, address: u64) -> Option<u64> {
+    let found = bytes.get(..SIZE).filter(|found| found.starts_with(&MAGIC))?;
+    let raw = RawEnd::read_from_bytes(found).ok()?;
+    let sequence = raw.sequence.get();
+    (encode(uuid, address, sequence, raw.record_crc.get()) == found).then_some(sequence)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +61,15 @@ mod tests {
         let one = mark(1, 2, 3, 4);
         assert_eq!((one.len(), one.starts_with(&MAGIC)), (SIZE, true));
         assert_eq!(one, mark(1, 2, 3, 4));
+        assert_eq!(sequence_of(&one, &Uuid([1; 16]), 2), Some(3));
+        assert_eq!(sequence_of(&one, &Uuid([1; 16]), 3), None);
+        assert_eq!(sequence_of(&one, &Uuid([2; 16]), 2), None);
+        assert!((0..SIZE).all(|length| sequence_of(&one[..length], &Uuid([1; 16]), 2).is_none()));
+        assert!((0..SIZE).all(|at| {
+            let mut bad = one.clone();
+            bad[at] ^= 1;
+            sequence_of(&bad, &Uuid([1; 16]), 2).is_none()
+        }));
         for other in [mark(2, 2, 3, 4), mark(1, 3, 3, 4), mark(1, 2, 4, 4), mark(1, 2, 3, 5)] {
             assert_ne!(one[60..], other[60..]);
         }

@@ -43,8 +43,8 @@ pub fn publish(device: &dyn WriteAt, reader: &BlockReader, state: &mut State, pl
         state.release(extent.address, u64::from(extent.length));
     }
     let mut sb = state.sb.clone();
-    sb.generation += 1;
-    sb.checkpoint += 1;
+    sb.generation = sb.generation.saturating_add(1);
+    sb.checkpoint = sb.checkpoint.saturating_add(1);
     // Allocation adds rows to the tables it makes room for; the slack is for those.
     let bound = state.to_checkpoint().encode().len() + SLACK;
     let part_max = state.sb.segment_size() as usize / 2 - PART_HEADER_SIZE;

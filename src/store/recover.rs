@@ -84,7 +84,6 @@ pub fn load(device: &dyn ReadAt) -> Result<State> {
 /// Loads the newest sound checkpoint; the log after it is not read.
 pub fn load_checkpoint(device: &dyn ReadAt) -> Result<State> {
     switch::ensure_whole(device)?;
-    let mut first_error = None;
     let lost = |error: Error| match error.kind() {
         Kind::Damaged => {
             error.hint("for a new store run `ddsnap initialize`, for an old one `ddsnap fsck --rebuild`")
@@ -96,7 +95,10 @@ pub fn load_checkpoint(device: &dyn ReadAt) -> Result<State> {
         return Err(Error::damaged("this is no store yet: an upgrade onto it was not finished")
             .hint("run the same `ddsnap upgrade` again; nothing here is of value"));
     }
-    for sb in found.map_err(lost)? {
+    // Only the newest: its checkpoint was durable before it, so an older one is no way back from a crash, but into the
+    // past.
+    let mut first_error = None;
+    if let Some(sb) = found.map_err(lost)?.into_iter().next() {
         if device.size() < sb.end() {
             return Err(Error::damaged(format!(
                 "store is cut short: {} bytes, its superblock says {}",

@@ -121,7 +121,7 @@ impl State {
         for (number, segment) in &mut self.segments {
             if segment.count == 0 && !promised.contains(number) && !open.contains(&Some(*number)) {
                 *segment = Segment { role: Role::Emptied, count: 0, live: 0, digest: 0 };
-                self.emptied.entry(*number).or_insert(self.sb.checkpoint + 1);
+                self.emptied.entry(*number).or_insert(self.sb.checkpoint.saturating_add(1));
             }
         }
     }

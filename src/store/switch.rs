@@ -247,7 +247,7 @@ pub fn commit(device: &dyn WriteAt) -> Result<bool> {
     .ok_or_else(|| Error::damaged("no superblock").at_path(device.path()))?;
     if sb.uncommitted {
         sb.uncommitted = false;
-        sb.generation += 1;
+        sb.generation = sb.generation.saturating_add(1);
     }
     publish::write_superblocks(device, &sb)?;
     let block = u64::from(sb.block_size());

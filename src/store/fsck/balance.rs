@@ -4,7 +4,6 @@
 //! has an exception (c, e) with s <= e < next. A bit without an entry is an exception that vanished, which would
 //! read as newer data; an entry without a bit would be left out of changelists.
 
-use super::beyond::beyond;
 use super::gone::Gone;
 use super::workers;
 use crate::error::Result;
@@ -25,7 +24,7 @@ const PARTS: u64 = 16;
 pub struct Balance {
     /// Exceptions that are not among the changes.
     pub unmarked: u64,
-    /// Changes without an exception, and what the origin is too small for, as the exceptions they must have been.
+    /// Changes without an exception, as the exceptions they must have been.
     pub missing: Vec<Gone>,
 }
 
@@ -47,9 +46,6 @@ pub fn balance(view: &View, live: &[u64], progress: &dyn Progress) -> Result<Bal
         sum.unmarked += part.unmarked;
         sum.missing.extend(part.missing);
     }
-    sum.missing.extend(beyond(view, progress)?);
-    sum.missing.sort_unstable_by_key(|gone| gone.key);
-    sum.missing.dedup_by_key(|gone| gone.key);
     Ok(sum)
 }
 

@@ -10,11 +10,19 @@ use std::ops::Range;
 /// As many are told at once: a large volume whose size is all that is wrong must not take all memory.
 const MOST: usize = 1 << 20;
 
-/// The chunks that no exception preserved, as the exceptions they must have been, ascending; the first [`MOST`].
+/// Adds the chunks that no exception preserved to what is `missing`, as the exceptions they must have been; the first
+/// [`MOST`].
 ///
 /// # Errors
 /// `Kind::Io`, `Kind::Damaged` if the index cannot be read, `Kind::Interrupted`.
-pub fn beyond(view: &View, progress: &dyn Progress) -> Result<Vec<Gone>> {
+pub fn add_beyond(view: &View, missing: &mut Vec<Gone>, progress: &dyn Progress) -> Result<()> {
+    missing.extend(beyond(view, progress)?);
+    missing.sort_unstable_by_key(|gone| gone.key);
+    missing.dedup_by_key(|gone| gone.key);
+    Ok(())
+}
+
+fn beyond(view: &View, progress: &dyn Progress) -> Result<Vec<Gone>> {
     let (bits, origin) = (view.state.sb.chunk_bits, view.state.volume.origin_size);
     let snapshots = view.state.snapshots.values().filter(|snapshot| !snapshot.squashed);
     let larger = snapshots.filter(|snapshot| snapshot.size_bytes > origin);

@@ -1,6 +1,7 @@
 //! Looking for damage, without a way to write.
 
 use super::balance::balance;
+use super::beyond::add_beyond;
 use super::data::check_data;
 use super::gone::{self, Gone};
 use super::walk::check_runs;
@@ -196,6 +197,7 @@ fn check_checkpoint(device: &dyn ReadAt, sb: &Superblock, report: &mut CheckRepo
 
 fn check_balance(view: &View, report: &mut CheckReport, progress: &dyn Progress) -> Result<()> {
     let mut found = balance(view, &view.state.live_ids(), progress)?;
+    add_beyond(view, &mut found.missing, progress)?;
     if found.unmarked > 0 {
         let text = format!("{} preserved chunks are not among the changes of their epoch", found.unmarked);
         report.findings.push(Finding::new(Code::ChangesIncomplete, text));

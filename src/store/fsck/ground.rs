@@ -40,7 +40,11 @@ pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
         for copy in 0..2 {
             match read_checkpoint(device, sb, copy) {
                 Ok(checkpoint) => {
-                    let sb = Superblock { generation, ..sb.clone() };
+                    // The newest one may have lost its checkpoint, and still says how far the log went.
+                    let same = || superblocks.iter().filter(|other| other.uuid == sb.uuid);
+                    let durable = same().map(|other| other.durable).max().unwrap_or(0);
+                    let number = same().map(|other| other.checkpoint).max().unwrap_or(0);
+                    let sb = Superblock { generation, durable, checkpoint: number, ..sb.clone() };
                     return Ok(Ground { sb, checkpoint: Some(checkpoint), sealed: true });
                 }
                 Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => {}

@@ -9,6 +9,7 @@
 //! Everything is written to segments that hold nothing, and counts only when the new superblocks are durable.
 
 use super::balance::balance;
+use super::beyond::add_beyond;
 use super::collect::Collected;
 use super::gone::{self, Gone};
 use super::ground::{self, Ground};
@@ -92,11 +93,11 @@ pub fn rebuild(
             .hint("restore its full size; `ddsnap fsck --rebuild` gives up what lies beyond"));
     }
     sb.segments = sb.segments.min(fitting);
-    sb.generation += 1;
+    sb.generation = sb.generation.saturating_add(1);
     sb.copies = [Vec::new(), Vec::new()];
     let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
     let mut survey = survey(device.as_ref(), &sb, ends, progress)?;
-    if survey.last_checkpoint > sb.checkpoint + 1 {
+    if survey.last_checkpoint > sb.checkpoint.saturating_add(1) {
         // The superblock is older than what lies here: only an attempt that was cut short counts one further.
         let newer = ground::look(device.as_ref(), &sb, progress)?;
         sb.checkpoint = newer.sb.checkpoint;
@@ -190,7 +191,9 @@ impl Rebuild<'_> {
         self.missing = self.missing(&state, &needed)?;
         self.restart_log_if_gone(&mut state)?;
         self.apply_new(&mut state, &new)?;
-        let is_closed = state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?;
+        let is_last = self.survey.last_end <= state.chain.position.sequence;
+        let is_closed =
+            is_last && state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?;
         if !sealed && !is_closed {
             // What came after may be lost without a trace, unless the last record says what the origin was like then.
             self.doubt(
@@ -444,6 +447,12 @@ impl Rebuild<'_> {
             state.memory.insert(one.key, lost);
         }
         let mut view = self.view_of(state);
+        let mut cut_off = Vec::new();
+        add_beyond(&view, &mut cut_off, self.progress)?;
+        for one in cut_off {
+            view.state.memory.insert(one.key, super::mend::lost_value(&view.state, &one));
+            missing.push(one);
+        }
         gone::keep_needed(&mut view, &mut gone)?;
         gone::keep_needed(&mut view, &mut missing)?;
         let mut findings = Vec::new();

@@ -4,6 +4,7 @@ use super::segment::Window;
 use super::workers;
 use crate::block::ReadAt;
 use crate::error::Result;
+use crate::format::end;
 use crate::format::record::{Encoding, Record, RecordKind};
 use crate::format::run;
 use crate::format::superblock::Superblock;
@@ -51,6 +52,8 @@ pub struct Survey {
     pub last_run: u64,
     /// The highest number of a checkpoint of this store seen.
     pub last_checkpoint: u64,
+    /// The highest sequence that a mark of the log's end names.
+    pub last_end: u64,
 }
 
 /// A record as one segment shows it.
@@ -73,6 +76,7 @@ struct Sight {
     unreadable: u64,
     last_run: u64,
     last_checkpoint: u64,
+    last_end: u64,
 }
 
 /// Looks at every segment. `ends`: incarnations known to have ended, and their last sequences.
@@ -105,6 +109,7 @@ pub fn survey(
             survey.unreadable += sight.unreadable;
             survey.last_run = survey.last_run.max(sight.last_run);
             survey.last_checkpoint = survey.last_checkpoint.max(sight.last_checkpoint);
+            survey.last_end = survey.last_end.max(sight.last_end);
             ends.extend(sight.seen.iter().filter_map(|seen| seen.ended));
             seen.append(&mut sight.seen);
         }
@@ -145,6 +150,7 @@ fn look(device: &dyn ReadAt, sb: &Superblock, window: &mut Window, number: u32) 
             {
                 sight.last_checkpoint = sight.last_checkpoint.max(part.number);
             }
+            sight.last_end = end::sequence_of(bytes, &sb.uuid, address).unwrap_or(0).max(sight.last_end);
             if let Some(record) = window.record(address, bytes, sb)? {
                 let raw = record.located(sb.block_bits).filter(|(_, entry)| entry.encoding == Encoding::Raw);
                 ahead.extend(raw.map(|(address, entry)| (address, entry.stored_length, entry.crc)));
