@@ -1,7 +1,7 @@
 //! Commands on a volume that a server has open, while clients of NBD use it.
 
 use crate::cli_server::{Nbd, Server};
-use crate::harness::{DDSNAP, Dir, noise, volume};
+use crate::harness::{DDSNAP, Dir, Ends, noise, volume};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -49,15 +49,6 @@ fn count(dir: &Dir, ended: &AtomicBool) {
             let offset = (number * 7919 * 4096 + place) % ((8 << 20) - 70_000);
             origin.write(offset / 4096 * 4096 + 4096, &noise(number, 20_000));
         }
-    }
-}
-
-/// Ends the writer when a test ends, however it does: a panic waits for every thread of its scope.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -17,6 +18,15 @@ pub const DDSNAP: &str = env!("CARGO_BIN_EXE_ddsnap");
 /// A temporary folder, and commands run inside it.
 pub struct Dir {
     temp: TempDir,
+}
+
+/// Tells threads that go on until then that a test ends, however it does: a panic waits for all of its scope.
+pub struct Ends<'a>(pub &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What a command did.

@@ -1,5 +1,6 @@
 //! Many threads on one store: snapshots keep their bytes while everything changes, also across a crash.
 
+use crate::harness::Ends;
 use crate::model::Random;
 use crate::random::seeds;
 use ddsnap::block::memory::Memory;
@@ -133,6 +134,7 @@ impl World {
         let (ended, written) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let (ended, written) = (&ended, &written);
+            let _ends = Ends(ended);
             let writers: Vec<_> = (0..WRITERS)
                 .map(|number| {
                     scope.spawn(move || {
@@ -171,7 +173,6 @@ impl World {
             for writer in writers {
                 writer.join().unwrap();
             }
-            ended.store(true, Ordering::Relaxed);
         });
     }
 }
