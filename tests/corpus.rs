@@ -2,7 +2,7 @@
 //!
 //! `UPDATE_CORPUS=1` writes the seeds afresh. Inputs that fuzzing found are kept beside them under other names.
 
-#[path = "../fuzz/targets.rs"]
+#[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
 use crate::harness::{Rng, noise};
@@ -17,7 +17,8 @@ use ddsnap::format::table::{Deletion, Operation, Snapshot, Volume};
 use ddsnap::format::vcdiff::encode;
 use ddsnap::units::Uuid;
 use std::path::{Path, PathBuf};
-use targets::{LEGACY_BASE, STORE, TARGETS};
+use targets::old::LEGACY_BASE;
+use targets::{STORE, TARGETS};
 
 fn folder(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/corpus").join(target)
@@ -406,9 +407,9 @@ fn a_damaged_store_never_reads_as_something_it_was_not() {
         let mut rng = Rng(seed);
         for round in 0..4 {
             let edits = 1 + rng.pick(1 << (1 + round));
-            let bytes = rng.bytes(edits * targets::DAMAGE_BYTES);
+            let bytes = rng.bytes(edits * targets::store::DAMAGE_BYTES);
             eprintln!("seed {seed}, round {round}: {}", hex::encode(&bytes));
-            targets::store(&bytes);
+            targets::store::store(&bytes);
         }
     }
 }

@@ -1,5 +1,5 @@
 #![no_main]
-#[path = "../targets.rs"]
+#[path = "../targets/mod.rs"]
 #[allow(dead_code, reason = "every target takes one of them")]
 mod targets;
-libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::control(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::serve::control(data));

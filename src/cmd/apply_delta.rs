@@ -2,7 +2,7 @@
 
 use super::common::{OldArgs, RateArgs, VolArgs};
 use super::transfer::Limited;
-use super::{documents, open, revert};
+use super::{documents, open, open_old, overlap, revert};
 use crate::block::WriteAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::overlay::Overlay;
@@ -143,7 +143,7 @@ fn part_path(args: &Args, target: &Path) -> Result<PathBuf> {
 }
 
 fn apply_any(args: &Args, mut input: Input, delta: &Path, target: &Path, ui: &Ui) -> Result<ApplySummary> {
-    if open::is_same(delta, target) {
+    if overlap::is_same(delta, target) {
         return Err(Error::new(Kind::Usage, "DELTA and TARGET are the same"));
     }
     let options =
@@ -193,12 +193,12 @@ fn apply_input(
     }
     if args.dry_run {
         let file = Overlay::new(FileReader::open_origin_read(target)?);
-        open::refuse_old(&file, &args.old)?;
+        open_old::refuse(&file, &args.old)?;
         return apply_plain(args, input, &FileTarget::new(&file), options, ui);
     }
     open::ensure_not_held(target)?;
     let file = FileWriter::open(target)?;
-    open::refuse_old(&file, &args.old)?;
+    open_old::refuse(&file, &args.old)?;
     let summary = apply_plain(args, input, &FileTarget::new(&file), options, ui)?;
     file.flush()?;
     Ok(summary)
@@ -212,7 +212,7 @@ fn apply_plain(
     ui: &Ui,
 ) -> Result<ApplySummary> {
     let Some(base) = &args.base else { return apply(input, target, options, ui.progress()) };
-    if open::is_same(base, target.path()) {
+    if overlap::is_same(base, target.path()) {
         return Err(Error::new(Kind::Usage, "--base and TARGET are the same: leave out --base"));
     }
     let base = FileReader::open_origin_read(base)?;

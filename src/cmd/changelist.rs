@@ -2,7 +2,7 @@
 
 use super::changed_blocks::{self, PageArgs};
 use super::common::{AcceptArgs, BlockSizeArgs, OldArgs, VolArgs};
-use super::open;
+use super::overlap;
 use super::source::{COMPARE_CHUNK_BITS, List, Source, snap_name, wrong_operands};
 use crate::delta::write_changelist;
 use crate::error::{Error, Kind, Result};
@@ -107,7 +107,7 @@ fn make(args: &Args, ui: &Ui) -> Result<()> {
 fn import(args: &Args, list: &Path, ui: &Ui) -> Result<()> {
     let [path] = args.operands.as_slice() else { return Err(wrong_operands("CHANGELIST", &args.operands)) };
     let path = Path::new(path);
-    open::ensure_output_elsewhere(path, &[list])?;
+    overlap::ensure_output_elsewhere(path, &[list])?;
     let block_size = args.block_size.block_size;
     let list = if list.as_os_str() == "-" {
         List::import(Box::new(ui.data_input()?), Path::new("standard input"), block_size)?

@@ -1,6 +1,6 @@
 //! `delta invert`: the delta that goes back.
 
-use super::open::ensure_output_elsewhere;
+use super::overlap::ensure_output_elsewhere;
 use crate::block::file::FileReader;
 use crate::delta::{Input, invert};
 use crate::error::Result;

@@ -1,7 +1,7 @@
 //! `delta merge`: several deltas into one.
 
 use super::delta::open;
-use super::open::ensure_output_elsewhere;
+use super::overlap::ensure_output_elsewhere;
 use crate::block::ReadAt;
 use crate::block::file::FileReader;
 use crate::delta::{MergeInput, MergeOptions, merge};

@@ -1,7 +1,7 @@
 //! `dmsetup` and `agent`: what scripts of 2008 call, on a kernel that knows no target of the name ddsnap.
 
 use super::attach::{Served, WAIT_SECS};
-use super::open;
+use super::overlap;
 use crate::dm::{device, mapper};
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::SnapshotInfo;
@@ -163,7 +163,7 @@ impl Served {
 
     fn ensure_is(&self, store: &Path, origin: &Path) -> Result<()> {
         for (named, found) in [(store, &self.info.store_path), (origin, &self.info.origin_path)] {
-            if !open::is_same(named, found) {
+            if !overlap::is_same(named, found) {
                 let what = format!("the server has {} instead", found.display());
                 return Err(Error::new(Kind::Mismatch, what).at_path(named));
             }

@@ -1,7 +1,7 @@
 //! `dump`: the metadata of a store, for people, for scripts, and for `restore`.
 
 use super::common::OldArgs;
-use super::open;
+use super::{open, open_old};
 use crate::dump::{self, Json, LogRange, Options, Render, Yaml};
 use crate::error::{Error, Kind, Result};
 use crate::ui::Ui;
@@ -108,7 +108,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn dump_store(args: &Args, ui: &Ui) -> Result<Exit> {
-    let old = open::old_devices(&args.store, &args.old, None)?;
+    let old = open_old::devices(&args.store, &args.old, None)?;
     let mut render: Box<dyn Render> = match args.format {
         Format::Text => Box::new(Text::default()),
         Format::Yaml => Box::new(Yaml::default()),

@@ -1,8 +1,8 @@
 //! `export`: a point as an image that other programs open.
 
 use super::common::{AcceptArgs, RateArgs, SnapName, VolArgs, parse_size};
-use super::open;
 use super::transfer::Limited;
+use super::{open, overlap};
 use crate::error::{Error, Kind, Result};
 use crate::export::{BlockMap, Overlay, Qcow2Options, RawOptions, export_qcow2, export_raw};
 use crate::format::qcow2::{self, Backing, BackingFormat, CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, SECTOR_BYTES};
@@ -116,12 +116,12 @@ fn export(args: &Args, ui: &Ui) -> Result<()> {
     }
     let view = open::view_with_origin(&args.vol, ui)?;
     let info = view.info();
-    let mut inputs = open::inputs(&info.store_path, &args.vol.old, open::origin_path(&args.vol, &info));
+    let mut inputs = overlap::inputs(&info.store_path, &args.vol.old, open::origin_path(&args.vol, &info));
     inputs.extend(args.backing.clone());
     for output in [Some(&args.file), args.bmap.as_ref()].into_iter().flatten() {
-        open::ensure_output_elsewhere(output, &inputs)?;
+        overlap::ensure_output_elsewhere(output, &inputs)?;
     }
-    if args.bmap.as_ref().is_some_and(|map| *map == args.file || open::is_same(map, &args.file)) {
+    if args.bmap.as_ref().is_some_and(|map| *map == args.file || overlap::is_same(map, &args.file)) {
         return Err(Error::new(Kind::Usage, "FILE and the block map are the same").at_path(&args.file));
     }
     let point = open::readable_point(view.as_ref(), &args.vol.vol, &args.snap, &args.accept)?;

@@ -2,7 +2,7 @@
 
 use super::common::{OldArgs, RateArgs, VolArgs};
 use super::fsck_report::{self, Outcome};
-use super::{documents, fsck_old, open};
+use super::{documents, fsck_old, open, open_old};
 use crate::block::file::FileReader;
 use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
@@ -83,7 +83,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 fn check_and_repair(args: &Args, ui: &Ui) -> Result<Exit> {
     let paced = args.rate.paced(ui);
     let progress = paced.as_deref().unwrap_or_else(|| ui.progress());
-    if let Some(devices) = open::old_devices(&args.store, &args.old, args.origin.as_deref())? {
+    if let Some(devices) = open_old::devices(&args.store, &args.old, args.origin.as_deref())? {
         return check_old(args, devices, ui, progress);
     }
     let (device, leave, found) = look_first(args, ui, progress)?;

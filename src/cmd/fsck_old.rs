@@ -2,7 +2,7 @@
 
 use super::common::OldArgs;
 use super::fsck_report::{self, Outcome};
-use super::open;
+use super::open_old;
 use crate::block::WriteAt;
 use crate::error::Result;
 use crate::legacy::{self, Devices};
@@ -66,7 +66,7 @@ fn look_first(
         Some(_) => {
             // Whoever reads keeps writers out.
             drop(devices);
-            let (devices, device) = open::old_repair(wish.store, wish.old, wish.origin, wish.dry_run)?;
+            let (devices, device) = open_old::repair(wish.store, wish.old, wish.origin, wish.dry_run)?;
             (devices.clone(), Some((devices, device)))
         }
     };
@@ -81,7 +81,7 @@ fn look_first(
         return Ok((found, device, wish.leave));
     }
     drop(devices);
-    let open = open::old_repair(wish.store, wish.old, wish.origin, wish.dry_run)?;
+    let open = open_old::repair(wish.store, wish.old, wish.origin, wish.dry_run)?;
     let found = look(wish, &open.0, progress)?;
     Ok((found, Some(open), Some(Leave::Everything)))
 }

@@ -1,7 +1,7 @@
 //! `initialize`: a new, empty snapshot store for an origin.
 
 use super::common::parse_size;
-use super::open;
+use super::{open, overlap};
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::signature::probe_signature;
 use crate::block::{ReadAt, WriteAt};
@@ -80,7 +80,7 @@ fn initialize(args: &Args, ui: &Ui) -> Result<()> {
         )
         .hint("leave META out; separate metadata devices existed only in stores of 2008"));
     }
-    if open::is_same(&args.store, &args.origin) {
+    if overlap::is_same(&args.store, &args.origin) {
         return Err(Error::new(
             Kind::Usage,
             "STORE and ORIGIN are the same; the origin would be overwritten",

@@ -1,7 +1,7 @@
 //! `map`: a picture of where a volume changed.
 
 use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, title};
-use super::open;
+use super::{open, overlap};
 use crate::error::{Error, Result};
 use crate::map::{Map, Row, difference, history};
 use crate::point::volume::Volume;
@@ -74,9 +74,9 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
     let wide = if wide == 0 { heat::COLUMNS } else { wide };
     match &args.svg {
         Some(path) => {
-            open::ensure_output_elsewhere(
+            overlap::ensure_output_elsewhere(
                 path,
-                &open::inputs(&view.info().store_path, &args.old, view.info().origin_path),
+                &overlap::inputs(&view.info().store_path, &args.old, view.info().origin_path),
             )?;
             let made = make(args, view.as_ref(), (wide, heat::difference_cells(wide)), ui)?;
             let head = head(args, &made);
@@ -87,7 +87,7 @@ fn draw(args: &Args, ui: &Ui) -> Result<()> {
             };
             let file = svg.file(height);
             if view.info().legacy.is_some() {
-                open::ensure_not_unknown(path, file.as_bytes())?;
+                overlap::ensure_not_unknown(path, file.as_bytes())?;
             }
             write_out(path, &file)?;
         }

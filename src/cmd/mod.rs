@@ -27,6 +27,8 @@ mod list;
 mod map;
 mod mount;
 mod open;
+mod open_old;
+mod overlap;
 mod policy;
 mod priority;
 mod read;

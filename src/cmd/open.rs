@@ -1,6 +1,7 @@
 //! Opening stores and origins, and refusing what must not be opened.
 
 use super::common::{AcceptArgs, OldArgs, SnapName, TAINT, VolArgs};
+use super::{open_old, overlap};
 use crate::block::counted::{Counting, Counts};
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
@@ -8,14 +9,12 @@ use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
-use crate::legacy;
 use crate::point::volume::{Administer, Rewrite, Volume};
 use crate::point::{Point, PointId};
 use crate::serve::control::Client;
 use crate::store::{SnapshotState, StoreInfo, View, Writer, switch};
 use crate::ui::{Ui, time};
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +26,7 @@ pub fn view(vol: &Path, old: &OldArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
     if is_served(vol) {
         return Ok(Box::new(server(vol, old, None)?));
     }
-    match old_store(vol, old, None, ui)? {
+    match open_old::store(vol, old, None, ui)? {
         Some(store) => Ok(Box::new(store)),
         None => Ok(Box::new(current_view(vol, old)?)),
     }
@@ -61,7 +60,7 @@ pub fn view_with_origin(args: &VolArgs, ui: &Ui) -> Result<Box<dyn Volume>> {
         return Ok(Box::new(server(&args.vol, &args.old, args.origin.as_deref())?));
     }
     // An origin is needed only where snapshots share with it, and a store of 2008 does not know where it is.
-    match old_store(&args.vol, &args.old, args.origin.as_deref(), ui)? {
+    match open_old::store(&args.vol, &args.old, args.origin.as_deref(), ui)? {
         Some(store) => Ok(Box::new(store)),
         None => Ok(Box::new(current_view_with_origin(args)?)),
     }
@@ -79,133 +78,6 @@ pub fn current_view_with_origin(args: &VolArgs) -> Result<View> {
     let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(&origin, &info)?;
     view.with_origin(Arc::new(origin)).map_err(|error| error.at_path(&args.vol))
-}
-
-/// Opens a store of 2008, with `origin` if that is named, and warns if it is damaged; `None` if the store is not one.
-///
-/// # Errors
-/// As [`view`]; `Kind::Usage` for what only a store of 2008 has.
-pub fn old_store(vol: &Path, old: &OldArgs, origin: Option<&Path>, ui: &Ui) -> Result<Option<legacy::Store>> {
-    let Some(devices) = old_devices(vol, old, origin)? else { return Ok(None) };
-    let store = legacy::Store::open(devices, old.layout, ui.progress())?;
-    if let Some(first) = store.damage().next() {
-        ui.warn(&format!(
-            "this store of 2008 is damaged ({}): what cannot be told is an error to read; 'ddsnap fsck -n' tells more",
-            first.code
-        ));
-    }
-    if let Some(origin) = store.origin() {
-        ensure_origin_size(origin, &store.info())?;
-    }
-    Ok(Some(store))
-}
-
-/// What a store of 2008 lies on, without looking inside; `None` if the store is not one.
-///
-/// # Errors
-/// As [`old_store`].
-pub fn old_devices(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Option<legacy::Devices>> {
-    refuse_special(vol)?;
-    let store = FileReader::open(vol)?;
-    switch::ensure_whole(&store)?;
-    if old.meta.is_some() {
-        ensure_not_upgraded(&store)?;
-    }
-    if old.meta.is_none() && !legacy::is_store(&store)? {
-        return match old.layout {
-            Some(_) => Err(no_layout(vol)),
-            None => Ok(None),
-        };
-    }
-    for other in [old.meta.as_deref(), origin].into_iter().flatten() {
-        if is_same(vol, other) {
-            return Err(Error::new(Kind::Usage, "this is the store itself").at_path(other));
-        }
-    }
-    let metadata = old.meta.as_deref().map(FileReader::open).transpose()?;
-    let origin = origin.map(FileReader::open_origin_read).transpose()?;
-    Ok(Some(legacy::Devices {
-        store: Arc::new(store),
-        metadata: metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
-        origin: origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>),
-    }))
-}
-
-fn no_layout(vol: &Path) -> Error {
-    Error::new(Kind::Usage, "--layout is for stores of 2008, which this is none").at_path(vol)
-}
-
-/// Refuses a store that has become one of today, for which metadata are named.
-fn ensure_not_upgraded(store: &dyn ReadAt) -> Result<()> {
-    let superblocks = superblock::OFFSETS.map(|offset| {
-        let mut bytes = vec![0; superblock::SIZE];
-        let fits = offset + superblock::SIZE as u64 <= store.size();
-        fits && store.read_at(&mut bytes, offset).is_ok() && superblock::Superblock::decode(&bytes).is_ok()
-    });
-    if switch::look(store)?.is_none() && superblocks != [true, true] {
-        return Ok(());
-    }
-    let what = "this is a store of today: the metadata device belongs to what it was before";
-    Err(Error::new(Kind::Mismatch, what).at_path(store.path()).hint("leave out --meta"))
-}
-
-/// The devices of a store of 2008 for an upgrade in place, and the one among them that is written: that of the store,
-/// locked against everybody, or a picture of it in memory.
-///
-/// # Errors
-/// As [`old_devices`], which has been there before; `Kind::Busy` if anyone holds the store.
-pub fn old_site(
-    vol: &Path,
-    old: &OldArgs,
-    origin: &Path,
-    dry_run: bool,
-) -> Result<(legacy::Devices, Arc<dyn WriteAt>)> {
-    let device: Arc<dyn WriteAt> = match dry_run {
-        true => Arc::new(Overlay::new(FileReader::open(vol)?)),
-        false => Arc::new(FileWriter::open(vol)?),
-    };
-    let store: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(&device);
-    let metadata = old.meta.as_deref().map(FileReader::open).transpose()?;
-    let metadata = metadata.map(|device| Arc::new(device) as Arc<dyn ReadAt>);
-    let origin: Arc<dyn ReadAt> = Arc::new(FileReader::open_origin_read(origin)?);
-    Ok((legacy::Devices { store, metadata, origin: Some(origin) }, device))
-}
-
-/// Refuses an origin that is smaller than the store of 2008 on `devices` says.
-///
-/// # Errors
-/// `Kind::Mismatch`.
-pub fn ensure_origin(devices: &legacy::Devices, store: &legacy::Store) -> Result<()> {
-    devices.origin.iter().try_for_each(|origin| ensure_origin_size(origin, &store.info()))
-}
-
-/// The devices of a store of 2008 for a repair, which is written to the last one: the device with the metadata, locked
-/// against everybody, or a picture of it in memory.
-///
-/// # Errors
-/// As [`old_devices`], which has been there before; `Kind::Busy` if anyone holds the store.
-pub fn old_repair(
-    vol: &Path,
-    old: &OldArgs,
-    origin: Option<&Path>,
-    dry_run: bool,
-) -> Result<(legacy::Devices, Arc<dyn WriteAt>)> {
-    let path = old.meta.as_deref().unwrap_or(vol);
-    let device: Arc<dyn WriteAt> = match dry_run {
-        true => Arc::new(Overlay::new(FileReader::open(path)?)),
-        false => Arc::new(FileWriter::open(path)?),
-    };
-    let metadata: Arc<dyn ReadAt> = Arc::<dyn WriteAt>::clone(&device);
-    let origin = origin.map(FileReader::open_origin_read).transpose()?;
-    let origin = origin.map(|device| Arc::new(device) as Arc<dyn ReadAt>);
-    let devices = match old.meta {
-        None => legacy::Devices { store: metadata, metadata: None, origin },
-        Some(_) => {
-            let store = Arc::new(FileReader::open(vol)?);
-            legacy::Devices { store, metadata: Some(metadata), origin }
-        }
-    };
-    Ok((devices, device))
 }
 
 /// Opens a store for changing its tables, without its origin.
@@ -384,7 +256,7 @@ pub fn dry_writer_alone(args: &VolArgs) -> Result<Writer> {
 pub fn store_reader(vol: &Path, old: &OldArgs) -> Result<Arc<dyn ReadAt>> {
     refuse_special(vol)?;
     let store = FileReader::open(vol)?;
-    refuse_old(&store, old)?;
+    open_old::refuse(&store, old)?;
     Ok(Arc::new(store))
 }
 
@@ -395,7 +267,7 @@ pub fn store_reader(vol: &Path, old: &OldArgs) -> Result<Arc<dyn ReadAt>> {
 pub fn store_writer(vol: &Path, old: &OldArgs) -> Result<FileWriter> {
     refuse_special(vol)?;
     let store = FileWriter::open(vol)?;
-    refuse_old(&store, old)?;
+    open_old::refuse(&store, old)?;
     switch::ensure_settled(&store)?;
     Ok(store)
 }
@@ -423,8 +295,11 @@ fn server(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Client> {
     Client::connect(vol)
 }
 
-/// Refuses the socket of a server, for what only a store itself can do.
-fn refuse_special(vol: &Path) -> Result<()> {
+/// Refuses the volume of a server, for what only a store itself can do.
+///
+/// # Errors
+/// `Kind::Busy`.
+pub fn refuse_special(vol: &Path) -> Result<()> {
     if !is_served(vol) {
         return Ok(());
     }
@@ -433,27 +308,6 @@ fn refuse_special(vol: &Path) -> Result<()> {
     Err(Error::new(Kind::Busy, "a server has it open, and this command needs it for itself")
         .at_path(vol)
         .hint(hint))
-}
-
-/// Refuses a store of 2008 as something to be changed or overwritten, and one that is just becoming another. With its
-/// metadata elsewhere, only the options in `old` tell that it is one.
-///
-/// # Errors
-/// `Kind::Refused`; `Kind::Mismatch` and `Kind::Usage` for what only a store of 2008 has; `Kind::Io`.
-pub fn refuse_old(store: &dyn ReadAt, old: &OldArgs) -> Result<()> {
-    switch::ensure_whole(store)?;
-    if old.meta.is_some() {
-        ensure_not_upgraded(store)?;
-    } else if !legacy::is_store(store)? {
-        return match old.layout {
-            Some(_) => Err(no_layout(store.path())),
-            None => Ok(()),
-        };
-    }
-    let what = "this is a snapshot store of 2008: it can be read, and only fsck changes it";
-    Err(Error::new(Kind::Refused, what)
-        .at_path(store.path())
-        .hint("'ddsnap upgrade' makes a store of today of it, with all its snapshots"))
 }
 
 /// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`, or will
@@ -491,12 +345,6 @@ pub fn origin_path(args: &VolArgs, info: &StoreInfo) -> PathBuf {
     args.origin.clone().unwrap_or_else(|| info.origin_path.clone())
 }
 
-/// Everything that a command which reads a volume reads, and its result must not overwrite.
-#[must_use]
-pub fn inputs(store: &Path, old: &OldArgs, origin: PathBuf) -> Vec<PathBuf> {
-    [store.to_path_buf(), origin].into_iter().chain(old.meta.clone()).collect()
-}
-
 fn origin_hint(args: &VolArgs, error: Error) -> Error {
     if error.kind() == Kind::NotFound && args.origin.is_none() {
         error.hint("the store remembers this origin; --origin PATH names it elsewhere")
@@ -506,13 +354,17 @@ fn origin_hint(args: &VolArgs, error: Error) -> Error {
 }
 
 fn ensure_not_the_store(vol: &Path, origin: &Path) -> Result<()> {
-    if is_same(vol, origin) {
+    if overlap::is_same(vol, origin) {
         return Err(Error::new(Kind::Usage, "this is the store, it cannot be its own origin").at_path(origin));
     }
     Ok(())
 }
 
-fn ensure_origin_size(origin: &dyn ReadAt, info: &StoreInfo) -> Result<()> {
+/// Refuses an origin that is smaller than its store says.
+///
+/// # Errors
+/// `Kind::Mismatch`.
+pub fn ensure_origin_size(origin: &dyn ReadAt, info: &StoreInfo) -> Result<()> {
     let found = origin.size();
     if found >= info.origin_size {
         return Ok(());
@@ -532,73 +384,6 @@ pub fn ensure_not_held(path: &Path) -> Result<()> {
             .at_path(path)
             .hint("unmount it first: what is in memory only would be missed or overwritten")),
     }
-}
-
-/// True if both paths are one file or one device.
-#[must_use]
-pub fn is_same(a: &Path, b: &Path) -> bool {
-    match (lowest(a), lowest(b)) {
-        (Some(a), Some(b)) => a == b,
-        _ => false,
-    }
-}
-
-/// What the bytes of `path` lie in: a loop device has those of a file.
-fn lowest(path: &Path) -> Option<(u64, u64)> {
-    // Loop devices over one another: more than the kernel lets there be.
-    const DEPTH_MAX: usize = 16;
-    let mut meta = std::fs::metadata(path).ok()?;
-    for _ in 0..DEPTH_MAX {
-        let behind = match meta.file_type().is_block_device() {
-            true => mount::backing_file(meta.rdev()).and_then(|path| std::fs::metadata(path).ok()),
-            false => None,
-        };
-        match behind {
-            Some(behind) => meta = behind,
-            None => break,
-        }
-    }
-    Some(key(&meta))
-}
-
-fn key(meta: &Metadata) -> (u64, u64) {
-    if meta.file_type().is_block_device() { (0, meta.rdev()) } else { (meta.dev() + 1, meta.ino()) }
-}
-
-/// Refuses to write a result over the volume it comes from.
-///
-/// # Errors
-/// `Kind::Usage`.
-pub fn ensure_output_elsewhere(output: &Path, inputs: &[impl AsRef<Path>]) -> Result<()> {
-    match inputs.iter().find(|input| is_same(output, input.as_ref())) {
-        None => Ok(()),
-        Some(input) => Err(Error::new(
-            Kind::Usage,
-            format!("the output would overwrite its own input {}", input.as_ref().display()),
-        )
-        .at_path(output)),
-    }
-}
-
-/// Refuses to replace what may be the origin of a store of 2008, which does not remember it: a file that does not begin
-/// as `made` does, which is to be written there.
-///
-/// # Errors
-/// `Kind::Refused`; `Kind::Io`.
-pub fn ensure_not_unknown(output: &Path, made: &[u8]) -> Result<()> {
-    const HEAD: usize = 16;
-    if output.as_os_str() == "-" || !std::fs::metadata(output).is_ok_and(|meta| meta.is_file()) {
-        return Ok(());
-    }
-    let there = FileReader::open_origin_read(output)?;
-    let length = usize::try_from(there.size()).unwrap_or(HEAD).min(HEAD);
-    let mut head = vec![0; length];
-    there.read_at(&mut head, 0)?;
-    if head == made.get(..length).unwrap_or_default() {
-        return Ok(());
-    }
-    let what = "it is there already, and a store of 2008 does not tell whether it is its origin";
-    Err(Error::new(Kind::Refused, what).at_path(output).hint("name another file, or remove it first"))
 }
 
 /// Refuses while an operation on the origin is incomplete, unless the user insists.

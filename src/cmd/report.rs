@@ -1,7 +1,7 @@
 //! `report`: everything there is to say of a store, as one page of HTML.
 
 use super::common::{OldArgs, state_word};
-use super::open;
+use super::{open, open_old, overlap};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::{self, Superblock};
@@ -67,17 +67,17 @@ fn write(args: &Args, ui: &Ui) -> Result<Exit> {
         facts: Vec::new(),
         is_unreadable: false,
     };
-    let devices = open::old_devices(&args.vol, &args.old, None)?;
+    let devices = open_old::devices(&args.vol, &args.old, None)?;
     let is_old = devices.is_some();
     let origin = match devices {
         Some(devices) => look_at_old(args, &devices, &mut found, ui)?,
         None => look_at(args, &mut found, ui)?,
     };
-    let inputs = open::inputs(&args.vol, &args.old, origin);
-    open::ensure_output_elsewhere(&args.output, &inputs)?;
+    let inputs = overlap::inputs(&args.vol, &args.old, origin);
+    overlap::ensure_output_elsewhere(&args.output, &inputs)?;
     let page = report::html(&found);
     if is_old {
-        open::ensure_not_unknown(&args.output, page.as_bytes())?;
+        overlap::ensure_not_unknown(&args.output, page.as_bytes())?;
     }
     let mut output = Output::create_text(&args.output, true)?;
     output

@@ -1,7 +1,7 @@
 //! `restore`: a store from a dump of its metadata.
 
 use super::common::OldArgs;
-use super::open;
+use super::{open, overlap};
 use crate::block::file::FileWriter;
 use crate::block::memory::Memory;
 use crate::block::overlay::Overlay;
@@ -57,7 +57,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn restore_store(args: &Args, ui: &Ui) -> Result<()> {
-    open::ensure_output_elsewhere(&args.store, &[&args.dump])?;
+    overlap::ensure_output_elsewhere(&args.store, &[&args.dump])?;
     let input = input(args, ui)?;
     let dumped = read_tables(BufReader::new(rewound(&input)?)).map_err(|error| error.at_path(&args.dump))?;
     let made = !args.store.exists();

@@ -1,7 +1,7 @@
 //! What changelists and deltas are made of: two points of a volume, or two plain devices or files.
 
 use super::common::{AcceptArgs, SnapName, VolArgs};
-use super::open;
+use super::{open, overlap};
 use crate::block::ReadAt;
 use crate::block::file::FileReader;
 use crate::delta::ChangelistReader;
@@ -55,7 +55,7 @@ impl Source {
         let (from, to) = (from.map(point).transpose()?, point(to)?);
         view.hold(&from.into_iter().chain([to]).collect::<Vec<_>>())?;
         let info = view.info();
-        let inputs = open::inputs(&info.store_path, &vol.old, open::origin_path(vol, &info));
+        let inputs = overlap::inputs(&info.store_path, &vol.old, open::origin_path(vol, &info));
         // Snapshots of 2008 can have been written to, and nothing shows it.
         let is_known = view.info().legacy.is_none();
         let is_fixed =
@@ -106,7 +106,7 @@ impl Source {
     /// # Errors
     /// `Kind::Usage`.
     pub fn ensure_output_elsewhere(&self, output: &Path) -> Result<()> {
-        open::ensure_output_elsewhere(output, &self.inputs)
+        overlap::ensure_output_elsewhere(output, &self.inputs)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::common::{OldArgs, RateArgs, parse_size};
 use super::fsck_report::describe;
 use super::initialize::{BLOCK_DEFAULT, content, missing_hint};
-use super::{open, upgrade_in_place};
+use super::{open, open_old, overlap, upgrade_in_place};
 use crate::block::file::{FileReader, FileWriter};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
@@ -114,9 +114,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 
 fn upgrade(args: &Args, ui: &Ui) -> Result<()> {
     let (new, origin) = (args.target(), args.origin()?);
-    open::ensure_output_elsewhere(new, &[args.store.as_path(), origin])?;
+    overlap::ensure_output_elsewhere(new, &[args.store.as_path(), origin])?;
     if let Some(meta) = &args.old.meta {
-        open::ensure_output_elsewhere(new, &[meta])?;
+        overlap::ensure_output_elsewhere(new, &[meta])?;
     }
     open::ensure_not_held(origin)?;
     let old = old(args, ui)?;
@@ -163,7 +163,7 @@ pub(super) fn options(args: &Args, store: &legacy::Store) -> Result<InitOptions>
 /// Opens the old store.
 fn old(args: &Args, ui: &Ui) -> Result<legacy::Store> {
     let none = || Error::new(Kind::Usage, "this is no snapshot store of 2008").at_path(&args.store);
-    open::old_store(&args.store, &args.old, Some(args.origin()?), ui)?.ok_or_else(none)
+    open_old::store(&args.store, &args.old, Some(args.origin()?), ui)?.ok_or_else(none)
 }
 
 /// Says what part of the origin nobody protects.

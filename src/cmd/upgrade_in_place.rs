@@ -1,9 +1,9 @@
 //! `upgrade --in-place`, `--commit` and `--rollback`: the new store on the device of the old one.
 
-use super::open;
 use super::upgrade::{
     Args, ensure_accepted, options, taken_over, tell_damage, tell_outcome, tell_rest, would_take_over,
 };
+use super::{open, open_old};
 use crate::block::ReadAt;
 use crate::block::file::{FileReader, FileWriter};
 use crate::error::{Error, Kind, Result};
@@ -32,7 +32,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<()> {
 fn commit(args: &Args, ui: &Ui) -> Result<()> {
     let (device, store) = (FileWriter::open(&args.store)?, args.store.display());
     if switch::look(&device)?.is_none() {
-        open::refuse_old(&device, &args.old)?;
+        open_old::refuse(&device, &args.old)?;
     }
     match switch::commit(&device)? {
         true => ui.print(&format!("{store}: committed; the old store is gone")),
@@ -77,12 +77,12 @@ fn build(args: &Args, ui: &Ui) -> Result<()> {
     let origin = args.origin()?;
     open::ensure_not_held(origin)?;
     let none = || Error::new(Kind::Usage, "this is no snapshot store of 2008").at_path(&args.store);
-    drop(open::old_devices(&args.store, &args.old, Some(origin))?.ok_or_else(none)?);
-    let (devices, device) = open::old_site(&args.store, &args.old, origin, args.dry_run)?;
+    drop(open_old::devices(&args.store, &args.old, Some(origin))?.ok_or_else(none)?);
+    let (devices, device) = open_old::site(&args.store, &args.old, origin, args.dry_run)?;
     // Nobody else can change it any more.
     switch::ensure_settled(device.as_ref())?;
     let (old, found) = upgrade::open(&devices, args.old.layout, ui.progress())?;
-    open::ensure_origin(&devices, &old)?;
+    open_old::ensure_origin(&devices, &old)?;
     let options = options(args, &old)?;
     let plan = plan(&old, ui.progress())?;
     let fit = upgrade::fit(&old, device.size(), &options, &plan, ui.progress())?;
