@@ -217,11 +217,10 @@ fn power_cut_round() {
     }
     let newest = Mutex::new(check(&dir, &promises));
     if std::env::var("DDSNAP_POWER").unwrap() == "stays" {
-        let renewed = |place: usize| promises.read(place).renewed > 1;
-        assert!(
-            (0..WRITERS).any(renewed) && (WRITERS..WRITERS + SNAPSHOTS).any(renewed),
-            "nothing was promised"
-        );
+        // The first promise of a writer is that of an empty volume.
+        let renewed = |place: usize, least: u64| promises.read(place).renewed >= least;
+        assert!((0..WRITERS).any(|writer| renewed(writer, 2)), "nothing was flushed");
+        assert!((WRITERS..WRITERS + SNAPSHOTS).any(|place| renewed(place, 1)), "no snapshot was made");
         return;
     }
     let _server = Server::start(&dir, "/dev/vmdisk2");

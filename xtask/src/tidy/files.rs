@@ -50,7 +50,7 @@ fn is_root(path: &str) -> bool {
         // Targets that Cargo builds one by one.
         ["benches", _] | ["fuzz", "fuzz_targets", _] | [_, "build.rs"] => true,
         // Reached by `#[path]`, which this does not follow.
-        ["fuzz", "targets.rs"] => true,
+        ["fuzz", "targets", "mod.rs"] => true,
         _ => false,
     }
 }
