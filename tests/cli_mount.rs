@@ -23,11 +23,11 @@ pub fn has_fuse() -> bool {
 }
 
 /// A folder that something is mounted on, unmounted with the test.
-struct Point<'a>(&'a Dir, &'static str);
+pub struct Point<'a>(&'a Dir, &'static str);
 
 impl<'a> Point<'a> {
-    fn new(dir: &'a Dir, name: &'static str) -> Self {
-        std::fs::create_dir(dir.path(name)).unwrap();
+    pub fn new(dir: &'a Dir, name: &'static str) -> Self {
+        std::fs::create_dir_all(dir.path(name)).unwrap();
         Self(dir, name)
     }
 
@@ -39,7 +39,7 @@ impl<'a> Point<'a> {
         mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
     }
 
-    fn unmount(&self) {
+    pub fn unmount(&self) {
         self.0.shell(&format!("umount {0} || fusermount3 -u {0}", self.1)).expect(0);
     }
 }
@@ -169,10 +169,10 @@ fn a_delta_is_read_at_any_place_and_believes_no_wrong_byte() {
 }
 
 /// A server in the folder of a test, killed with it.
-struct Server(Child);
+pub struct Server(pub Child);
 
 impl Server {
-    fn start(dir: &Dir) -> Self {
+    pub fn start(dir: &Dir) -> Self {
         let mut command = Command::new(DDSNAP);
         command.args(["server", "data.snap", "--socket", "sock", "--fuse", "live"]);
         let server = Self(command.current_dir(dir.path("")).stdin(Stdio::null()).spawn().unwrap());
@@ -189,11 +189,11 @@ impl Drop for Server {
 }
 
 /// A loop device over a file, detached with the test.
-struct Loop<'a>(&'a Dir, String);
+pub struct Loop<'a>(&'a Dir, pub String);
 
 impl<'a> Loop<'a> {
-    fn over(dir: &'a Dir, file: &str, more: &str) -> Option<Self> {
-        let line = format!("PATH=$PATH:/sbin:/usr/sbin; losetup {more} --direct-io=on -f --show {file}");
+    pub fn over(dir: &'a Dir, file: &str, more: &str) -> Option<Self> {
+        let line = format!("losetup {more} --direct-io=on -f --show {file}");
         let made = dir.shell(&line);
         if made.code != Some(0) {
             skip("no leave to make a loop device");
@@ -205,7 +205,7 @@ impl<'a> Loop<'a> {
 
 impl Drop for Loop<'_> {
     fn drop(&mut self) {
-        self.0.shell(&format!("PATH=$PATH:/sbin:/usr/sbin; losetup -d {}", self.1));
+        self.0.shell(&format!("losetup -d {}", self.1));
     }
 }
 
@@ -222,10 +222,9 @@ fn a_file_system_on_a_loop_device_keeps_its_past() {
     let mut server = Server::start(&dir);
     let Some(origin) = Loop::over(&dir, "live/origin", "") else { return };
     let device = &origin.1;
-    let path = "PATH=$PATH:/sbin:/usr/sbin; set -e;";
-    dir.shell(&format!("{path} mkfs.ext4 -q -F {device}")).expect(0);
+    dir.shell(&format!("mkfs.ext4 -q -F {device}")).expect(0);
     let root = Point::new(&dir, "root");
-    if dir.shell(&format!("{path} mount {device} root")).code != Some(0) {
+    if dir.shell(&format!("mount {device} root")).code != Some(0) {
         return skip("no leave to mount a file system");
     }
     dir.write("root/first", &noise(1, 3 << 20));
@@ -239,7 +238,7 @@ fn a_file_system_on_a_loop_device_keeps_its_past() {
     let past = Point::new(&dir, "past");
     {
         let Some(snapshot) = Loop::over(&dir, "live/snap/2", "-r") else { return };
-        dir.shell(&format!("{path} mount -o ro,noload {} past", snapshot.1)).expect(0);
+        dir.shell(&format!("mount -o ro,noload {} past", snapshot.1)).expect(0);
         assert!(dir.read("past/first") == noise(1, 3 << 20));
         assert!(!dir.path("past/second").exists());
         dir.run("delete sock 2").expect(4).says("is open");
@@ -247,10 +246,10 @@ fn a_file_system_on_a_loop_device_keeps_its_past() {
     }
     assert!(dir.read("live/snap/1") == noise(3, 32 << 20));
     // Discards need not do anything, zeroes must be zeroes.
-    let zeroed = dir.shell(&format!("{path} fstrim root || true; fallocate -l 1M root/zeroes; sync -f root"));
+    let zeroed = dir.shell("set -e; fstrim root || true; fallocate -l 1M root/zeroes; sync -f root");
     zeroed.expect(0);
     root.unmount();
-    dir.shell(&format!("{path} e2fsck -fn {device} >&2; blkdiscard -z -o 1M -l 1M {device}")).expect(0);
+    dir.shell(&format!("set -e; e2fsck -fn {device} >&2; blkdiscard -z -o 1M -l 1M {device}")).expect(0);
     drop(origin);
     assert!(dir.read("live/origin")[1 << 20..2 << 20].iter().all(|byte| *byte == 0));
     dir.ok("stop sock");

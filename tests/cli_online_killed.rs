@@ -3,7 +3,7 @@
 
 use crate::cli_errors::seed;
 use crate::cli_online::{larger, until_ok};
-use crate::cli_server::Server;
+use crate::cli_server::{Nbd, Server};
 use crate::harness::{DDSNAP, Dir, Rng, noise};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -153,4 +153,90 @@ fn a_server_that_is_killed_under_a_command_leaves_what_can_be_finished_or_undone
     assert_eq!(server.wait(), Some(0));
     site.dir.ok("fsck -n --data data.snap").says_out("clean");
     site.ensure_snapshots("in the end");
+}
+
+const CHUNK: usize = 16 << 10;
+/// Chunks that one writer writes.
+const PART_CHUNKS: u64 = 16;
+
+/// Numbers that a writer writes: the last one that was flushed, and the last of all, which may be there or not.
+#[derive(Clone, Copy)]
+struct Numbers {
+    flushed: u64,
+    written: u64,
+}
+
+impl Numbers {
+    /// Writes the next number into every chunk of its own part, again and again, until the server is gone.
+    fn write_until_killed(mut self, dir: &Dir, part: u64) -> Self {
+        let mut nbd = Nbd::open(dir, "origin");
+        let mut is_done = |command, offset, data: &[u8]| match nbd.try_ask(command, offset, data.len(), data)
+        {
+            Ok(error) => {
+                assert_eq!(error, 0);
+                true
+            }
+            Err(_) => false,
+        };
+        loop {
+            self.written += 1;
+            let bytes = self.written.to_le_bytes().repeat(CHUNK / 8);
+            let places = (0..PART_CHUNKS).map(|chunk| (part * PART_CHUNKS + chunk) * CHUNK as u64);
+            if !places.into_iter().all(|offset| is_done(1, offset, &bytes)) || !is_done(3, 0, &[]) {
+                return self;
+            }
+            self.flushed = self.written;
+        }
+    }
+
+    /// Whether a sector may begin with `found`.
+    fn allow(self, found: u64) -> bool {
+        // Before the first flush it may be what was there before.
+        self.flushed == 0 || (self.flushed..=self.written).contains(&found)
+    }
+}
+
+#[test]
+fn a_server_that_is_killed_under_writers_loses_nothing_that_was_flushed() {
+    const WRITERS: u64 = 4;
+    let (dir, _) = larger();
+    let mut rng = Rng(seed());
+    let mut numbers = vec![Numbers { flushed: 0, written: 0 }; WRITERS as usize];
+    let mut pasts: Vec<(u64, Vec<u8>)> = Vec::new();
+    for round in 0..8 {
+        let server = Server::start(&dir);
+        numbers = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS)
+                .zip(&numbers)
+                .map(|(part, numbers)| {
+                    let dir = &dir;
+                    scope.spawn(move || numbers.write_until_killed(dir, part))
+                })
+                .collect();
+            std::thread::sleep(Duration::from_millis(20 + rng.below(150)));
+            dir.ok(&format!("create data.snap {}", 100 + round));
+            let image = dir.ok(&format!("read data.snap {}", 100 + round)).stdout;
+            pasts.push((100 + round, image));
+            std::thread::sleep(Duration::from_millis(rng.below(200)));
+            drop(server);
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        dir.ok("fsck -p data.snap");
+        let origin = dir.ok("read data.snap origin").stdout;
+        for (part, numbers) in origin.chunks(PART_CHUNKS as usize * CHUNK).zip(&numbers) {
+            for sector in part.chunks(512) {
+                let found = u64::from_le_bytes(sector[..8].try_into().unwrap());
+                let Numbers { flushed, written } = numbers;
+                assert!(numbers.allow(found), "round {round}: {found}, not from {flushed} to {written}");
+            }
+        }
+        for (tag, image) in &pasts {
+            assert!(
+                dir.ok(&format!("read data.snap {tag}")).stdout == *image,
+                "round {round}: snapshot {tag}"
+            );
+        }
+    }
+    assert!(numbers.iter().all(|numbers| numbers.flushed > 0), "nothing was ever flushed");
+    dir.ok("fsck -n --data data.snap").says_out("clean");
 }

@@ -66,6 +66,11 @@ impl Nbd {
 
     /// Asks for one thing; returns the error number.
     pub fn ask(&mut self, command: u16, offset: u64, length: usize, data: &[u8]) -> u32 {
+        self.try_ask(command, offset, length, data).unwrap()
+    }
+
+    /// As [`Nbd::ask`], of a server that may be gone.
+    pub fn try_ask(&mut self, command: u16, offset: u64, length: usize, data: &[u8]) -> std::io::Result<u32> {
         let length = u32::try_from(length).unwrap();
         let parts = [
             &0x2560_9513u32.to_be_bytes()[..],
@@ -76,10 +81,10 @@ impl Nbd {
             &length.to_be_bytes(),
             data,
         ];
-        self.stream.write_all(&parts.concat()).unwrap();
+        self.stream.write_all(&parts.concat())?;
         let mut reply = [0; 16];
-        self.stream.read_exact(&mut reply).unwrap();
-        u32::from_be_bytes(reply[4..8].try_into().unwrap())
+        self.stream.read_exact(&mut reply)?;
+        Ok(u32::from_be_bytes(reply[4..8].try_into().unwrap()))
     }
 
     pub fn read(&mut self, offset: u64, length: usize) -> Vec<u8> {

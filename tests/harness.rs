@@ -15,6 +15,9 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// The program under test.
 pub const DDSNAP: &str = env!("CARGO_BIN_EXE_ddsnap");
 
+/// Tools of file systems and devices lie there, and users without root rarely search it.
+const SBIN: &str = "PATH=$PATH:/usr/sbin:/sbin;";
+
 /// A temporary folder, and commands run inside it.
 pub struct Dir {
     temp: TempDir,
@@ -119,7 +122,7 @@ impl Dir {
 
     /// Runs a shell command line in which `ddsnap` is the program under test.
     pub fn shell(&self, line: &str) -> Run {
-        let function = format!("set -o pipefail; ddsnap() {{ '{DDSNAP}' \"$@\"; }}; ");
+        let function = format!("{SBIN} set -o pipefail; ddsnap() {{ '{DDSNAP}' \"$@\"; }}; ");
         let output = Command::new("bash")
             .args(["-c", &(function + line)])
             .current_dir(self.temp.path())
@@ -326,7 +329,7 @@ pub fn skip(reason: &str) {
 
 /// True if `program` can be run.
 pub fn has_program(program: &str) -> bool {
-    let found = Command::new("bash").args(["-c", &format!("command -v {program}")]).output();
+    let found = Command::new("bash").args(["-c", &format!("{SBIN} command -v {program}")]).output();
     found.is_ok_and(|output| output.status.success())
 }
 

@@ -40,6 +40,7 @@ mod cli_tls;
 mod cli_upgrade;
 mod cli_usage;
 mod corpus;
+mod filesystems;
 mod harness;
 mod legacy_golden;
 mod model;
