@@ -11,7 +11,7 @@ use std::path::Path;
 fn a_loop_device_with_a_mounted_file_system_is_held() {
     let dir = Dir::new();
     dir.write("image", &vec![0; 16 << 20]);
-    let made = dir.shell(&format!("mkfs.ext4 -q image && mkdir point && losetup -f --show image"));
+    let made = dir.shell("mkfs.ext4 -q image && mkdir point && losetup -f --show image");
     if made.code != Some(0) {
         return skip("no leave to make a loop device, or no mkfs.ext4");
     }
