@@ -5,7 +5,7 @@ use ddsnap::block::memory::Memory;
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::error::Kind;
 use ddsnap::format::checkpoint::{decode_part, encode_part, peek_part};
-use ddsnap::format::superblock::OFFSETS;
+use ddsnap::format::superblock::{Extent, OFFSETS, Superblock};
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::progress::Silent;
 use ddsnap::store::fsck::{CheckOptions, RebuildOptions, RebuildReport, Severity, check, rebuild};
@@ -25,6 +25,8 @@ struct Volume {
     images: BTreeMap<Epoch, Vec<u8>>,
     /// The superblocks, checkpoints and marks of the log's end that there were after each session.
     past: Vec<Vec<(u64, Vec<u8>)>>,
+    /// The store after each session.
+    then: Vec<Memory>,
 }
 
 fn options() -> InitOptions {
@@ -50,7 +52,7 @@ fn volume() -> Volume {
     let (store, origin) = empty();
     let device: Arc<dyn WriteAt> = store.clone();
     let mut images = BTreeMap::new();
-    let (mut ids, mut past) = (Vec::new(), Vec::new());
+    let (mut ids, mut past, mut then) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..18u32 {
         let origin_device: Arc<dyn WriteAt> = origin.clone();
         let mut writer = Writer::open(Arc::clone(&device), Some(origin_device), 2).unwrap();
@@ -74,8 +76,9 @@ fn volume() -> Volume {
         }
         writer.close().unwrap();
         past.push(blocks_of(&store, &[b"ddsnapSB", b"ddsnapCK", b"ddsnapED"]));
+        then.push(store.snapshot());
     }
-    Volume { store, origin, images, past }
+    Volume { store, origin, images, past, then }
 }
 
 fn assert_reads(store: &Arc<Memory>, origin: &Arc<Memory>, images: &BTreeMap<Epoch, Vec<u8>>) {
@@ -183,7 +186,7 @@ fn one_superblock_is_enough_and_none_is_enough_for_a_rebuild() {
 
 #[test]
 fn without_a_superblock_only_the_last_mark_of_a_close_proves_where_the_log_ended() {
-    let Volume { store, origin, images, past } = volume();
+    let Volume { store, origin, images, past, .. } = volume();
     // Kind 11 at byte 76 of a record: a session was closed. Its sequence lies at byte 32.
     let sequence = |block: &[u8]| u64::from_le_bytes(block[32..40].try_into().unwrap());
     let bytes = store.to_vec().unwrap();
@@ -236,7 +239,7 @@ fn checkpoints(store: &Memory) -> Vec<(u64, Vec<u8>)> {
 
 #[test]
 fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
-    let Volume { store, origin, images, past } = volume();
+    let Volume { store, origin, images, past, .. } = volume();
     let mut outdated = 0;
     for (round, older) in past.iter().enumerate() {
         let damaged = Arc::new(store.snapshot());
@@ -271,7 +274,7 @@ fn an_older_checkpoint_that_was_left_behind_hides_nothing() {
 
 #[test]
 fn an_older_superblock_is_no_way_back_when_the_newer_one_is_sound() {
-    let Volume { store, origin, images, past } = volume();
+    let Volume { store, origin, images, past, .. } = volume();
     let mut refused = 0;
     for then in &past {
         let damaged = Arc::new(store.snapshot());
@@ -312,6 +315,67 @@ fn a_superblock_whose_checkpoint_a_newer_one_lies_over_is_an_old_one() {
     assert_eq!(report.findings.len(), 0, "{report:?}");
     assert_eq!(findings(&store), []);
     assert_reads(&store, &origin, &images);
+}
+
+/// Lays back what the superblocks of `then` say, and what they lead to; what the newest ones led to is gone, unless
+/// `kept`. `None` if that is what they say now.
+fn with_old_tables(store: &Memory, then: &Memory, kept: bool) -> Option<Memory> {
+    let extents = |device: &Memory| -> (u64, Vec<Extent>) {
+        let mut bytes = vec![0; 4096];
+        device.read_at(&mut bytes, OFFSETS[0]).unwrap();
+        let sb = Superblock::decode(&bytes).unwrap();
+        (sb.checkpoint, sb.copies.concat())
+    };
+    let ((newest, lost), (older, old)) = (extents(store), extents(then));
+    if newest == older {
+        return None;
+    }
+    let damaged = store.snapshot();
+    let lost = lost.iter().filter(|_| !kept);
+    lost.for_each(|extent| damaged.write_at(&[0; 4096], extent.address).unwrap());
+    let blocks = OFFSETS.map(|offset| (offset, 4096));
+    for (address, length) in old.iter().map(|it| (it.address, it.length)).chain(blocks) {
+        let mut bytes = vec![0; length as usize];
+        then.read_at(&mut bytes, address).unwrap();
+        damaged.write_at(&bytes, address).unwrap();
+    }
+    Some(damaged)
+}
+
+#[test]
+fn old_superblocks_and_their_checkpoint_open_no_store_of_once_while_newer_records_lie_there() {
+    let Volume { store, origin, images, then, .. } = volume();
+    let (mut noticed, mut whole) = (0, 0);
+    for (round, kept) in (0..then.len()).flat_map(|round| [(round, false), (round, true)]) {
+        let Some(damaged) = with_old_tables(&store, &then[round], kept).map(Arc::new) else { continue };
+        let what = format!("tables of round {round}, kept {kept}");
+        let device: Arc<dyn WriteAt> = damaged.clone();
+        if View::open(damaged.clone(), None).is_ok() {
+            // All of the log since then lies where it was to go on, and tells everything.
+            assert_eq!(findings(&damaged), [], "{what}");
+            assert_reads(&damaged, &origin, &images);
+            whole += 1;
+            continue;
+        }
+        let before = damaged.snapshot();
+        let writer = Writer::open(Arc::clone(&device), Some(origin.clone()), 4);
+        assert_eq!(writer.err().map(|error| error.kind()), Some(Kind::Damaged), "{what}");
+        let reader: Arc<dyn ReadAt> = damaged.clone();
+        let report = check(&reader, None, CheckOptions::default(), &Silent).unwrap();
+        noticed += usize::from(report.findings.iter().any(|it| it.text.contains("it promises no log")));
+        assert!(!report.opens(), "{what}: {:?}", report.findings);
+        let careful = RebuildOptions { now_secs: 3, ..RebuildOptions::default() };
+        if rebuild(&device, &careful, &Silent).unwrap().published {
+            assert_reads(&damaged, &origin, &images);
+            continue;
+        }
+        assert!(damaged.same_content(&before), "{what}");
+        mended(&device);
+        assert_honest(&damaged, &origin, &images, &what);
+        let left = findings(&damaged);
+        assert!(left.iter().all(|(_, severity)| *severity == Severity::Note), "{what}: {left:?}");
+    }
+    assert!(noticed > 1, "{noticed} were noticed by their records, {whole} were whole");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `types` | what the engine takes |
 //! | `recover`, `chain` | superblocks, checkpoints, the walk along the log |
+//! | `outdated` | noticing that the newest tables are lost |
 //! | `state` | what every record means; liveness |
 //! | `index`, `changes` | look-ups and unions over memory table and runs |
 //! | `view` | reading points |
@@ -34,6 +35,7 @@ mod merge;
 mod operation;
 mod origin;
 mod origin_size;
+mod outdated;
 mod picture;
 mod pins;
 mod publish;

@@ -3,6 +3,7 @@
 //! Nothing here writes: a reader recovers exactly as a writer does.
 
 use super::chain::{Chain, segment_end};
+use super::outdated;
 use super::state::State;
 use super::switch;
 use super::unpublished;
@@ -17,7 +18,8 @@ use crate::units::index;
 /// dead incarnation wrote beyond its recorded end can never pass for a later record.
 pub const OPEN_JUMP: u64 = 1 << 20;
 
-const REBUILD_HINT: &str = "look with `ddsnap fsck -n`, then repair with `ddsnap fsck --rebuild`";
+/// What to do about a store that cannot be opened.
+pub const REBUILD_HINT: &str = "look with `ddsnap fsck -n`, then repair with `ddsnap fsck --rebuild`";
 
 /// The two superblock copies as found.
 pub struct Superblocks {
@@ -70,11 +72,18 @@ impl Superblocks {
     }
 }
 
-/// Loads the newest sound checkpoint and replays the log after it.
+/// Loads the newest sound checkpoint and replays the log after it; refuses what is known to be the store of once.
 ///
 /// # Errors
 /// `Kind::Damaged`, `Kind::Unsupported`, `Kind::Io`.
 pub fn load(device: &dyn ReadAt) -> Result<State> {
+    let state = load_and_replay(device)?;
+    outdated::ensure_newest(device, &state).map_err(|error| error.at_path(device.path()))?;
+    Ok(state)
+}
+
+/// As [`load`], whether there was a newer store or not.
+pub fn load_and_replay(device: &dyn ReadAt) -> Result<State> {
     let located = |error: Error| error.at_path(device.path());
     let mut state = load_checkpoint(device).map_err(located)?;
     replay(device, &mut state).map_err(located)?;

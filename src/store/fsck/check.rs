@@ -14,6 +14,7 @@ use crate::point::finding::Affected;
 use crate::point::finding::{Code, Finding, Severity};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
+use crate::store::outdated;
 use crate::store::recover::{self, Superblocks, newer_checkpoint, read_checkpoint};
 use crate::store::state::State;
 use crate::store::view::{View, origin_changed};
@@ -165,7 +166,10 @@ fn check_log(device: &dyn ReadAt, report: &mut CheckReport) -> Result<Option<Sta
     if !check_checkpoint(device, &sb, report)? {
         return Ok(None);
     }
-    report.note_damage(Code::LogBroken, recover::load(device))
+    let replayed = recover::load_and_replay(device);
+    let Some(state) = report.note_damage(Code::LogBroken, replayed)? else { return Ok(None) };
+    let newest = outdated::ensure_newest_of_all(device, &state);
+    Ok(report.note_damage(Code::CheckpointLost, newest)?.map(|()| state))
 }
 
 /// True if one of the copies is sound.

@@ -8,7 +8,7 @@
 //! | `beyond` | what the origin has become too small for |
 //! | `ground`, `survey`, `salvage`, `segment` | what is left: tables, records, the old index, one segment's bytes |
 //! | `collect` | what was found of the index, put in order |
-//! | `rebuild`, `without` | the store again, from a checkpoint or without any |
+//! | `rebuild`, `without`, `doubt` | the store again, from a checkpoint or without any; what that cannot prove |
 //! | `mend` | repairs: which, and restating in the log what its records say no more |
 //! | `workers` | several threads over one list |
 
@@ -19,6 +19,7 @@ mod collect;
 #[cfg(test)]
 mod damage_tests;
 mod data;
+mod doubt;
 mod gone;
 pub(super) mod ground;
 mod mend;

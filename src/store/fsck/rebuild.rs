@@ -11,6 +11,7 @@
 use super::balance::balance;
 use super::beyond::add_beyond;
 use super::collect::Collected;
+use super::doubt::lacking;
 use super::gone::{self, Gone};
 use super::ground::{self, Ground};
 use super::salvage::{Blank, salvage};
@@ -22,24 +23,20 @@ use crate::format::checkpoint::{Checkpoint, Role, Run, Segment};
 use crate::format::record::{Encoding, Record, RecordKind};
 use crate::format::run::{IndexEntry, Key, Value};
 use crate::format::superblock::{FIRST_SEGMENT, Superblock};
-use crate::point::finding::{Affected, Code, Finding};
+use crate::point::finding::{Code, Finding};
 use crate::progress::Progress;
 use crate::store::index::BlockReader;
 use crate::store::merge::{self, Merge};
 use crate::store::publish::{Plan, is_end_marked};
 use crate::store::recover::{data_holds, read_record};
-use crate::store::state::{Liveness, State, digest, entries_of, zeroes_hold};
+use crate::store::state::{Liveness, State, entries_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
-use crate::units::{Epoch, Tag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Records whose headers are read at once.
 const RECORDS_AT_ONCE: usize = 1 << 10;
-
-/// Reasons for doubt that are told one by one.
-const DOUBTS_TOLD: usize = 8;
 
 /// How to rebuild.
 #[derive(Debug, Clone, Default)]
@@ -90,15 +87,20 @@ pub fn rebuild(
         let what = format!("the device has {} bytes, its store had {}", device.size(), sb.end());
         return Err(Error::damaged(what)
             .at_path(device.path())
-            .hint("restore its full size; `ddsnap fsck --rebuild` gives up what lies beyond"));
+            .hint(
+                "restore its full size; if the store was made smaller since, or what lies beyond is lost for good, \
+                 `ddsnap fsck --rebuild` takes the device as it is",
+            ));
     }
     sb.segments = sb.segments.min(fitting);
     sb.generation = sb.generation.saturating_add(1);
     sb.copies = [Vec::new(), Vec::new()];
     let ends = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.ends);
     let mut survey = survey(device.as_ref(), &sb, ends, progress)?;
-    if survey.last_checkpoint > sb.checkpoint.saturating_add(1) {
-        // The superblock is older than what lies here: only an attempt that was cut short counts one further.
+    let is_old = checkpoint.as_ref().is_some_and(|checkpoint| is_outdated(&survey, &sb, checkpoint));
+    if survey.last_checkpoint > sb.checkpoint.saturating_add(u64::from(!is_old)) {
+        // The superblock is older than what lies here: an attempt that was cut short counts one further, but no record
+        // relies on it.
         let newer = ground::look(device.as_ref(), &sb, progress)?;
         sb.checkpoint = newer.sb.checkpoint;
         sealed = false;
@@ -112,11 +114,10 @@ pub fn rebuild(
             "copy it to a sound device first, with a tool that goes on (ddrescue), and rebuild there",
         ));
     }
+    let is_old = checkpoint.as_ref().is_some_and(|checkpoint| is_outdated(&survey, &sb, checkpoint));
     let mut work = Rebuild::new(device, survey, progress);
     let state = match checkpoint {
-        Some(checkpoint) if !work.is_outdated(&sb, &checkpoint) => {
-            work.with_checkpoint(sb, checkpoint, sealed)?
-        }
+        Some(checkpoint) if !is_old => work.with_checkpoint(sb, checkpoint, sealed)?,
         past => work.without_checkpoint(sb, past, options)?,
     };
     work.finish(state, options)
@@ -137,7 +138,7 @@ pub(super) struct Rebuild<'a> {
     pub missing: Vec<Gone>,
     /// By segment the highest epoch of exceptions that only old records tell of, and that older snapshots read: if
     /// the segment is not as it must be they may have been dropped long ago, and stand before ones that are lost.
-    revived: BTreeMap<u32, u64>,
+    pub revived: BTreeMap<u32, u64>,
     /// Chunks that are there, but no record says so any more.
     pub unlogged: Vec<IndexEntry>,
     /// Why something may be lost that nothing tells of.
@@ -149,14 +150,6 @@ pub(super) struct Rebuild<'a> {
 }
 
 impl Rebuild<'_> {
-    /// True if the log went on where `checkpoint` did not promise that it would: there was a newer one, and nothing
-    /// that this one says of segments counts any more.
-    fn is_outdated(&self, sb: &Superblock, checkpoint: &Checkpoint) -> bool {
-        let promised: BTreeSet<u32> = checkpoint.promised.iter().copied().collect();
-        let newer = self.survey.records.iter().rev().take_while(|it| it.sequence > checkpoint.log.sequence);
-        newer.into_iter().any(|it| sb.segment_of(it.address).is_none_or(|number| !promised.contains(&number)))
-    }
-
     /// The state from a checkpoint, the old index and the records.
     fn with_checkpoint(&mut self, sb: Superblock, checkpoint: Checkpoint, sealed: bool) -> Result<State> {
         let mut state = State::new(sb, checkpoint);
@@ -376,58 +369,6 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    fn note_revived(&mut self, state: &State, key: Key, value: &Value) {
-        if let Some(segment) = state.sb.segment_of(value.word) {
-            let epoch = self.revived.entry(segment).or_default();
-            *epoch = key.b.max(*epoch);
-        }
-    }
-
-    /// Exceptions that nothing proves to be the oldest ones of snapshots which read them.
-    fn doubt_revived(&mut self, lacking: &BTreeMap<u32, u64>) {
-        let revived = std::mem::take(&mut self.revived);
-        let epochs =
-            revived.iter().filter(|(segment, _)| lacking.contains_key(segment)).map(|(_, epoch)| *epoch);
-        if let Some(epoch) = epochs.max() {
-            self.doubt(epoch, "what was found of deleted snapshots may stand for older chunks that were not");
-        }
-    }
-
-    /// Something that snapshots up to `epoch` may need is lost.
-    fn doubt(&mut self, epoch: u64, why: &str) {
-        self.doubts.push(why.to_string());
-        self.doubtful = self.doubtful.max(epoch);
-    }
-
-    /// What the lost parts of the old index may have held, and no other witness told of.
-    fn doubt_blanks(&mut self, state: &State, blanks: &[Blank], lacking: u64) {
-        if lacking == 0 {
-            return;
-        }
-        let before = (self.doubtful, self.doubtful_overlays.len());
-        for (from, to) in blanks {
-            let overlaps =
-                |class: u8| from.class <= class && to.is_none_or(|to| to > Key { class, a: 0, b: 0 });
-            if overlaps(1) {
-                let (first, last) = (
-                    if from.class == 1 { from.a } else { 0 },
-                    to.filter(|to| to.class == 1).map_or(u64::MAX, |to| to.a),
-                );
-                let written = state.snapshots.range(first..=last).filter(|(_, row)| row.generation > 0);
-                self.doubtful_overlays.extend(written.map(|(id, _)| *id));
-            }
-            if overlaps(2) {
-                let last = to.map_or(u64::MAX, |to| to.a);
-                self.doubtful = self.doubtful.max(last.min(state.epoch));
-            }
-        }
-        if before != (self.doubtful, self.doubtful_overlays.len()) {
-            self.doubts.push(format!(
-                "{lacking} chunks that must exist were not found, and parts of the index are lost"
-            ));
-        }
-    }
-
     /// Changes without an exception, between any two of the snapshots `needed`.
     pub fn missing(&self, state: &State, needed: &[u64]) -> Result<Vec<Gone>> {
         let view = self.view_of(state.clone());
@@ -496,28 +437,6 @@ impl Rebuild<'_> {
         writer.close()?;
         Ok(report)
     }
-
-    /// Marks the snapshots in doubt; a finding if there are any.
-    fn taint(&self, state: &mut State, now_secs: i64) -> Option<Finding> {
-        if self.doubts.is_empty() {
-            return None;
-        }
-        let mut affected = Vec::new();
-        for snapshot in state.snapshots.values_mut() {
-            if snapshot.id <= self.doubtful || self.doubtful_overlays.contains(&snapshot.id) {
-                snapshot.tainted = true;
-                let tag = (!snapshot.hidden).then_some(Tag(snapshot.tag));
-                affected.push(Affected { id: Epoch(snapshot.id), tag, ranges: Vec::new(), more: 0 });
-            }
-        }
-        let mut text = self.doubts.get(..DOUBTS_TOLD).unwrap_or(&self.doubts).join("; ");
-        if let Some(more) = self.doubts.len().checked_sub(DOUBTS_TOLD).filter(|more| *more > 0) {
-            text += &format!("; and {more} more of the kind");
-        }
-        let event = format!("rebuilt, snapshots uncertain: {text}");
-        state.events.push((now_secs, event.chars().take(1000).collect()));
-        Some(Finding::new(Code::Uncertain, text).concerning(affected))
-    }
 }
 
 impl<'a> Rebuild<'a> {
@@ -537,6 +456,14 @@ impl<'a> Rebuild<'a> {
             doubtful_overlays: Vec::new(),
         }
     }
+}
+
+/// True if the log went on where `checkpoint` did not promise that it would: there was a newer one, and nothing that
+/// this one says of segments counts any more.
+fn is_outdated(survey: &Survey, sb: &Superblock, checkpoint: &Checkpoint) -> bool {
+    let promised: BTreeSet<u32> = checkpoint.promised.iter().copied().collect();
+    let newer = survey.records.iter().rev().take_while(|it| it.sequence > checkpoint.log.sequence);
+    newer.into_iter().any(|it| sb.segment_of(it.address).is_none_or(|number| !promised.contains(&number)))
 }
 
 /// True if `record` preserves chunks.
@@ -587,33 +514,4 @@ fn forget_index(state: &mut State) -> BTreeMap<u32, Segment> {
     state.low = None;
     state.high = None;
     expected
-}
-
-/// How many entries that must exist were not found, by segment: what was found in each against what must be there.
-/// At least one where they differ: what was found too much can hide what was not.
-fn lacking(
-    state: &State,
-    expected: &BTreeMap<u32, Segment>,
-    superseded: &[IndexEntry],
-) -> BTreeMap<u32, u64> {
-    // A version that a newer one replaced may or may not have been merged away when the checkpoint was made.
-    let mut older: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    for (key, value) in superseded {
-        if let Some(segment) = state.sb.segment_of(value.word) {
-            let slot = older.entry(segment).or_default();
-            slot.0 += 1;
-            slot.1 = slot.1.wrapping_add(digest(*key, value));
-        }
-    }
-    let mut lacking = BTreeMap::new();
-    for (number, must) in expected {
-        let has = state.segments.get(number).map_or((0, 0), |segment| (segment.count, segment.digest));
-        let (count, sum) = older.get(number).copied().unwrap_or((0, 0));
-        let with_older = (has.0 + count, has.1.wrapping_add(sum));
-        let want = (must.count, must.digest);
-        if has != want && with_older != want {
-            lacking.insert(*number, must.count.saturating_sub(has.0).max(1));
-        }
-    }
-    lacking
 }
