@@ -69,6 +69,31 @@ fn a_rebuild_can_be_asked_for() {
 }
 
 #[test]
+fn of_two_stores_on_a_device_either_can_be_rebuilt() {
+    let dir = volume();
+    let first = dir.ok("list --json data.snap").json()["snapshots"].clone();
+    dir.ok("initialize -y data.snap data.img");
+    dir.ok("create data.snap 9");
+    for copy in [64 << 10, 512 << 10] {
+        wipe(&dir, copy);
+    }
+    let lost = dir.read("data.snap");
+    let run = dir.run("fsck --rebuild data.snap").expect(1).says_out("of store ");
+    let uuid = run.text().split("--uuid ").nth(1).unwrap().get(..36).unwrap().to_owned();
+    assert_eq!(dir.ok("list --json data.snap").json()["snapshots"].as_array().unwrap().len(), 1);
+    dir.write("data.snap", &lost);
+    dir.run("fsck --rebuild --uuid 1234 data.snap").expect(16);
+    dir.run("fsck -y --uuid 00000000-0000-4000-8000-000000000000 data.snap").expect(16);
+    let run = dir.run(&format!("fsck --rebuild --json --uuid {uuid} data.snap")).expect(4);
+    assert_eq!(run.json()["repair"]["rebuilt"]["uuid"], uuid.as_str());
+    let again = dir.ok("list --json data.snap").json()["snapshots"].clone();
+    let tags = |rows: &serde_json::Value| -> Vec<u64> {
+        rows.as_array().unwrap().iter().map(|row| row["id"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(tags(&again), tags(&first));
+}
+
+#[test]
 fn what_is_no_store_is_left_alone() {
     let dir = volume();
     dir.copy("new.img", "data.snap");

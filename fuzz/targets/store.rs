@@ -63,7 +63,11 @@ fn build() -> ddsnap::error::Result<Sample> {
         older.push(store.snapshot());
     }
     // Damage to the very last records cannot be told from a torn tail. A checkpoint leaves no data there.
-    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None }, &Silent)?;
+    rebuild(
+        &device,
+        &RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None, uuid: None },
+        &Silent,
+    )?;
     Ok(Sample { store: store.snapshot(), older, origin, images })
 }
 
@@ -231,7 +235,7 @@ pub fn store(data: &[u8]) {
     for give_up in [false, true] {
         let device = Arc::new(damaged.snapshot());
         let writable: Arc<dyn WriteAt> = Arc::<Memory>::clone(&device);
-        let options = RebuildOptions { now_secs: 5, give_up, shorter: true, origin: None };
+        let options = RebuildOptions { now_secs: 5, give_up, shorter: true, origin: None, uuid: None };
         match rebuild(&writable, &options, &Silent) {
             Ok(report) if report.published => match open(&device) {
                 Ok(view) => assert_honest(&view, sample, "rebuilt"),

@@ -15,6 +15,7 @@ use crate::store::fsck::{
 use crate::store::{is_unfinished, switch};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
+use crate::units::Uuid;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,9 @@ pub struct Args {
     /// Rebuild the index from the records, damaged or not; give up what is gone
     #[arg(long, conflicts_with = "preen")]
     rebuild: bool,
+    /// Of several stores of which something is left, rebuild this one; else it is the one that was written last
+    #[arg(long, value_name = "UUID", value_parser = parse_uuid, requires = "rebuild")]
+    uuid: Option<Uuid>,
     /// Read all preserved data and all records, and compare their checksums
     #[arg(long)]
     data: bool,
@@ -69,6 +73,14 @@ pub struct Args {
     /// The snapshot store: a block device or a file
     #[arg(value_name = "STORE")]
     store: PathBuf,
+}
+
+/// The identity of a store, as reports print it.
+fn parse_uuid(text: &str) -> std::result::Result<Uuid, String> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let mut bytes = [0; 16];
+    hex::decode_to_slice(digits, &mut bytes).map_err(|_| "expected 32 hexadecimal digits".to_owned())?;
+    Ok(Uuid(bytes))
 }
 
 /// Runs the command.
@@ -229,6 +241,7 @@ fn mend(
         give_up: true,
         shorter: args.rebuild,
         origin: args.origin.as_deref().map(hint_of).transpose()?,
+        uuid: args.uuid,
     };
     let repaired = match args.rebuild {
         true => rebuild(device, &options, progress)

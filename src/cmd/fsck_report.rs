@@ -126,6 +126,17 @@ impl Outcome {
         if rebuilt.published && rebuilt.marked > 0 {
             ui.print(&format!("{would}marked: {} chunks as lost; reading them is an error", rebuilt.marked))?;
         }
+        for other in &rebuilt.others {
+            let tables = match other.checkpoint {
+                Some(number) => format!("checkpoint {number}"),
+                None => "no checkpoint".to_owned(),
+            };
+            ui.print(&format!(
+                "note: this is store {}; of store {} there are {} records and {tables}: `--rebuild --uuid {}` takes \
+                 that one, as long as nothing overwrites it",
+                rebuilt.uuid, other.uuid, other.records, other.uuid
+            ))?;
+        }
         if !rebuilt.published {
             ui.print("something is lost for good: -y rebuilds all the same, and marks it")?;
             // Listed with what is left.
@@ -184,6 +195,13 @@ impl Outcome {
                     "marked": rebuilt.marked,
                     "relogged": rebuilt.relogged,
                     "findings": list(&rebuilt.findings),
+                    "uuid": rebuilt.uuid.to_string(),
+                    "others": rebuilt.others.iter().map(|other| json!({
+                        "uuid": other.uuid.to_string(),
+                        "records": other.records,
+                        "written_secs": other.written_secs,
+                        "checkpoint": other.checkpoint,
+                    })).collect::<Vec<_>>(),
                 })),
             },
             "looked_at": {

@@ -86,7 +86,7 @@ impl Inspector {
     /// # Errors
     /// `Kind::Damaged` if there is none, `Kind::Io`, `Kind::Interrupted`.
     pub fn find_checkpoint(&self, progress: &dyn Progress) -> Result<(Superblock, Checkpoint)> {
-        match ground::find(self.device(), progress)? {
+        match ground::find(self.device(), None, progress)? {
             Ground { sb, checkpoint: Some(checkpoint), .. } => Ok((sb, checkpoint)),
             Ground { checkpoint: None, .. } => {
                 Err(Error::damaged("no checkpoint survives: nothing says what the records belong to")

@@ -95,7 +95,7 @@ impl Target {
         tables: &Checkpoint,
         progress: &dyn Progress,
     ) -> Result<()> {
-        match ground::find(device, progress) {
+        match ground::find(device, None, progress) {
             Ok(found) if found.sb.uuid == sb.uuid => {
                 self.checkpoint = self.checkpoint.max(found.sb.checkpoint);
                 let same = found.checkpoint.as_ref().is_some_and(|there| is_same(there, tables));

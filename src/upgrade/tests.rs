@@ -311,7 +311,7 @@ fn a_crash_leaves_no_store_or_all_of_it() {
 /// Half of an upgrade that is made a store by force is not trusted, and what is trusted is all of it.
 fn revive(device: &Memory, origin: &[u8], expected: &[(PointId, Vec<u8>)], what: &str) -> bool {
     let device: Arc<dyn WriteAt> = Arc::new(device.snapshot());
-    let options = RebuildOptions { now_secs: 1, give_up: true, shorter: false, origin: None };
+    let options = RebuildOptions { now_secs: 1, give_up: true, shorter: false, origin: None, uuid: None };
     if rebuild(&device, &options, &Silent).is_err() {
         return false;
     }

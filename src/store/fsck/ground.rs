@@ -8,7 +8,7 @@ use crate::format::superblock::{FIRST_SEGMENT, Superblock};
 use crate::progress::Progress;
 use crate::store::recover::{Superblocks, read_checkpoint};
 use crate::units::{Uuid, index};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 const WINDOW: u64 = 4 << 20;
 const STEP: u64 = 4096;
@@ -23,19 +23,39 @@ pub struct Ground {
     pub checkpoint: Option<Checkpoint>,
     /// True if a superblock survives, which says how far the log goes at least.
     pub sealed: bool,
+    /// Without a superblock: what else lies here, the most records first.
+    pub others: Vec<OtherStore>,
 }
 
-/// Finds it: by the superblocks, else by looking at every block of the device.
+/// Remains of a store that was not chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherStore {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Records that speak of it, of those that were looked at.
+    pub records: usize,
+    /// The time of the newest of them, in seconds since 1970 UTC.
+    pub written_secs: Option<i64>,
+    /// The newest checkpoint of which a part is left.
+    pub checkpoint: Option<u64>,
+}
+
+/// Stores named beside the one that is chosen.
+const OTHERS: usize = 4;
+
+/// Finds it: by the superblocks, else by looking at every block of the device. Nothing but the store `wanted` counts, if
+/// one is named.
 ///
 /// # Errors
 /// `Kind::Damaged` if nothing of a store is left, `Kind::Unsupported`, `Kind::Io`, `Kind::Interrupted`.
-pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
-    let superblocks = match Superblocks::read(device).newest_first() {
+pub fn find(device: &dyn ReadAt, wanted: Option<Uuid>, progress: &dyn Progress) -> Result<Ground> {
+    let mut superblocks = match Superblocks::read(device).newest_first() {
         Ok(list) => list,
         Err(error) if error.kind() == Kind::Damaged => Vec::new(),
         Err(error) => return Err(error.at_path(device.path())),
     };
     let generation = superblocks.iter().map(|sb| sb.generation).max().unwrap_or(0);
+    superblocks.retain(|sb| wanted.is_none_or(|wanted| wanted == sb.uuid));
     for sb in &superblocks {
         for copy in 0..2 {
             match read_checkpoint(device, sb, copy) {
@@ -45,14 +65,15 @@ pub fn find(device: &dyn ReadAt, progress: &dyn Progress) -> Result<Ground> {
                     let durable = same().map(|other| other.durable).max().unwrap_or(0);
                     let number = same().map(|other| other.checkpoint).max().unwrap_or(0);
                     let sb = Superblock { generation, durable, checkpoint: number, ..sb.clone() };
-                    return Ok(Ground { sb, checkpoint: Some(checkpoint), sealed: true });
+                    let (checkpoint, others) = (Some(checkpoint), Vec::new());
+                    return Ok(Ground { sb, checkpoint, sealed: true, others });
                 }
                 Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => {}
                 Err(error) => return Err(error),
             }
         }
     }
-    let mut look = Look { device, known: superblocks.first(), ..Look::new(device) };
+    let mut look = Look { known: superblocks.first(), wanted, ..Look::new(device) };
     look.at_every_block(progress)?;
     look.conclude(generation)
 }
@@ -71,6 +92,8 @@ struct Look<'a> {
     device: &'a dyn ReadAt,
     /// A sound superblock whose checkpoint is lost.
     known: Option<&'a Superblock>,
+    /// The only store that counts.
+    wanted: Option<Uuid>,
     /// By publication: attempts that were cut short leave theirs behind, and so does a store that was here before.
     parts: HashMap<(u64, u64, [u8; 16]), HashMap<u32, Part>>,
     /// For each store that records speak of, the time of the newest and how many there are.
@@ -83,7 +106,8 @@ struct Look<'a> {
 impl<'a> Look<'a> {
     fn new(device: &'a dyn ReadAt) -> Self {
         let budget = device.size().saturating_mul(2);
-        Self { device, known: None, parts: HashMap::new(), votes: HashMap::new(), witnesses: 0, budget }
+        let (parts, votes) = (HashMap::new(), HashMap::new());
+        Self { device, known: None, wanted: None, parts, votes, witnesses: 0, budget }
     }
 
     fn at_every_block(&mut self, progress: &dyn Progress) -> Result<()> {
@@ -154,6 +178,35 @@ impl<'a> Look<'a> {
     }
 
     fn conclude(self, generation: u64) -> Result<Ground> {
+        let mut ground = self.choose(generation)?;
+        if !ground.sealed {
+            ground.others = self.stores();
+            ground.others.retain(|store| store.uuid != ground.sb.uuid);
+            ground.others.truncate(OTHERS);
+        }
+        Ok(ground)
+    }
+
+    /// Every store of which something was found, the most records first.
+    fn stores(&self) -> Vec<OtherStore> {
+        let mut found: BTreeMap<Uuid, OtherStore> = BTreeMap::new();
+        let none = |uuid| OtherStore { uuid, records: 0, written_secs: None, checkpoint: None };
+        for (said, (time_secs, records)) in &self.votes {
+            let store = found.entry(said.uuid).or_insert(none(said.uuid));
+            store.records += records;
+            store.written_secs = store.written_secs.max(Some(*time_secs));
+        }
+        for part in self.parts.values().flat_map(HashMap::values) {
+            let store = found.entry(part.geometry.uuid).or_insert(none(part.geometry.uuid));
+            store.checkpoint = store.checkpoint.max(Some(part.number));
+        }
+        let mut found: Vec<OtherStore> = found.into_values().collect();
+        found.sort_by_key(|store| std::cmp::Reverse((store.records, store.checkpoint)));
+        found
+    }
+
+    fn choose(&self, generation: u64) -> Result<Ground> {
+        let counts = |uuid: Uuid| self.wanted.is_none_or(|wanted| wanted == uuid);
         let sealed = self.known.is_some();
         let number = self.parts.values().flat_map(HashMap::values).map(|part| part.number).max().unwrap_or(0);
         let known = self.known.map_or((0, 0), |sb| (sb.checkpoint, sb.durable));
@@ -170,24 +223,27 @@ impl<'a> Look<'a> {
             let votes = self.votes.iter().filter(|(said, _)| said.uuid == uuid);
             votes.map(|(_, (time_secs, _))| *time_secs).max()
         };
-        let whole = self.parts.values().filter_map(assemble);
+        let whole = self.parts.values().filter_map(assemble).filter(|(sb, _)| counts(sb.uuid));
         let newest = whole.max_by_key(|(sb, checkpoint)| {
             (written(sb.uuid), sb.created_secs, checkpoint.log.sequence, sb.checkpoint)
         });
         if let Some((sb, checkpoint)) = newest {
-            return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint), sealed });
+            return Ok(Ground { sb: above(sb), checkpoint: Some(checkpoint), sealed, others: Vec::new() });
         }
         let parts = self.parts.values().flat_map(HashMap::values).map(|part| &part.geometry);
-        let newest = parts.max_by_key(|sb| (sb.created_secs, sb.checkpoint));
+        let newest = parts.filter(|sb| counts(sb.uuid)).max_by_key(|sb| (sb.created_secs, sb.checkpoint));
         if let Some(sb) = self.known.or(newest) {
-            return Ok(Ground { sb: above(sb.clone()), checkpoint: None, sealed });
+            return Ok(Ground { sb: above(sb.clone()), checkpoint: None, sealed, others: Vec::new() });
         }
         // A store made later on the same device has the newer records, though maybe fewer.
-        let newest = self.votes.iter().max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
+        let votes = self.votes.iter().filter(|(said, _)| counts(said.uuid));
+        let newest = votes.max_by_key(|(testimony, votes)| (**votes, testimony.uuid.0));
         let Some((said, _)) = newest else {
-            return Err(
-                Error::damaged("nothing of a snapshot store is left here").at_path(self.device.path())
-            );
+            let what = match self.wanted {
+                Some(uuid) => format!("nothing of the snapshot store {uuid} is left here"),
+                None => "nothing of a snapshot store is left here".to_owned(),
+            };
+            return Err(Error::damaged(what).at_path(self.device.path()));
         };
         let sb = Superblock {
             uuid: said.uuid,
@@ -204,7 +260,7 @@ impl<'a> Look<'a> {
             uncommitted: false,
             copies: [Vec::new(), Vec::new()],
         };
-        Ok(Ground { sb: above(sb), checkpoint: None, sealed })
+        Ok(Ground { sb: above(sb), checkpoint: None, sealed, others: Vec::new() })
     }
 }
 

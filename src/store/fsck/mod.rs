@@ -35,5 +35,6 @@ mod workers;
 
 pub use crate::point::finding::{Affected, Code, Finding, Leave, Repair, Severity};
 pub use check::{CheckOptions, CheckReport, check, check_origin, look};
+pub use ground::OtherStore;
 pub use mend::{Repaired, repair};
 pub use rebuild::{RebuildOptions, RebuildReport, rebuild};

@@ -13,7 +13,7 @@ use super::beyond::add_beyond;
 use super::collect::Collected;
 use super::doubt::lacking;
 use super::gone::{self, Gone};
-use super::ground::{self, Ground};
+use super::ground::{self, Ground, OtherStore};
 use super::salvage::{Blank, salvage};
 use super::survey::{Found, Survey, survey};
 use super::workers;
@@ -32,6 +32,7 @@ use crate::store::recover::{data_holds, read_record};
 use crate::store::state::{Liveness, State, entries_of, zeroes_hold};
 use crate::store::view::View;
 use crate::store::writer::Writer;
+use crate::units::Uuid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub struct RebuildOptions {
     pub shorter: bool,
     /// The origin's path and size in bytes, should nothing on the device tell.
     pub origin: Option<(Vec<u8>, u64)>,
+    /// Of several stores of which something is left here, this one; the one that was written last if none is named.
+    pub uuid: Option<Uuid>,
 }
 
 /// What a rebuild found and did.
@@ -66,6 +69,10 @@ pub struct RebuildReport {
     pub relogged: u64,
     /// Chunks marked as lost.
     pub marked: u64,
+    /// Which store it is.
+    pub uuid: Uuid,
+    /// Stores of which something is left here, too.
+    pub others: Vec<OtherStore>,
 }
 
 /// Rebuilds the store on `device` and publishes it.
@@ -80,7 +87,8 @@ pub fn rebuild(
     progress: &dyn Progress,
 ) -> Result<RebuildReport> {
     crate::store::switch::ensure_settled(device.as_ref())?;
-    let Ground { mut sb, mut checkpoint, mut sealed } = ground::find(device.as_ref(), progress)?;
+    let Ground { mut sb, mut checkpoint, mut sealed, others } =
+        ground::find(device.as_ref(), options.uuid, progress)?;
     let fitting = device.size().saturating_sub(FIRST_SEGMENT) >> sb.segment_bits;
     let fitting = u32::try_from(fitting).unwrap_or(u32::MAX);
     if fitting < sb.segments && !options.shorter {
@@ -120,7 +128,8 @@ pub fn rebuild(
         Some(checkpoint) if !is_old => work.with_checkpoint(sb, checkpoint, sealed)?,
         past => work.without_checkpoint(sb, past, options)?,
     };
-    work.finish(state, options)
+    let report = work.finish(state, options)?;
+    Ok(RebuildReport { others, ..report })
 }
 
 /// A rebuild on its way.
@@ -183,7 +192,7 @@ impl Rebuild<'_> {
         // Snapshots deleted since count too: what was preserved for them may stand before what is lost.
         self.missing = self.missing(&state, &needed)?;
         self.restart_log_if_gone(&mut state)?;
-        self.apply_new(&mut state, &new)?;
+        self.apply_new(&mut state, &new, sealed)?;
         let is_last = self.survey.last_end <= state.chain.position.sequence;
         let is_closed =
             is_last && state.fingerprint.is_some() && is_end_marked(self.device.as_ref(), &state)?;
@@ -319,7 +328,10 @@ impl Rebuild<'_> {
     }
 
     /// Applies the records after the checkpoint. A gap in their sequence leaves every snapshot in doubt.
-    fn apply_new(&mut self, state: &mut State, records: &[Found]) -> Result<()> {
+    ///
+    /// What lies behind the end of the log is torn or was never durable. Unless it is `sealed`, nothing tells that from
+    /// records whose neighbours are lost, and everything is in doubt: then what is whole counts.
+    fn apply_new(&mut self, state: &mut State, records: &[Found], sealed: bool) -> Result<()> {
         let mut list = Vec::with_capacity(records.len());
         let mut durable = state.durable.max(state.sb.durable);
         let mut highest = 0;
@@ -334,8 +346,8 @@ impl Rebuild<'_> {
         for record in list {
             let follows = state.chain.is_followed_by(&record);
             let ends = record.sequence > durable
-                && !(follows && data_holds(self.device.as_ref(), &state.sb, &record)?);
-            if ends || !self.torn.is_empty() {
+                && !((follows || !sealed) && data_holds(self.device.as_ref(), &state.sb, &record)?);
+            if ends || sealed && !self.torn.is_empty() {
                 self.torn.push(record.address);
                 continue;
             }
@@ -418,6 +430,8 @@ impl Rebuild<'_> {
             findings,
             relogged: 0,
             marked: (gone.len() + missing.len()) as u64,
+            uuid: view.state.sb.uuid,
+            others: Vec::new(),
         };
         if !report.published {
             return Ok(report);

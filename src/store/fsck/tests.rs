@@ -127,8 +127,12 @@ pub(super) fn surviving(view: &View, damaged: &HashSet<u64>) -> Vec<IndexEntry> 
 
 pub(super) fn rebuilt(store: &Arc<Memory>) -> RebuildReport {
     let device: Arc<dyn WriteAt> = store.clone();
-    rebuild(&device, &RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None }, &Silent)
-        .unwrap()
+    rebuild(
+        &device,
+        &RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None, uuid: None },
+        &Silent,
+    )
+    .unwrap()
 }
 
 /// Every entry must lead to the bytes it led to, and every snapshot that is not tainted must read as it was, or
@@ -318,7 +322,7 @@ fn a_rebuild_can_be_cut_short_at_every_write() {
     let damaged = witnesses_of_a_block(&before);
     let survivors = surviving(&before, &damaged);
     overwrite(&sample.store, &damaged, &mut Random(77));
-    let options = RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None };
+    let options = RebuildOptions { now_secs: 3, give_up: true, shorter: true, origin: None, uuid: None };
     let mut marked = 0;
     for nth in 1.. {
         let faulty = Arc::new(Faulty::new(sample.store.snapshot()));
@@ -472,7 +476,7 @@ fn whatever_is_damaged_is_mended_in_one_go_and_reads_as_nothing_else() {
         overwrite(&store, &damaged, &mut random);
         let device: Arc<dyn WriteAt> = store.clone();
         let reader: Arc<dyn ReadAt> = store.clone();
-        let options = RebuildOptions { now_secs: 3, give_up: true, shorter: false, origin: None };
+        let options = RebuildOptions { now_secs: 3, give_up: true, shorter: false, origin: None, uuid: None };
         let what = format!("seed {seed}");
         if random.below(2) == 0 {
             rebuild(&device, &options, &Silent).expect(&what);
