@@ -43,8 +43,8 @@ pub struct OtherStore {
 /// Stores named beside the one that is chosen.
 const OTHERS: usize = 4;
 
-/// Finds it: by the superblocks, else by looking at every block of the device. Nothing but the store `wanted` counts, if
-/// one is named.
+/// Finds it: by the superblocks, else by looking at every block of the device. Nothing but the store `wanted`
+/// counts, if one is named.
 ///
 /// # Errors
 /// `Kind::Damaged` if nothing of a store is left, `Kind::Unsupported`, `Kind::Io`, `Kind::Interrupted`.
