@@ -7,6 +7,7 @@
 //! | [`delta`] | changelist to delta to apply: staged, parallel, bounded memory |
 //! | [`serve`] | the online server: a live volume over NBD, commands through its socket |
 //! | [`dm`] | devices of the kernel over a served volume |
+//! | [`mod@ublk`] | the kernel's ublk driver: devices, and their requests |
 //! | [`dump`] | metadata as text, YAML or JSON; a store from such YAML |
 //! | [`export`] | a point as an image that other programs open: raw, QCOW2 |
 //! | [`upgrade`] | a store of 2008 made into one of today |
@@ -19,7 +20,7 @@
 //! | [`units`], [`error`], [`progress`] | the words everything shares |
 //!
 //! Imports run one way: `cmd -> {export, upgrade} -> delta -> {store, legacy, point} -> {block, format}`,
-//! `map -> point`, `serve -> store`, `cmd -> {serve, dm, ui}`.
+//! `map -> point`, `serve -> {store, ublk}`, `dm -> ublk -> format`, `cmd -> {serve, dm, ui}`.
 
 pub mod block;
 pub mod cmd;
@@ -35,6 +36,7 @@ pub mod point;
 pub mod progress;
 pub mod serve;
 pub mod store;
+pub mod ublk;
 pub mod ui;
 pub mod units;
 pub mod upgrade;

@@ -342,6 +342,29 @@ fn netlink_seed() -> Vec<u8> {
     [request(20, 3, 9, &attributes), request(2, 0, 9, &[0; 16])].concat()
 }
 
+/// A device, whose bytes are requests too, and a request of each sort.
+fn ublk_seed() -> Vec<u8> {
+    use ddsnap::format::ublk::{DeviceInfo, State, feature};
+    let info = DeviceInfo {
+        queues: 1,
+        depth: 128,
+        state: State::Live,
+        request_bytes_max: 1 << 20,
+        number: 3,
+        pid: 77,
+        features: feature::USER_COPY,
+        mark: 0x1234_5678_9abc_def0,
+    };
+    let mut seed = info.encode().to_vec();
+    // Requests begin at every 24th byte.
+    seed.resize(72, 0);
+    for operation in [0u64, 1 | 1 << 13, 2, 3, 5, 9] {
+        seed.extend((operation | 8 << 32).to_le_bytes());
+        seed.extend([4096u64.to_le_bytes(), [0; 8]].concat());
+    }
+    seed
+}
+
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "superblock" => {
@@ -365,6 +388,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "http" => vec![b"GET /metrics?a=b HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".to_vec()],
         "nbd" => nbd_seeds(),
         "netlink" => vec![netlink_seed()],
+        "ublk" => vec![ublk_seed()],
         "control" => control_seeds(),
         // Written by the tests of the reader, which make such stores.
         "legacy" => Vec::new(),

@@ -37,6 +37,21 @@ pub fn netlink(data: &[u8]) {
     }
 }
 
+/// What a kernel's ublk driver tells: a device reads back, and a request ends where numbers do.
+pub fn ublk(data: &[u8]) {
+    use ddsnap::format::ublk::{DeviceInfo, Operation, Request};
+    if let Some(bytes) = data.first_chunk()
+        && let Ok(info) = DeviceInfo::decode(bytes)
+    {
+        assert_eq!(DeviceInfo::decode(&info.encode()).unwrap(), info);
+    }
+    for bytes in data.chunks_exact(Request::SIZE) {
+        let Ok(request) = Request::decode(bytes.first_chunk().unwrap()) else { continue };
+        assert!(request.offset.checked_add(u64::from(request.length)).is_some());
+        assert!(request.operation != Operation::Flush || request.length == 0);
+    }
+}
+
 pub fn superblock(data: &[u8]) {
     if let Ok(sb) = Superblock::decode(data) {
         assert_eq!(Superblock::decode(&sb.encode()).ok(), Some(sb));

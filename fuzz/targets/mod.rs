@@ -53,5 +53,6 @@ pub const TARGETS: &[Target] = &[
     ("http", formats::http),
     ("nbd", serve::nbd),
     ("netlink", formats::netlink),
+    ("ublk", formats::ublk),
     ("control", serve::control),
 ];

@@ -2,16 +2,16 @@
 
 use super::common::{SnapName, parse_device_name};
 use super::open;
-use crate::dm::device::{self, Device, Way};
+use crate::dm::device::{self, Device, Node};
 use crate::dm::insert::{self, Pair};
 use crate::dm::{mapper, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::point::PointId;
 use crate::point::volume::{SnapshotInfo, SnapshotState, StoreInfo, Volume};
 use crate::serve::control::{self, Client};
+use crate::ublk::device as ublk;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "Examples:
@@ -21,7 +21,7 @@ const EXAMPLES: &str = "Examples:
 /// Make devices of the live origin and of snapshots
 ///
 /// The devices are /dev/mapper/VOL for the origin and '/dev/mapper/VOL(TAG)' for a snapshot; where the kernel has no
-/// device-mapper, /dev/nbdN. Each line printed is a point and its device. What is attached already gets a new
+/// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk. Each line printed is a point and its device. What is attached already gets a new
 /// connection if its server was another one: give the command again after the server was started again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -39,13 +39,14 @@ pub struct Args {
     /// started with --beneath
     #[arg(long, value_name = "DEV", conflicts_with = "name")]
     insert: Option<PathBuf>,
-    /// How long requests wait for a server that is gone, in seconds, before they fail
-    #[arg(long, value_name = "SECONDS", default_value_t = WAIT_SECS)]
-    wait: u64,
+    /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices that are
+    /// made so are of NBD; those of ublk wait until there is a server, or until they are detached
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
 }
 
 /// Long enough to start a server again by hand, short enough that a machine can still be shut down.
-pub(super) const WAIT_SECS: u64 = 600;
+const WAIT_SECS: u64 = 600;
 
 /// Runs the command.
 ///
@@ -62,7 +63,7 @@ fn attach(args: &Args, ui: &Ui) -> Result<()> {
     let volume = Served::find(&args.socket, args.wait)?;
     let wanted: Vec<&SnapshotInfo> =
         args.snap.iter().map(|snap| snap.snapshot(&volume.snapshots)).collect::<Result<_>>()?;
-    let present = device::all(&volume.identity(""))?;
+    let present = volume.devices()?;
     let name = match volume.pair(args.insert.as_deref())? {
         Some(pair) => {
             ui.print(&volume.insert(&pair)?)?;
@@ -75,7 +76,7 @@ fn attach(args: &Args, ui: &Ui) -> Result<()> {
         }
     };
     for snapshot in &volume.snapshots {
-        let identity = volume.identity(&point_name(Some(snapshot)));
+        let identity = volume.identity_of(Some(snapshot));
         let is_present = present.iter().any(|device| device.identity == identity);
         if is_present || wanted.iter().any(|wanted| wanted.id == snapshot.id) {
             ui.print(&volume.attach(Some(snapshot), &format!("{name}({})", snapshot.tag))?)?;
@@ -93,7 +94,8 @@ pub(super) struct Served {
     socket: PathBuf,
     pub(super) info: StoreInfo,
     pub(super) snapshots: Vec<SnapshotInfo>,
-    wait_secs: u64,
+    pid: u32,
+    wait_secs: Option<u64>,
 }
 
 /// Names a point inside of an identity.
@@ -101,22 +103,44 @@ fn point_name(snapshot: Option<&SnapshotInfo>) -> String {
     snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.id.to_string())
 }
 
+fn point(snapshot: Option<&SnapshotInfo>) -> PointId {
+    snapshot.map_or(PointId::Origin, |snapshot| PointId::Snapshot(snapshot.id))
+}
+
 impl Served {
     /// Asks the server at `socket`.
-    pub(super) fn find(socket: &Path, wait_secs: u64) -> Result<Self> {
+    pub(super) fn find(socket: &Path, wait_secs: Option<u64>) -> Result<Self> {
         let client = Client::connect(socket)?;
         let mut snapshots = Volume::snapshots(&client);
         snapshots.retain(|snapshot| snapshot.state == SnapshotState::Normal);
-        Ok(Self { socket: socket.to_path_buf(), info: Volume::info(&client), snapshots, wait_secs })
+        let (socket, info, pid) = (socket.to_path_buf(), Volume::info(&client), client.pid());
+        Ok(Self { socket, info, snapshots, pid, wait_secs })
     }
 
     fn identity(&self, point: &str) -> String {
         device::identity(&self.info.uuid.to_string(), point)
     }
 
+    /// What names a point of it to the kernel.
+    pub(super) fn identity_of(&self, snapshot: Option<&SnapshotInfo>) -> String {
+        self.identity(&point_name(snapshot))
+    }
+
+    /// Its devices.
+    pub(super) fn devices(&self) -> Result<Vec<Device>> {
+        let points = std::iter::once(None).chain(self.snapshots.iter().map(Some));
+        let known: Vec<_> = points.map(|point| self.identity_of(point)).collect();
+        device::all(&self.identity(""), &known)
+    }
+
+    /// Bytes of a point.
+    pub(super) fn size(&self, snapshot: Option<&SnapshotInfo>) -> u64 {
+        snapshot.map_or(self.info.origin_size, |snapshot| snapshot.size_bytes)
+    }
+
     /// What the origin's device is called: as wished, or as it is already, or by the socket.
     fn name(&self, wished: Option<&str>, present: &[Device]) -> Result<String> {
-        let origin = self.identity(&point_name(None));
+        let origin = self.identity_of(None);
         let found = present.iter().find(|device| device.identity == origin);
         let found = found.and_then(|device| device.mapped.as_ref()).map(|mapped| mapped.name.clone());
         match (wished, found) {
@@ -160,36 +184,68 @@ impl Served {
 
     /// Slips the server under a device; the line that tells of it.
     fn insert(&self, pair: &Pair) -> Result<String> {
-        let served = control::Served::connect(&self.socket, PointId::Origin)?;
-        let index = device::attach_unnamed(&self.link(&served, &self.identity(&point_name(None))))?;
-        if !pair.is_inserted()? {
-            pair.insert(index, served.size / 512)?;
+        let identity = self.identity_of(None);
+        let connected = device::attach_unnamed(&identity, &mut |found| self.connect_nbd(None, found))?;
+        if !pair.is_inserted()?
+            && let Node::Nbd(number) = connected
+        {
+            pair.insert(number, self.info.origin_size / 512)?;
         }
         Ok(format!("origin {}", mapper::path(&pair.upper).display()))
     }
 
-    fn link<'a>(&self, served: &'a control::Served, identity: &'a str) -> nbd::Link<'a, &'a UnixStream> {
-        nbd::Link {
+    /// Makes the device that the server feeds, or gives `found`, which is there already, a connection to it.
+    fn connect(&self, snapshot: Option<&SnapshotInfo>, found: Option<Node>) -> Result<Node> {
+        let is_ublk = match found {
+            Some(node) => matches!(node, Node::Ublk(_)),
+            // Without a name nobody would find it again once its server is gone.
+            None => self.wait_secs.is_none() && mapper::is_available(),
+        };
+        if !is_ublk {
+            return self.connect_nbd(snapshot, found);
+        }
+        match self.connect_ublk(snapshot) {
+            // The kernel or the server has none.
+            Err(error) if found.is_none() && matches!(error.kind(), Kind::NotFound | Kind::Refused) => {
+                self.connect_nbd(snapshot, found)
+            }
+            connected => connected.map(Node::Ublk),
+        }
+    }
+
+    /// As a device of ublk; its number.
+    pub(super) fn connect_ublk(&self, snapshot: Option<&SnapshotInfo>) -> Result<u32> {
+        let wish = ublk::Wish {
+            identity: &self.identity_of(snapshot),
+            size: self.size(snapshot),
+            block_size: device::block_size(&self.info.origin_path),
+            is_read_only: snapshot.is_some(),
+        };
+        let serve = |number, depth| control::serve_ublk(&self.socket, point(snapshot), (number, depth));
+        ublk::connect(&wish, self.pid, serve)
+    }
+
+    fn connect_nbd(&self, snapshot: Option<&SnapshotInfo>, found: Option<Node>) -> Result<Node> {
+        let served = control::Served::connect(&self.socket, point(snapshot))?;
+        let link = nbd::Link {
             socket: &served.stream,
             size: served.size,
             block_size: device::block_size(&self.info.origin_path),
             flags: served.flags,
-            wait_secs: self.wait_secs,
-            identity,
+            wait_secs: self.wait_secs.unwrap_or(WAIT_SECS),
+            identity: &self.identity_of(snapshot),
+        };
+        match found {
+            Some(Node::Nbd(number)) => nbd::reconnect(number, &link).map(|()| Node::Nbd(number)),
+            _ => nbd::connect(&link).map(Node::Nbd),
         }
     }
 
     /// Makes the device of a snapshot or of the origin; the line that tells of it.
     pub(super) fn attach(&self, snapshot: Option<&SnapshotInfo>, name: &str) -> Result<String> {
-        let point = snapshot.map_or(PointId::Origin, |snapshot| PointId::Snapshot(snapshot.id));
-        let device = match Way::best() {
-            Way::KernelNbd => {
-                let served = control::Served::connect(&self.socket, point)?;
-                let identity = self.identity(&point_name(snapshot));
-                let link = self.link(&served, &identity);
-                device::attach(name, &link, snapshot.is_some())?
-            }
-        };
+        let identity = self.identity_of(snapshot);
+        let device =
+            device::attach(name, &identity, snapshot.is_some(), &mut |found| self.connect(snapshot, found))?;
         let path = device.path().unwrap_or_default();
         let what = snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.tag.to_string());
         Ok(format!("{what} {}", path.display()))
@@ -198,7 +254,7 @@ impl Served {
     /// True for the device of a snapshot of this volume that is there no longer.
     fn has_lost(&self, device: &Device) -> bool {
         let snapshots = self.snapshots.iter().map(Some);
-        !snapshots.chain([None]).any(|point| self.identity(&point_name(point)) == device.identity)
+        !snapshots.chain([None]).any(|point| self.identity_of(point) == device.identity)
     }
 }
 
@@ -280,22 +336,25 @@ fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
 }
 
 fn connect(socket: &Path) -> Result<Client> {
-    Client::connect(socket)
-        .map_err(|error| error.hint("without the server, name the volume as attach has called it"))
+    Client::connect(socket).map_err(hint_at_names)
+}
+
+fn hint_at_names(error: Error) -> Error {
+    error.hint("without the server, name the volume as attach has called it")
 }
 
 /// The devices that `what` means; there may be none if `may_be_none`.
 pub(super) fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
     let found = match open::is_served(what) {
-        true => device::all(&device::identity(&Volume::info(&connect(what)?).uuid.to_string(), ""))?,
+        true => Served::find(what, None).map_err(hint_at_names)?.devices()?,
         false if may_be_none => Vec::new(),
         false => {
-            let all = device::all("")?;
+            let all = device::all("", &[])?;
             let Some(one) = all.iter().find(|device| is_called(device, what)) else {
                 return Err(nothing(what));
             };
             match device::siblings(&one.identity).filter(|_| one.identity.ends_with("-origin")) {
-                Some(begin) => device::all(begin)?,
+                Some(begin) => device::all(begin, &[])?,
                 None => vec![one.clone()],
             }
         }
@@ -307,7 +366,7 @@ fn is_called(device: &Device, what: &Path) -> bool {
     let name = device.mapped.as_ref().map(|mapped| mapped.name.as_str());
     name == what.to_str()
         || device.path().as_deref() == Some(what)
-        || device.nbd.map(nbd::path).as_deref() == Some(what)
+        || device.node.map(Node::path).as_deref() == Some(what)
 }
 
 fn nothing(what: &Path) -> Error {

@@ -1,6 +1,6 @@
 //! `dmsetup` and `agent`: what scripts of 2008 call, on a kernel that knows no target of the name ddsnap.
 
-use super::attach::{Served, WAIT_SECS};
+use super::attach::Served;
 use super::overlap;
 use crate::dm::{device, mapper};
 use crate::error::{Error, Kind, Result};
@@ -83,7 +83,7 @@ fn create(name: &str, rest: &[&str], ui: &Ui) -> Result<Exit> {
 const TABLE_MAX: u64 = 16 << 20;
 
 fn remove(name: &str) -> Result<Exit> {
-    let found = device::all("")?;
+    let found = device::all("", &[])?;
     let found: Vec<_> = found
         .into_iter()
         .filter(|device| device.mapped.as_ref().is_some_and(|mapped| mapped.name == name))
@@ -135,8 +135,8 @@ impl Line {
 
     fn create(&self, name: &str, ui: &Ui) -> Result<()> {
         // In 2008 the socket was that of an agent, which knew the server; a server is known by its store too.
-        let served = match Served::find(&self.socket, WAIT_SECS) {
-            Err(error) => Served::find(&self.store, WAIT_SECS).map_err(|_| error)?,
+        let served = match Served::find(&self.socket, None) {
+            Err(error) => Served::find(&self.store, None).map_err(|_| error)?,
             served => served?,
         };
         let snapshot = self.tag.map(|tag| served.tagged(tag)).transpose()?;
@@ -169,10 +169,6 @@ impl Served {
             }
         }
         Ok(())
-    }
-
-    fn size(&self, snapshot: Option<&SnapshotInfo>) -> u64 {
-        snapshot.map_or(self.info.origin_size, |snapshot| snapshot.size_bytes)
     }
 }
 

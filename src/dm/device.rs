@@ -1,26 +1,48 @@
 //! A device over a point of a volume: found again by what is behind it, made where it is not there.
 
-use super::nbd::Link;
 use super::{mapper, nbd};
 use crate::block::mount;
 use crate::error::{Error, Kind, Result};
-use rustix::fd::AsFd;
+use crate::ublk::device as ublk;
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// How a point becomes a device.
+/// A device of the kernel that a server feeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// An NBD device of the kernel.
-    KernelNbd,
+pub enum Node {
+    /// The NBD device of this number.
+    Nbd(u32),
+    /// The ublk device of this number.
+    Ublk(u32),
 }
 
-impl Way {
-    /// The best one that this machine has.
+impl Node {
+    /// Where it is.
     #[must_use]
-    pub const fn best() -> Self {
-        Self::KernelNbd
+    pub fn path(self) -> PathBuf {
+        match self {
+            Self::Nbd(number) => nbd::path(number),
+            Self::Ublk(number) => ublk::path(number),
+        }
+    }
+
+    /// Sectors of 512 bytes.
+    fn sectors(self) -> Result<u64> {
+        let path = self.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let sys = PathBuf::from(format!("/sys/block/{name}/size"));
+        let text = std::fs::read_to_string(&sys)
+            .map_err(|error| Error::io(format!("cannot read its size: {error}"), error).at_path(&sys))?;
+        text.trim().parse().map_err(|_| Error::damaged("its size is no number").at_path(&sys))
+    }
+
+    /// Takes it away; requests under way fail.
+    fn disconnect(self) -> Result<()> {
+        match self {
+            Self::Nbd(number) => nbd::disconnect(number),
+            Self::Ublk(number) => ublk::remove(number),
+        }
     }
 }
 
@@ -46,8 +68,8 @@ pub fn siblings(identity: &str) -> Option<&str> {
 pub struct Device {
     /// What is behind it.
     pub identity: String,
-    /// The NBD device, if it is connected.
-    pub nbd: Option<u32>,
+    /// What a server feeds, if it is there.
+    pub node: Option<Node>,
     /// The device with the name, if there is one.
     pub mapped: Option<mapper::Mapped>,
 }
@@ -56,25 +78,39 @@ impl Device {
     /// What users open: the name, or else the device itself.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
-        let node = || self.nbd.map(nbd::path);
+        let node = || self.node.map(Node::path);
         self.mapped.as_ref().map(mapper::Mapped::path).or_else(node)
     }
 }
 
-/// The devices whose identity begins with `begin`, in its order.
+/// The devices whose identity begins with `begin`, in its order. Of devices of ublk the kernel knows no more than a mark:
+/// those without a name are found if they are among the identities `known`.
 ///
 /// # Errors
-/// What dmsetup says.
-pub fn all(begin: &str) -> Result<Vec<Device>> {
+/// What dmsetup and ublk say.
+pub fn all(begin: &str, known: &[String]) -> Result<Vec<Device>> {
     let mut devices: Vec<Device> = nbd::devices()
         .into_iter()
-        .map(|(index, identity)| Device { identity, nbd: Some(index), mapped: None })
+        .map(|(index, identity)| Device { identity, node: Some(Node::Nbd(index)), mapped: None })
         .collect();
+    let marks = ublk::marks()?;
+    let find = |identity: &str| {
+        let mark = ublk::mark(identity);
+        marks.iter().find(|(_, found)| *found == mark).map(|(number, _)| Node::Ublk(*number))
+    };
+    for identity in known {
+        if let Some(node) = find(identity) {
+            devices.push(Device { identity: identity.clone(), node: Some(node), mapped: None });
+        }
+    }
     let names = if mapper::is_available() { mapper::list()? } else { Vec::new() };
     for mapped in names {
         match devices.iter_mut().find(|device| device.identity == mapped.uuid) {
             Some(device) => device.mapped = Some(mapped),
-            None => devices.push(Device { identity: mapped.uuid.clone(), nbd: None, mapped: Some(mapped) }),
+            None => {
+                let (identity, node) = (mapped.uuid.clone(), find(&mapped.uuid));
+                devices.push(Device { identity, node, mapped: Some(mapped) });
+            }
         }
     }
     devices.retain(|device| device.identity.starts_with(OURS) && device.identity.starts_with(begin));
@@ -82,17 +118,20 @@ pub fn all(begin: &str) -> Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// Makes a device without a name, or gives the one that is there already another connection; returns its number.
+/// Makes what a server feeds, or gives the one that is there already another connection.
+pub type Connect<'a> = dyn FnMut(Option<Node>) -> Result<Node> + 'a;
+
+/// Makes a device without a name, or gives the one that is there already another connection.
 ///
 /// # Errors
 /// As [`attach`]; `Kind::Exists` if it has a name.
-pub fn attach_unnamed<Fd: AsFd>(link: &Link<'_, Fd>) -> Result<u32> {
-    match all(link.identity)?.into_iter().find(|device| device.identity == link.identity) {
+pub fn attach_unnamed(identity: &str, connect: &mut Connect<'_>) -> Result<Node> {
+    match all(identity, &[identity.to_owned()])?.into_iter().find(|device| device.identity == identity) {
         Some(Device { mapped: Some(mapped), .. }) => {
             Err(Error::new(Kind::Exists, format!("it is attached already, as {}", mapped.name)))
         }
-        Some(Device { nbd: Some(index), .. }) => nbd::reconnect(index, link).map(|()| index),
-        _ => nbd::connect(link),
+        Some(Device { node, .. }) => connect(node),
+        None => connect(None),
     }
 }
 
@@ -101,54 +140,43 @@ pub fn attach_unnamed<Fd: AsFd>(link: &Link<'_, Fd>) -> Result<u32> {
 /// # Errors
 /// `Kind::Exists` if something else has the name; `Kind::NotFound` if the kernel has no such devices;
 /// `Kind::Refused` without the right to; `Kind::Io`.
-pub fn attach<Fd: AsFd>(name: &str, link: &Link<'_, Fd>, is_read_only: bool) -> Result<Device> {
-    let found = all(link.identity)?.into_iter().find(|device| device.identity == link.identity);
-    if let Some(Device { nbd: Some(index), mapped, .. }) = found {
-        nbd::reconnect(index, link)?;
-        let mapped = match mapped {
-            None if mapper::is_available() => Some(name_it(name, index, link, is_read_only)?),
-            mapped => mapped,
-        };
-        return Ok(Device { identity: link.identity.to_owned(), nbd: Some(index), mapped });
-    }
-    let taken =
-        mapper::is_available() && mapper::find(name)?.is_some_and(|other| other.uuid != link.identity);
-    if taken {
+pub fn attach(name: &str, identity: &str, is_read_only: bool, connect: &mut Connect<'_>) -> Result<Device> {
+    let known = [identity.to_owned()];
+    let found = all(identity, &known)?.into_iter().find(|device| device.identity == identity);
+    let (present, mapped) = found.map_or((None, None), |device| (device.node, device.mapped));
+    let has_names = mapper::is_available();
+    let is_taken = has_names && mapper::find(name)?.is_some_and(|other| other.uuid != identity);
+    if mapped.is_none() && is_taken {
         return Err(Error::new(Kind::Exists, "another device has this name").at_path(&mapper::path(name)));
     }
-    let index = nbd::connect(link)?;
-    let mapped = match found.and_then(|device| device.mapped) {
+    let node = connect(present)?;
+    let mapped = match mapped {
         // Somebody has disconnected what was below the name.
-        Some(mapped) => {
-            mapper::load(&mapped.name, &table(index, link))?;
+        Some(mapped) if present.is_none() => {
+            mapper::load(&mapped.name, &table(node)?)?;
             mapper::suspend(&mapped.name, false)?;
             mapper::resume(&mapped.name)?;
             Some(mapped)
         }
-        None if mapper::is_available() => {
-            let named = name_it(name, index, link, is_read_only);
-            if named.is_err() {
+        None if has_names => {
+            let named = name_it(name, node, identity, is_read_only);
+            if named.is_err() && present.is_none() {
                 // The error tells more than what may follow from it.
-                let _ = nbd::disconnect(index);
+                let _ = node.disconnect();
             }
             Some(named?)
         }
-        None => None,
+        mapped => mapped,
     };
-    Ok(Device { identity: link.identity.to_owned(), nbd: Some(index), mapped })
+    Ok(Device { identity: identity.to_owned(), node: Some(node), mapped })
 }
 
-fn table<Fd: AsFd>(index: u32, link: &Link<'_, Fd>) -> String {
-    format!("0 {} linear {} 0", link.size / 512, nbd::path(index).display())
+fn table(node: Node) -> Result<String> {
+    Ok(format!("0 {} linear {} 0", node.sectors()?, node.path().display()))
 }
 
-fn name_it<Fd: AsFd>(
-    name: &str,
-    index: u32,
-    link: &Link<'_, Fd>,
-    is_read_only: bool,
-) -> Result<mapper::Mapped> {
-    mapper::create(name, link.identity, &table(index, link), is_read_only)?;
+fn name_it(name: &str, node: Node, identity: &str, is_read_only: bool) -> Result<mapper::Mapped> {
+    mapper::create(name, identity, &table(node)?, is_read_only)?;
     mapper::find(name)?.ok_or_else(|| Error::new(Kind::Io, format!("{name} is gone at once")))
 }
 
@@ -164,8 +192,8 @@ pub fn detach(devices: &[Device]) -> Result<()> {
         if let Some(mapped) = &device.mapped {
             mapper::remove(&mapped.name)?;
         }
-        if let Some(index) = device.nbd {
-            nbd::disconnect(index)?;
+        if let Some(node) = device.node {
+            node.disconnect()?;
         }
     }
     Ok(())
@@ -178,7 +206,8 @@ fn ensure_unused(device: &Device) -> Result<()> {
             _ => Err(mapper::busy(mapped)),
         };
     }
-    let Some(path) = device.nbd.map(nbd::path) else { return Ok(()) };
+    let Some(node) = device.node else { return Ok(()) };
+    let path = node.path();
     if let Some(holder) = mount::held_by(&path)? {
         return Err(Error::new(Kind::Busy, format!("it is {holder}"))
             .at_path(&path)

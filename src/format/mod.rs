@@ -19,6 +19,7 @@ pub mod salt;
 pub mod superblock;
 pub mod switch;
 pub mod table;
+pub mod ublk;
 pub mod vcdiff;
 
 /// Every layout table, in the order of `docs/format.md`, which is generated from them.

@@ -11,6 +11,7 @@
 //! | [`metrics`] | figures for monitoring, over HTTP |
 //! | [`listen`] | sockets, addresses, streams |
 //! | [`fuse`] | exports as files |
+//! | [`ublk`] | an export as a device of the kernel's ublk |
 //! | [`frozen`] | exports that stay as they are |
 //! | [`front`] | a listener and its connections |
 //! | [`tls`] | NBD encrypted |
@@ -27,3 +28,4 @@ pub mod metrics;
 pub mod nbd;
 pub mod notify;
 pub mod tls;
+pub mod ublk;

@@ -2,6 +2,7 @@
 
 mod plan;
 mod service;
+mod ublk;
 
 use super::common::{OldArgs, VolArgs, parse_size};
 use super::daemon::{self, Stage};
@@ -76,6 +77,9 @@ pub struct Args {
     /// Show 'origin' and 'snap/TAG' as files in this empty folder: loop devices take them (losetup --direct-io=on)
     #[arg(long, value_name = "DIR")]
     fuse: Vec<PathBuf>,
+    /// Make a device of the origin at once, /dev/ublkbN, and give those of ublk that wait for a server of this volume one
+    #[arg(long, conflicts_with = "beneath")]
+    ublk: bool,
     /// Offer figures in the text format of Prometheus, as http://ADDRESS/metrics, at unix:PATH or HOST:PORT of this
     /// machine
     #[arg(long, value_name = "ADDRESS", value_parser = plan::parse_metrics)]
@@ -224,7 +228,7 @@ struct Ways<'a> {
     tls: Option<Tls>,
     figures: &'a Arc<Collector>,
     report: Report,
-    log: &'a Log,
+    log: &'a Arc<Log>,
 }
 
 impl Ways<'_> {
@@ -243,6 +247,10 @@ impl Ways<'_> {
         for folder in &plan.fuse {
             fronts.push(Box::new(Fuse::mount(Arc::clone(&exports), folder, false)?));
             self.log.note(&format!("mounted at {}", folder.display()));
+        }
+        if plan.ublk {
+            let store = self.live.devices()[0].path().to_path_buf();
+            fronts.push(Box::new(ublk::Ublk::new(store, Arc::clone(self.log))?));
         }
         for address in &plan.metrics {
             let listener = bind(address, Reach::ThisMachine, self.log)?;

@@ -28,6 +28,8 @@ pub struct Plan {
     pub insecure: bool,
     /// Where to show files.
     pub fuse: Vec<PathBuf>,
+    /// The origin is a device of ublk at once.
+    pub ublk: bool,
     /// Where to offer figures.
     pub metrics: Vec<Address>,
     /// Where the process id goes.
@@ -59,6 +61,7 @@ impl Plan {
             verify_peer: args.tls_verify_peer,
             insecure: args.insecure,
             fuse: args.fuse.clone(),
+            ublk: args.ublk,
             metrics: args.metrics.clone(),
             pidfile: args.pidfile.clone(),
             logfile: args.logfile.clone(),

@@ -45,6 +45,19 @@ impl Served {
     }
 }
 
+/// Makes the server that listens at `path`, or has the store there open, serve `point` as ublk device `number`, which takes
+/// `depth` requests at a time.
+///
+/// # Errors
+/// As [`Served::connect`]; `Kind::Refused` if the server may not; `Kind::Busy` if another process serves it.
+pub fn serve_ublk(path: &Path, point: PointId, (number, depth): (u32, u16)) -> Result<()> {
+    // It never is a `Client`: nobody listens for its last word.
+    match converse(&mut dial(path)?, &Request::Ublk { point, number, depth }, &[])? {
+        Reply::Done => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
 /// Chunks whose holes are looked at between two looks at the tables; whole pages of change bits.
 const HOLES_STEP: u64 = 8 << 20;
 
@@ -55,6 +68,7 @@ pub struct Client {
     snapshots: Vec<SnapshotInfo>,
     points: Vec<Point>,
     chunk_bits: u32,
+    pid: u32,
     /// What the origin was when it was asked to be held.
     frozen: OnceLock<Point>,
     /// The tables as they were when something was first read.
@@ -69,9 +83,9 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = Mutex::new(dial(path)?);
         match ask(&stream, &Request::Describe, &[], None)? {
-            Reply::Volume { info, snapshots, points, chunk_bits } => {
+            Reply::Volume { info, snapshots, points, chunk_bits, pid } => {
                 let (frozen, attached) = (OnceLock::new(), OnceLock::new());
-                Ok(Self { stream, info: *info, snapshots, points, chunk_bits, frozen, attached })
+                Ok(Self { stream, info: *info, snapshots, points, chunk_bits, pid, frozen, attached })
             }
             _ => Err(unexpected()),
         }
@@ -81,6 +95,12 @@ impl Client {
     #[must_use]
     pub fn serves(path: &Path) -> bool {
         connect_to_owner(path).is_some()
+    }
+
+    /// The server's process.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// What the server has done.

@@ -13,7 +13,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, Served};
+pub use client::{Client, Served, serve_ublk};
 pub use devices::Devices;
 pub use server::Control;
 
@@ -89,6 +89,9 @@ enum Request {
     Release,
     /// A point as a device: if the answer is `Device`, this connection speaks NBD from then on, without negotiation.
     Serve(PointId),
+    /// A point as this device of ublk, which takes so many requests at a time and is not started yet. Served until it is
+    /// taken away, or the server ends.
+    Ublk { point: PointId, number: u32, depth: u16 },
     /// The end of the server.
     Stop,
 }
@@ -101,6 +104,8 @@ enum Reply {
         snapshots: Vec<SnapshotInfo>,
         points: Vec<Point>,
         chunk_bits: u32,
+        /// The process.
+        pid: u32,
     },
     Figures(Box<ServerFigures>),
     Frozen(Box<Point>),

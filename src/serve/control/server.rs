@@ -10,7 +10,7 @@ use crate::serve::export::{self, Export};
 use crate::serve::figures::Collector;
 use crate::serve::front::Service;
 use crate::serve::listen::Stream;
-use crate::serve::nbd;
+use crate::serve::{nbd, ublk};
 use crate::store::{Live, Pin, User};
 use crate::units::Epoch;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -173,6 +173,25 @@ impl Control {
         }
     }
 
+    /// Serves a point as a device of ublk, to its end. The connection has no part in it but to tell that it begins.
+    fn serve_ublk<S: Stream>(&self, mut stream: S, point: PointId, device: (u32, u16)) -> Result<()> {
+        let traffic = self.figures.traffic();
+        let _open = traffic.open();
+        let end = Arc::new(ublk::End::new()?);
+        let place = {
+            let end = Arc::clone(&end);
+            self.devices.add(move || end.end())
+        };
+        let opened = match &place {
+            None => Err(ended()),
+            Some(_) => self.open(point),
+        };
+        match opened.and_then(|export| ublk::Device::open(device.0, device.1, export, &end)) {
+            Err(error) => send(&mut stream, &Reply::from(&error)),
+            Ok(device) => device.serve(|| send(&mut stream, &Reply::Done)),
+        }
+    }
+
     fn open(&self, point: PointId) -> Result<Arc<dyn Export>> {
         export::open(&self.live.upgrade().ok_or_else(ended)?, point)
     }
@@ -220,7 +239,9 @@ impl Control {
                 }
                 Ok(Reply::Done)
             }
-            Request::Serve(_) => Err(Error::new(Kind::Usage, "a device has a connection of its own")),
+            Request::Serve(_) | Request::Ublk { .. } => {
+                Err(Error::new(Kind::Usage, "a device has a connection of its own"))
+            }
             Request::Change(change) => {
                 if matches!(change, Change::Create { .. }) {
                     self.ensure_unguarded()?;
@@ -306,6 +327,7 @@ fn describe(live: &Live) -> Reply {
         snapshots: view.snapshots(),
         points: view.points(),
         chunk_bits: view.chunk_bits(),
+        pid: std::process::id(),
     })
 }
 
@@ -343,9 +365,16 @@ impl Service for Control {
         let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
         let (mut needs, mut data) = (self.nothing_needed(client), Vec::new());
         while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
-            if let Request::Serve(point) = request {
-                drop(needs);
-                return self.serve_device(stream, point);
+            match request {
+                Request::Serve(point) => {
+                    drop(needs);
+                    return self.serve_device(stream, point);
+                }
+                Request::Ublk { point, number, depth } => {
+                    drop(needs);
+                    return self.serve_ublk(stream, point, (number, depth));
+                }
+                _ => {}
             }
             let length = following(&request)?;
             let mut share = Some(Share::take(&self.memory, length)?);

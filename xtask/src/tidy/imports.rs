@@ -19,8 +19,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("export", &["delta", "point", "format", "error", "units", "progress"]),
     ("map", &["point", "error", "units", "progress"]),
     ("dump", &["store", "legacy", "block", "format", "error", "units", "progress"]),
-    ("serve", &["store", "legacy", "point", "block", "format", "error", "units", "progress"]),
-    ("dm", &["block", "format", "error", "units", "progress"]),
+    ("ublk", &["format", "error", "units"]),
+    ("serve", &["ublk", "store", "legacy", "point", "block", "format", "error", "units", "progress"]),
+    ("dm", &["ublk", "block", "format", "error", "units", "progress"]),
     (
         "ui",
         &[
@@ -31,8 +32,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cmd",
         &[
-            "ui", "serve", "dm", "dump", "export", "upgrade", "delta", "map", "store", "legacy", "point",
-            "block", "format", "error", "units", "progress",
+            "ui", "serve", "dm", "ublk", "dump", "export", "upgrade", "delta", "map", "store", "legacy",
+            "point", "block", "format", "error", "units", "progress",
         ],
     ),
 ];

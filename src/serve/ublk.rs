@@ -1,0 +1,339 @@
+//! ublk: an export as a block device of the kernel. One thread takes requests and tells them done, as the kernel wants
+//! it; others do them, for a flush must not keep reads waiting.
+
+use super::export::Export;
+use crate::error::{Error, Kind, Result};
+use crate::format::ublk::{Operation, Request};
+use crate::ublk::queue::{Bell, Data, Event, Queue};
+use crate::units::index;
+use crossbeam_channel::{Receiver, Sender};
+use rustix::io::Errno;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Threads of one device, at most: as many requests are done at a time.
+const THREADS_MAX: usize = 64;
+/// A thread waits with a stack that holds no more than calls.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Ends a device's serving, from any thread.
+pub struct End {
+    bell: Arc<Bell>,
+    ended: AtomicBool,
+}
+
+impl End {
+    /// Of a device that is not served yet.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn new() -> Result<Self> {
+        Ok(Self { bell: Arc::new(Bell::new()?), ended: AtomicBool::new(false) })
+    }
+
+    /// What is under way is done, what comes afterwards waits for the next server.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+}
+
+/// A device that is about to be served.
+pub struct Device {
+    queue: Queue,
+    export: Arc<dyn Export>,
+    end: Arc<End>,
+}
+
+/// A request for the threads.
+struct Job {
+    tag: u16,
+    request: Request,
+}
+
+/// What threads have done: tags and results.
+type Done = Mutex<Vec<(u16, i32)>>;
+
+impl Device {
+    /// Serves `export` as device `number`, which takes `depth` requests at a time, until `end` is told.
+    ///
+    /// # Errors
+    /// As [`Queue::open`].
+    pub fn open(number: u32, depth: u16, export: Arc<dyn Export>, end: &Arc<End>) -> Result<Self> {
+        Ok(Self { queue: Queue::open(number, depth, &end.bell)?, export, end: Arc::clone(end) })
+    }
+
+    /// Serves until the device is taken away, or [`End::end`]. `begun` is called once the device can be started.
+    ///
+    /// # Errors
+    /// `Kind::Io`; what `begun` says.
+    pub fn serve(mut self, begun: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.queue.begin()?;
+        begun()?;
+        let (jobs, todo) = crossbeam_channel::unbounded();
+        let done = Done::default();
+        let worker = Worker {
+            export: self.export,
+            data: self.queue.data(),
+            todo,
+            done: &done,
+            bell: Arc::clone(&self.end.bell),
+        };
+        std::thread::scope(|scope| {
+            let more = || {
+                let worker = worker.clone();
+                let thread = std::thread::Builder::new().name("ublk".into()).stack_size(STACK_BYTES);
+                thread.spawn_scoped(scope, move || worker.work()).map(|_| ())
+            };
+            Taker { queue: self.queue, end: &self.end, jobs, done: &done, threads: 0, running: 0 }.take(&more)
+        })
+    }
+}
+
+/// The thread that takes requests.
+struct Taker<'a> {
+    queue: Queue,
+    end: &'a End,
+    /// Threads end when it is dropped.
+    jobs: Sender<Job>,
+    done: &'a Done,
+    threads: usize,
+    /// Requests that are with the threads.
+    running: usize,
+}
+
+impl Taker<'_> {
+    fn take(mut self, more: &dyn Fn() -> std::io::Result<()>) -> Result<()> {
+        let mut present = usize::from(self.queue.depth());
+        loop {
+            for event in self.queue.wait()? {
+                match event {
+                    Event::Gone => present = present.saturating_sub(1),
+                    // The next server gets it.
+                    _ if self.end.ended.load(Ordering::Acquire) => {}
+                    Event::Request(tag, Ok(request)) => self.start(Job { tag, request }, more)?,
+                    Event::Request(tag, Err(error)) => self.queue.commit(tag, number(&error))?,
+                }
+            }
+            let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
+            self.running = self.running.saturating_sub(done.len());
+            for (tag, result) in done {
+                self.queue.commit(tag, result)?;
+            }
+            let is_over = present == 0 || self.end.ended.load(Ordering::Acquire);
+            if is_over && self.running == 0 {
+                return self.queue.settle();
+            }
+        }
+    }
+
+    /// Gives a request to a thread, a new one if all are busy.
+    fn start(&mut self, job: Job, more: &dyn Fn() -> std::io::Result<()>) -> Result<()> {
+        self.running += 1;
+        if self.running > self.threads && self.threads < THREADS_MAX {
+            match more() {
+                Ok(()) => self.threads += 1,
+                // Those there are do all the work.
+                Err(_) if self.threads > 0 => {}
+                Err(error) => return Err(Error::io("cannot start a thread", error)),
+            }
+        }
+        self.jobs.send(job).map_err(|_| Error::new(Kind::Io, "no thread does requests any more"))
+    }
+}
+
+/// A thread that does requests.
+#[derive(Clone)]
+struct Worker<'a> {
+    export: Arc<dyn Export>,
+    data: Data,
+    todo: Receiver<Job>,
+    done: &'a Done,
+    bell: Arc<Bell>,
+}
+
+impl Worker<'_> {
+    fn work(&self) {
+        let mut buf = Vec::new();
+        for job in &self.todo {
+            let result = perform(self.export.as_ref(), &job.request, &mut buf, &mut |step| match step {
+                Step::Take(buf) => self.data.take(job.tag, buf),
+                Step::Give(buf) => self.data.give(job.tag, buf),
+            });
+            let result = result.unwrap_or_else(|error| number(&error));
+            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.push((job.tag, result));
+            let is_first = done.len() == 1;
+            drop(done);
+            if is_first {
+                self.bell.ring();
+            }
+        }
+    }
+}
+
+/// How data comes and goes.
+enum Step<'a> {
+    /// What is to be written is wanted.
+    Take(&'a mut [u8]),
+    /// What was read is given.
+    Give(&'a [u8]),
+}
+
+/// Does what a request wants; returns the bytes that it read or wrote.
+fn perform(
+    export: &dyn Export,
+    request: &Request,
+    buf: &mut Vec<u8>,
+    data: &mut dyn FnMut(Step<'_>) -> std::io::Result<()>,
+) -> Result<i32> {
+    let failed = |error: std::io::Error| Error::io(format!("data of a request: {error}"), error);
+    let (offset, length) = (request.offset, request.length);
+    match request.operation {
+        Operation::Read => {
+            buf.resize(index(u64::from(length)), 0);
+            export.read(offset, buf)?;
+            data(Step::Give(buf)).map_err(failed)?;
+        }
+        Operation::Write => {
+            buf.resize(index(u64::from(length)), 0);
+            data(Step::Take(buf)).map_err(failed)?;
+            export.write(offset, buf)?;
+        }
+        Operation::Flush => export.flush()?,
+        Operation::Discard => export.discard(offset, u64::from(length))?,
+        Operation::WriteZeroes => export.write_zeroes(offset, u64::from(length))?,
+    }
+    if request.is_durable && request.operation != Operation::Read {
+        export.flush()?;
+    }
+    i32::try_from(length).map_err(|_| Error::new(Kind::Usage, format!("a request of {length} bytes")))
+}
+
+/// What the kernel is told of an error.
+fn number(error: &Error) -> i32 {
+    let errno = match error.kind() {
+        Kind::Usage => Errno::INVAL,
+        Kind::Unsupported => Errno::OPNOTSUPP,
+        Kind::NoSpace => Errno::NOSPC,
+        Kind::Refused => Errno::ROFS,
+        _ => Errno::IO,
+    };
+    errno.raw_os_error().saturating_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Remembers what was done.
+    struct Noted(Mutex<Vec<String>>, Option<Kind>);
+
+    impl Noted {
+        fn note(&self, what: String) -> Result<()> {
+            self.0.lock().unwrap().push(what);
+            self.1.map_or(Ok(()), |kind| Err(Error::new(kind, "as wished")))
+        }
+    }
+
+    impl Export for Noted {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn is_read_only(&self) -> bool {
+            false
+        }
+
+        fn preferred_size(&self) -> u32 {
+            4096
+        }
+
+        fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+            buf.fill(7);
+            self.note(format!("read {offset} {}", buf.len()))
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+            self.note(format!("write {offset} {} of {}", data.len(), data[0]))
+        }
+
+        fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+            self.note(format!("zero {offset} {length}"))
+        }
+
+        fn discard(&self, offset: u64, length: u64) -> Result<()> {
+            self.note(format!("discard {offset} {length}"))
+        }
+
+        fn flush(&self) -> Result<()> {
+            self.note("flush".to_owned())
+        }
+    }
+
+    /// What a request does, what it answers, and what data came and went.
+    fn run(operation: Operation, is_durable: bool, fails: Option<Kind>) -> (Vec<String>, i32, Vec<String>) {
+        let noted = Noted(Mutex::default(), fails);
+        let length = if operation == Operation::Flush { 0 } else { 8192 };
+        let request = Request { operation, offset: 4096, length, is_durable };
+        let mut moved = Vec::new();
+        let result = perform(&noted, &request, &mut vec![1; 3], &mut |step| {
+            match step {
+                Step::Take(buf) => {
+                    buf.fill(9);
+                    moved.push(format!("took {}", buf.len()));
+                }
+                Step::Give(buf) => {
+                    assert!(buf.iter().all(|byte| *byte == 7));
+                    moved.push(format!("gave {}", buf.len()));
+                }
+            }
+            Ok(())
+        });
+        (noted.0.into_inner().unwrap(), result.unwrap_or_else(|error| number(&error)), moved)
+    }
+
+    #[test]
+    fn requests_do_what_they_say() {
+        let none: Vec<String> = Vec::new();
+        let text = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        assert_eq!(run(Operation::Read, true, None), (text(&["read 4096 8192"]), 8192, text(&["gave 8192"])));
+        let wrote = text(&["write 4096 8192 of 9"]);
+        assert_eq!(run(Operation::Write, false, None), (wrote, 8192, text(&["took 8192"])));
+        let wrote = text(&["write 4096 8192 of 9", "flush"]);
+        assert_eq!(run(Operation::Write, true, None), (wrote, 8192, text(&["took 8192"])));
+        assert_eq!(run(Operation::Flush, false, None), (text(&["flush"]), 0, none.clone()));
+        let discarded = text(&["discard 4096 8192"]);
+        assert_eq!(run(Operation::Discard, false, None), (discarded, 8192, none.clone()));
+        let zeroed = text(&["zero 4096 8192", "flush"]);
+        assert_eq!(run(Operation::WriteZeroes, true, None), (zeroed, 8192, none));
+    }
+
+    #[test]
+    fn errors_have_the_numbers_of_the_kernel() {
+        let told = [
+            (Kind::NoSpace, -28),
+            (Kind::Refused, -30),
+            (Kind::Usage, -22),
+            (Kind::Io, -5),
+            (Kind::Damaged, -5),
+            (Kind::NotFound, -5),
+        ];
+        for (kind, number) in told {
+            let (_, result, moved) = run(Operation::Read, false, Some(kind));
+            assert_eq!((result, moved.len()), (number, 0), "{kind:?}: nothing of what failed is given");
+            let (done, result, _) = run(Operation::Write, true, Some(kind));
+            assert_eq!((result, done.len()), (number, 1), "{kind:?}: no flush tells that it is durable");
+        }
+    }
+
+    #[test]
+    fn data_that_does_not_come_is_not_written() {
+        let noted = Noted(Mutex::default(), None);
+        let request = Request { operation: Operation::Write, offset: 0, length: 512, is_durable: true };
+        let failed =
+            perform(&noted, &request, &mut Vec::new(), &mut |_| Err(std::io::Error::from(Errno::FAULT)));
+        assert_eq!(number(&failed.unwrap_err()), -5);
+        assert!(noted.0.into_inner().unwrap().is_empty());
+    }
+}

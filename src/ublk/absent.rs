@@ -1,0 +1,59 @@
+//! What stands for `ring` in a program that was built without the feature `online-ublk`: nothing can be had.
+
+use crate::format::ublk::{QueueCommand, Request};
+use std::fs::File;
+use std::io::{Error, ErrorKind, Result};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// There is none.
+pub enum Ring {}
+
+/// There are none.
+pub enum Descriptors {}
+
+fn absent<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Unsupported, "this program was built without the feature online-ublk"))
+}
+
+impl Ring {
+    pub fn new(_entries: u32) -> Result<Self> {
+        absent()
+    }
+
+    pub fn queue(&mut self, _device: &File, _command: QueueCommand, _token: u64) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn watch(&mut self, _fd: &OwnedFd, _token: u64) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn wait(&mut self, _done: &mut Vec<(u64, i32)>) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn submit(&mut self) -> Result<()> {
+        match *self {}
+    }
+}
+
+impl Descriptors {
+    pub fn map(_device: &File, _depth: u16) -> Result<Self> {
+        absent()
+    }
+
+    pub fn get(&self, _tag: u16) -> Option<[u8; Request::SIZE]> {
+        match *self {}
+    }
+}
+
+pub fn ask(
+    _control: &File,
+    _code: u32,
+    _target: (u32, u64),
+    _buf: &mut [u8],
+    _limit: Duration,
+) -> Result<()> {
+    absent()
+}
