@@ -300,3 +300,17 @@ fn tools_of_others_read_and_write_it() {
     assert!(after[16 << 10..80 << 10].iter().all(|byte| *byte == 7));
     assert!(after[128 << 10..160 << 10].iter().all(|byte| *byte == 0));
 }
+
+#[test]
+fn a_kernel_without_ublk_is_told() {
+    let dir = volume();
+    let loads =
+        dir.shell("test -e /dev/ublk-control || modprobe -n -q ublk_drv || /sbin/modprobe -n -q ublk_drv");
+    if loads.code == Some(0) {
+        return skip("this kernel has ublk: cargo xtask vmtest tries it");
+    }
+    let run = dir.run("server data.snap --socket sock --ublk").expect(1);
+    run.says("this kernel has no ublk devices").says("modprobe ublk_drv");
+    dir.run("server data.snap --socket sock --ublk --beneath /dev/mapper/x").expect(2);
+    dir.ok("create data.snap 90");
+}

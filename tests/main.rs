@@ -57,3 +57,4 @@ mod store_live;
 mod store_model;
 mod store_rebuild;
 mod vm_attach;
+mod vm_ublk;

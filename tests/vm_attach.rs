@@ -98,7 +98,8 @@ fn vm_a_file_system_lives_on_an_attached_volume() {
 fn vm_a_server_that_is_killed_and_started_again_is_no_error() {
     let dir = volume();
     let server = Server::start(&dir, "/dev/vmdisk2");
-    sh(&dir, "ddsnap create vol.sock 1; ddsnap attach vol.sock --name data --snap 1");
+    // Who says how long is given NBD.
+    sh(&dir, "ddsnap create vol.sock 1; ddsnap attach vol.sock --name data --snap 1 --wait 600");
     let load = Command::new("bash")
         .args(["-c", &format!("exec {FIO} --filename=/dev/mapper/data --runtime=12")])
         .current_dir(dir.path(""))

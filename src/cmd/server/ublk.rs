@@ -2,7 +2,7 @@
 
 use crate::cmd::attach::Served;
 use crate::dm::device::{self, Device, Node};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::serve::front::Serve;
 use crate::ublk::device as ublk;
 use crate::ui::log::Log;
@@ -49,8 +49,11 @@ impl Ublk {
     fn tidy(&self) -> Result<()> {
         let unnamed = |device: &Device| device.mapped.is_none() && matches!(device.node, Some(Node::Ublk(_)));
         for device in Served::find(&self.store, None)?.devices()?.into_iter().filter(unnamed) {
-            // One that is in use is none's mistake.
-            let _ = device::detach(&[device]);
+            match device::detach(&[device]) {
+                // It waits.
+                Err(error) if error.kind() == Kind::Busy => {}
+                detached => detached?,
+            }
         }
         Ok(())
     }

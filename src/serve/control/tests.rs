@@ -86,3 +86,25 @@ fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
     drop(client);
     thread.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_device_of_ublk_that_is_not_there_is_an_error_and_holds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, client, thread) = served(folder.path());
+    drop(client);
+    thread.join().unwrap().unwrap();
+    let figures = Arc::new(Collector::new(&live, &Arc::default(), &Arc::default()));
+    let control = Control::new(&live, figures, Arc::default());
+    let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+    let thread = std::thread::spawn(move || control.serve(far));
+    super::send(&mut near, &Request::Ublk { point: PointId::Origin, number: u32::MAX, depth: 8 }).unwrap();
+    match receive(&mut near, super::ANSWER_MAX).unwrap().unwrap() {
+        super::Reply::Failed { kind, what, .. } => {
+            assert_eq!(kind, Kind::NotFound, "{what}");
+            assert!(what.contains("/dev/ublkc4294967295"), "{what}");
+        }
+        other => panic!("{other:?}"),
+    }
+    thread.join().unwrap().unwrap();
+    Arc::try_unwrap(live).ok().unwrap().close().unwrap();
+}

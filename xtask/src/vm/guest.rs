@@ -67,6 +67,8 @@ impl Guest {
         if end == End::Status(0) {
             // What the tests would have written here, had they run here.
             take_over(&share.path().join("files"), &crate::shell::root())?;
+            let skipped = fs::read_to_string(share.path().join("skipped")).unwrap_or_default();
+            crate::test::note_skipped(&skipped)?;
         }
         if end == End::Late || end == End::Died && !self.is_cut {
             let console = fs::read_to_string(share.path().join("console")).unwrap_or_default();
@@ -158,12 +160,13 @@ impl Guest {
             ("TMPDIR", "/run"),
             ("LC_ALL", "C.UTF-8"),
             ("DDSNAP_VM_OUT", "@SHARE@/files"),
+            ("DDSNAP_SKIPPED", "@SHARE@/skipped"),
             ("DDSNAP_POWER", if self.is_cut { "is cut" } else { "stays" }),
         ];
         for (name, value) in own {
             lines += &format!("export {name}={}\n", quoted(value));
         }
-        for (name, value) in std::env::vars() {
+        for (name, value) in std::env::vars().filter(|(name, _)| own.iter().all(|own| own.0 != name)) {
             if PASSED.iter().any(|begin| name.starts_with(begin)) && !name.ends_with("_RUNNER") {
                 lines += &format!("export {name}={}\n", quoted(&value));
             }
