@@ -21,8 +21,9 @@ const EXAMPLES: &str = "Examples:
 /// Make devices of the live origin and of snapshots
 ///
 /// The devices are /dev/mapper/VOL for the origin and '/dev/mapper/VOL(TAG)' for a snapshot; where the kernel has no
-/// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk. Each line printed is a point and its device. What is attached already gets a new
-/// connection if its server was another one: give the command again after the server was started again.
+/// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk.
+/// Each line printed is a point and its device. What is attached already gets a new connection if its server was
+/// another one: give the command again after the server was started again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -39,8 +40,8 @@ pub struct Args {
     /// started with --beneath
     #[arg(long, value_name = "DEV", conflicts_with = "name")]
     insert: Option<PathBuf>,
-    /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices that are
-    /// made so are of NBD; those of ublk wait until there is a server, or until they are detached
+    /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices
+    /// that are made so are of NBD; those of ublk wait until there is a server, or until they are detached
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
 }

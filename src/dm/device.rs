@@ -83,8 +83,8 @@ impl Device {
     }
 }
 
-/// The devices whose identity begins with `begin`, in its order. Of devices of ublk the kernel knows no more than a mark:
-/// those without a name are found if they are among the identities `known`.
+/// The devices whose identity begins with `begin`, in its order. Of devices of ublk the kernel knows no more than a
+/// mark: those without a name are found if they are among the identities `known`.
 ///
 /// # Errors
 /// What dmsetup and ublk say.

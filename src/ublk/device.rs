@@ -60,7 +60,8 @@ pub fn ensure_available() -> Result<()> {
     Control::open().map(|_| ())
 }
 
-/// Marks of all devices that are a disk, by number; those of others too. Where this process may not ask, there are none.
+/// Marks of all devices that are a disk, by number; those of others too. Where this process may not ask, there are
+/// none.
 ///
 /// # Errors
 /// `Kind::Io`.

@@ -12,7 +12,9 @@ pub mod device;
 pub mod queue;
 
 #[cfg(not(feature = "online-ublk"))]
-#[path = "absent.rs"]
-mod ring;
+mod absent;
 #[cfg(feature = "online-ublk")]
 mod ring;
+
+#[cfg(not(feature = "online-ublk"))]
+use absent as ring;

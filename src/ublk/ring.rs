@@ -1,7 +1,8 @@
 //! Commands to the driver over `io_uring`, and the memory in which it describes requests.
 //!
-//! Beside `block/shared.rs` this is the one module with `unsafe` code. What it offers is safe: commands of a queue carry
-//! no address, and the buffer of a command of the control device lives until the kernel is done with it, or for ever.
+//! Beside `block/shared.rs` this is the one module with `unsafe` code. What it offers is safe: commands of a queue
+//! carry no address, and the buffer of a command of the control device lives until the kernel is done with it, or for
+//! ever.
 #![expect(unsafe_code, reason = "rings and mapped memory; each use says why it is sound")]
 
 use crate::format::ublk::{COMMAND_SIZE, ControlCommand, QueueCommand, Request};
@@ -77,8 +78,8 @@ fn is_passing(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ResourceBusy | ErrorKind::WouldBlock)
 }
 
-/// Gives the control device a command with `target`: the device that is meant, and data; and waits until it is done, but
-/// no longer than `limit`. What the kernel answers is in `buf`.
+/// Gives the control device a command with `target`: the device that is meant, and data; and waits until it is done,
+/// but no longer than `limit`. What the kernel answers is in `buf`.
 pub fn ask(
     control: &File,
     code: u32,

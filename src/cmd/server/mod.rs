@@ -77,7 +77,7 @@ pub struct Args {
     /// Show 'origin' and 'snap/TAG' as files in this empty folder: loop devices take them (losetup --direct-io=on)
     #[arg(long, value_name = "DIR")]
     fuse: Vec<PathBuf>,
-    /// Make a device of the origin at once, /dev/ublkbN, and give those of ublk that wait for a server of this volume one
+    /// Make a device of the origin at once, /dev/ublkbN, and serve those of ublk that wait for a server of this volume
     #[arg(long, conflicts_with = "beneath")]
     ublk: bool,
     /// Offer figures in the text format of Prometheus, as http://ADDRESS/metrics, at unix:PATH or HOST:PORT of this

@@ -45,8 +45,8 @@ impl Served {
     }
 }
 
-/// Makes the server that listens at `path`, or has the store there open, serve `point` as ublk device `number`, which takes
-/// `depth` requests at a time.
+/// Makes the server that listens at `path`, or has the store there open, serve `point` as ublk device `number`, which
+/// takes `depth` requests at a time.
 ///
 /// # Errors
 /// As [`Served::connect`]; `Kind::Refused` if the server may not; `Kind::Busy` if another process serves it.

@@ -89,8 +89,8 @@ enum Request {
     Release,
     /// A point as a device: if the answer is `Device`, this connection speaks NBD from then on, without negotiation.
     Serve(PointId),
-    /// A point as this device of ublk, which takes so many requests at a time and is not started yet. Served until it is
-    /// taken away, or the server ends.
+    /// A point as this device of ublk, which takes so many requests at a time and is not started yet. Served until it
+    /// is taken away, or the server ends.
     Ublk { point: PointId, number: u32, depth: u16 },
     /// The end of the server.
     Stop,
