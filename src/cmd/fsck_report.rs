@@ -55,7 +55,9 @@ impl Outcome {
 
     /// The exit status.
     pub fn exit(&self) -> Exit {
-        let bad = self.is_lossy() || if self.dry_run { self.found.is_bad() } else { self.left.is_bad() };
+        // What a dry run would mend is still there after it.
+        let is_left = self.left.is_bad() || (self.dry_run && self.found.is_bad());
+        let bad = self.is_lossy() || is_left;
         match (bad, self.is_repaired() && !self.dry_run) {
             (true, _) => Exit::FsckLeft,
             (false, true) => Exit::FsckRepaired,

@@ -50,6 +50,12 @@ impl Blocks {
         sector.is_multiple_of(self.sectors()) && sector / self.sectors() < self.count
     }
 
+    /// True if the journal can have a block for `sector`: one of the tree or of a bitmap.
+    pub fn is_home(&self, sector: u64) -> bool {
+        let is_journaled = self.area(sector).is_none_or(|area| matches!(area, "bitmap" | "data bitmap"));
+        self.is_place(sector) && is_journaled
+    }
+
     /// The area of the metadata that the block at `sector` belongs to: no block of the tree, and no data.
     pub fn area(&self, sector: u64) -> Option<&'static str> {
         self.areas.iter().find(|(_, begin, end)| (*begin..*end).contains(&sector)).map(|(name, ..)| *name)

@@ -46,7 +46,8 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
     if breaks > 1 {
         found.doubt = Some(format!("the numbers of the commits break off in {breaks} places, not in one"));
     }
-    let deferred = replay(sb, blocks, commits)?;
+    let (deferred, damaged) = replay(sb, blocks, commits)?;
+    found.doubt = found.doubt.or(damaged);
     // Deferred mode worked in the combined layout only; in the other one it booked in the wrong bitmap.
     if sb.data.is_none() {
         found.deferred = deferred;
@@ -55,33 +56,50 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
     Ok(found)
 }
 
-/// Lays the blocks of the last run of commits over the device. Returns the deferred chunks.
-fn replay(sb: &Superblock, blocks: &mut Blocks, commits: Vec<(u64, u32)>) -> Result<BTreeSet<u64>> {
+/// Lays the blocks of the last run of commits over the device, but for commits that are damaged. Returns the deferred
+/// chunks, and what is damaged.
+fn replay(
+    sb: &Superblock,
+    blocks: &mut Blocks,
+    commits: Vec<(u64, u32)>,
+) -> Result<(BTreeSet<u64>, Option<String>)> {
     let size = u64::from(sb.journal_size);
     let place = |position: u64| sb.journal_base + position * blocks.sectors();
     let read = |position: u64| commit_at(sb, blocks, position);
     let run = last_run(commits, size, read)?;
     let mut deferred = BTreeSet::new();
     let oldest = oldest_to_replay(&run);
-    let mut moved = BTreeMap::new();
+    let (mut moved, mut damaged) = (BTreeMap::new(), None);
     for (back, (position, commit)) in run.iter().enumerate() {
         let (first, count) = commit.deferred;
         deferred.extend(first..first.saturating_add(count.into()));
         if back > oldest {
             continue;
         }
+        if let Some(why) = fault(commit, blocks) {
+            damaged = Some(format!("commit {} {why}", commit.sequence));
+            continue;
+        }
         let entries = commit.homes.len() as u64;
         for (home, at) in commit.homes.iter().zip(0..) {
             let from = place((position + size - entries + at) % size);
-            // The newest commit comes first; within one, the last version counts.
-            let version = moved.entry(*home).or_insert((back, from));
-            if version.0 == back {
-                version.1 = from;
-            }
+            // The newest commit comes first.
+            moved.entry(*home).or_insert(from);
         }
     }
-    blocks.moved = moved.into_iter().map(|(home, (_, from))| (home, from)).collect();
-    Ok(deferred)
+    blocks.moved = moved;
+    Ok((deferred, damaged))
+}
+
+/// Why the original cannot have written `commit`. Its sum does not cover where its blocks go.
+fn fault(commit: &Commit, blocks: &Blocks) -> Option<String> {
+    let mut seen = HashSet::new();
+    commit.homes.iter().find_map(|home| {
+        if !blocks.is_home(*home) {
+            return Some(format!("has a block for sector {home}, where no block of the metadata can be"));
+        }
+        (!seen.insert(*home)).then(|| format!("has two blocks for sector {home}"))
+    })
 }
 
 /// Position and sequence of the sound commits of the journal, in order of the ring. The rest is read again of those

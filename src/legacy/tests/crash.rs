@@ -3,8 +3,12 @@
 use super::build::{Built, Shape, Transaction, leaf_block, node_block};
 use super::model::Model;
 use super::{check, sample, shapes};
-use crate::point::finding::Code;
+use crate::block::memory::Memory;
+use crate::legacy::{Devices, repair};
+use crate::point::finding::{Code, Leave};
 use crate::point::volume::Volume;
+use crate::progress::Silent;
+use std::sync::Arc;
 
 /// A store of two levels and a leaf per chunk.
 fn deep() -> Built {
@@ -18,9 +22,7 @@ fn blocks_of_the_newest_commit_are_read_from_the_journal() {
         for (position, sequence) in [(0, 20), (3, 20), (7, u32::MAX), (7, 1 << 31), (6, 0)] {
             let mut built = Built::new(shape, &sample());
             let sectors: Vec<u64> = built.metadata_sectors().into_iter().rev().take(5).collect();
-            let mut transaction = built.lose(&sectors);
-            // Of two versions in a transaction the later one counts.
-            transaction.blocks.insert(0, (sectors[0], leaf_block(shape.block_bits, &[])));
+            let transaction = built.lose(&sectors);
             built.journal(position, sequence, &[Transaction::default(), transaction]);
             built.crash();
             check(&built, &sample());
@@ -34,6 +36,47 @@ fn a_store_that_was_shut_down_does_not_look_into_its_journal() {
     let junk = Transaction { blocks: vec![(built.root(), vec![0; 512])], ..Transaction::default() };
     built.journal(0, 5, &[junk]);
     check(&built, &sample());
+}
+
+/// The sums of commits prove next to nothing: one whose blocks would go where no metadata can be is damaged. It counts
+/// no more, and nothing tells what it was.
+#[test]
+fn a_commit_for_places_that_cannot_be_is_not_replayed() {
+    let shape = Shape { block_bits: 12, chunk_bits: 12, leaf_max: 2, ..Shape::COMBINED };
+    let whole = Built::new(shape, &sample());
+    let leaf = whole.levels[0][0];
+    let (journal, end) = (u64::from(whole.sb.journal_base.get()), whole.metadata.len() as u64 / 512);
+    for (home, is_sound) in [
+        (leaf, true),
+        (whole.sb.metadata.bitmap_base.get(), true),
+        (leaf + 1, false),
+        (whole.root() + 4, false),
+        (8, false),
+        (journal, false),
+        (journal + 16, false),
+        (whole.root(), false),
+        (end, false),
+        (u64::MAX, false),
+    ] {
+        let mut built = whole.clone();
+        let bytes = built.get(if is_sound { home } else { leaf });
+        // At home is all of it already, so that a damaged commit costs nothing.
+        let blocks = vec![(built.root(), built.get(built.root())), (home, bytes)];
+        built.journal(3, 40, &[Transaction { blocks, ..Transaction::default() }]);
+        built.crash();
+        let store = built.open().unwrap();
+        assert!(store.snapshots().iter().all(|info| info.tainted != is_sound), "{home}");
+        let damage: Vec<_> = store.damage().map(|finding| finding.code).collect();
+        assert_eq!(damage, if is_sound { vec![] } else { vec![Code::LegacyUnrecovered] }, "{home}");
+        assert_eq!(store.sharing().unwrap()[0].shared_by, sample().sharing()[0], "{home}");
+        let device = Arc::new(Memory::from_bytes(&built.metadata));
+        for leave in [Leave::Safe, Leave::Everything].into_iter().filter(|_| !is_sound) {
+            let devices = Devices { store: Arc::<Memory>::clone(&device), metadata: None, origin: None };
+            let repaired = repair(&devices, device.as_ref(), None, leave, &Silent).unwrap();
+            assert!(repaired.writes.is_empty(), "{home}: {:?}", repaired.writes);
+            assert_eq!(repaired.refused.len(), 1, "{home}");
+        }
+    }
 }
 
 /// In normal mode blocks go home at once: only the newest commit may not have got there, and what an older one says
