@@ -108,6 +108,10 @@ impl<T: ReadAt> ReadAt for Counting<T> {
         self.counts.note(&self.counts.reads, Some(bytes), self.device.read_once_at(buf, offset))
     }
 
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        self.device.will_read(ranges);
+    }
+
     fn next_data(&self, offset: u64) -> Result<Range<u64>> {
         self.device.next_data(offset)
     }

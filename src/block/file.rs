@@ -8,9 +8,10 @@ use super::mount::sys_block;
 use super::shared::{self, SharedExtents, Space};
 use super::{ReadAt, WriteAt, ensure_inside, sparse};
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Advice, Mode, OFlags};
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -303,6 +304,17 @@ impl Handle {
         error.at_path(&self.path).at_offset(offset)
     }
 
+    /// Without a cache there is nowhere to fetch to.
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        for range in ranges.iter().filter(|_| self.direct.is_none()) {
+            // A length of zero would mean all the rest.
+            if let Some(length) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+                // Where this is not taken, reading only takes longer.
+                let _ = rustix::fs::fadvise(&self.file, range.start, Some(length), Advice::WillNeed);
+            }
+        }
+    }
+
     /// What changes when somebody else writes this. A file: device, inode with time of birth (an inode is reused
     /// soon after a file is removed), and time of modification. A device: its number, this boot, and the sectors
     /// written and discarded since.
@@ -355,6 +367,10 @@ impl ReadAt for FileReader {
         }
     }
 
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        self.handle.will_read(ranges);
+    }
+
     fn next_data(&self, offset: u64) -> Result<Range<u64>> {
         let (handle, size) = (&self.handle, self.handle.size);
         sparse::next_data(&handle.file, size, offset).map_err(|e| handle.read_error(size, 0, offset, e))
@@ -380,6 +396,10 @@ impl ReadAt for FileWriter {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.handle.read_at(self.size(), buf, offset)
+    }
+
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        self.handle.will_read(ranges);
     }
 
     fn next_data(&self, offset: u64) -> Result<Range<u64>> {

@@ -73,6 +73,11 @@ pub trait ReadAt: Send + Sync {
         self.read_at(buf, offset)
     }
 
+    /// Tells that these bytes are read soon, one range after the other: a device that can, fetches them together.
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        let _ = ranges;
+    }
+
     /// The first range of bytes at or after `offset` that may be other than zero, as far as that is known
     /// without reading: what lies between `offset` and its start is zeros. Empty, at the size, if only zeros
     /// follow. Never empty otherwise.
@@ -136,6 +141,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         (**self).read_once_at(buf, offset)
+    }
+    fn will_read(&self, ranges: &[Range<u64>]) {
+        (**self).will_read(ranges);
     }
     fn next_data(&self, offset: u64) -> Result<Range<u64>> {
         (**self).next_data(offset)

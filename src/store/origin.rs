@@ -44,11 +44,16 @@ impl Geometry {
     ) -> Result<(Vec<Entry>, Vec<u8>)> {
         let mut entries = Vec::with_capacity(chunks.len());
         let mut data = Vec::new();
-        for run in chunks.chunk_by(|a, b| a + 1 == *b) {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let start = first << self.chunk_bits;
-            let mut old = vec![0; index(((last + 1) << self.chunk_bits).min(self.origin_size) - start)];
-            origin.read_at(&mut old, start)?;
+        let runs = || {
+            chunks.chunk_by(|a, b| a + 1 == *b).filter_map(|run| {
+                let (first, last) = (run.first()?, run.last()?);
+                Some((run, first << self.chunk_bits..((last + 1) << self.chunk_bits).min(self.origin_size)))
+            })
+        };
+        origin.will_read(&runs().map(|(_, range)| range).collect::<Vec<_>>());
+        for (run, range) in runs() {
+            let mut old = vec![0; index(range.end - range.start)];
+            origin.read_at(&mut old, range.start)?;
             for (chunk, bytes) in run.iter().zip(old.chunks(1 << self.chunk_bits)) {
                 entries.push(self.encode((*chunk, epoch), EntryClass::Exception, bytes, &mut data));
             }
