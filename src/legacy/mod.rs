@@ -13,6 +13,7 @@
 //! | `check` | looking for damage: every rule, beyond the first that is broken |
 //! | `inspect` | what a dump may see |
 //! | `repair` | what the tree proves, or is left of it, written down |
+//! | `ring` | what the journal proves of the blocks at home |
 //! | `store` | a store as a source of points in time |
 //! | `used` | what of its device it uses |
 
@@ -25,6 +26,7 @@ mod overfull;
 mod preserved;
 mod recover;
 mod repair;
+mod ring;
 mod space;
 mod store;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::bits::Bits;
 use super::blocks::{Blocks, Holes};
+use super::ring;
 use super::space::Bitmap;
 use super::walk::Root;
 use crate::error::{Kind, Result};
@@ -23,7 +24,24 @@ pub(super) struct Recovered {
     pub commits: u64,
     /// Why such a journal does not tell what was done last.
     pub doubt: Option<String>,
+    /// Homes after a crash that should hold what the journal has of them, and do not.
+    pub unexplained: BTreeSet<u64>,
+    /// What a clean shutdown left that does not agree with the journal.
+    pub differs: Option<Differs>,
 }
+
+/// Blocks whose home and whose newest version in the journal are not the same, where it shows which of them is right: how
+/// many, and the home of the first.
+#[derive(Clone, Copy)]
+pub(super) enum Differs {
+    /// That in the journal, which counts from now on.
+    AtHome(usize, u64),
+    /// That at home.
+    InJournal(usize, u64),
+}
+
+/// Commits, the newest first, each with its position in the ring.
+pub(super) type Run = Vec<(u64, Commit)>;
 
 /// Reads a store that was shut down cleanly as its superblock says, any other one through its journal.
 ///
@@ -35,6 +53,8 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
         deferred: BTreeSet::new(),
         commits: 0,
         doubt: None,
+        unexplained: BTreeSet::new(),
+        differs: None,
     };
     if !sb.is_busy() {
         return Ok(found);
@@ -46,8 +66,12 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
     if breaks > 1 {
         found.doubt = Some(format!("the numbers of the commits break off in {breaks} places, not in one"));
     }
-    let (deferred, damaged) = replay(sb, blocks, commits)?;
+    let run = history(sb, blocks, commits)?;
+    let (deferred, damaged) = replay(sb, blocks, &run);
     found.doubt = found.doubt.or(damaged);
+    if found.doubt.is_none() {
+        find_newer(sb, blocks, &run, &mut found)?;
+    }
     // Deferred mode worked in the combined layout only; in the other one it booked in the wrong bitmap.
     if sb.data.is_none() {
         found.deferred = deferred;
@@ -58,19 +82,13 @@ pub(super) fn recover(sb: &Superblock, blocks: &mut Blocks) -> Result<Recovered>
 
 /// Lays the blocks of the last run of commits over the device, but for commits that are damaged. Returns the deferred
 /// chunks, and what is damaged.
-fn replay(
-    sb: &Superblock,
-    blocks: &mut Blocks,
-    commits: Vec<(u64, u32)>,
-) -> Result<(BTreeSet<u64>, Option<String>)> {
-    let size = u64::from(sb.journal_size);
-    let place = |position: u64| sb.journal_base + position * blocks.sectors();
-    let read = |position: u64| commit_at(sb, blocks, position);
-    let run = last_run(commits, size, read)?;
+fn replay(sb: &Superblock, blocks: &mut Blocks, run: &Run) -> (BTreeSet<u64>, Option<String>) {
     let mut deferred = BTreeSet::new();
-    let oldest = oldest_to_replay(&run);
+    let oldest = oldest_to_replay(run);
+    // What was deferred before a barrier is in the bitmap.
+    let barrier = run.iter().position(|(_, commit)| commit.is_barrier).unwrap_or(run.len());
     let (mut moved, mut damaged) = (BTreeMap::new(), None);
-    for (back, (position, commit)) in run.iter().enumerate() {
+    for (back, (position, commit)) in run.iter().enumerate().take(barrier.saturating_add(1)) {
         let (first, count) = commit.deferred;
         deferred.extend(first..first.saturating_add(count.into()));
         if back > oldest {
@@ -80,15 +98,49 @@ fn replay(
             damaged = Some(format!("commit {} {why}", commit.sequence));
             continue;
         }
-        let entries = commit.homes.len() as u64;
-        for (home, at) in commit.homes.iter().zip(0..) {
-            let from = place((position + size - entries + at) % size);
+        for (home, from) in commit.homes.iter().zip(places(sb, blocks, *position, commit)) {
             // The newest commit comes first.
             moved.entry(*home).or_insert(from);
         }
     }
     blocks.moved = moved;
-    Ok((deferred, damaged))
+    (deferred, damaged)
+}
+
+/// Where the blocks of `commit`, which is at `position` of the ring, are: sectors, in the order of its homes.
+pub(super) fn places(
+    sb: &Superblock,
+    blocks: &Blocks,
+    position: u64,
+    commit: &Commit,
+) -> impl Iterator<Item = u64> + use<> {
+    let (size, entries) = (u64::from(sb.journal_size), commit.homes.len() as u64);
+    let (base, sectors) = (sb.journal_base, blocks.sectors());
+    (0..entries).map(move |at| base + (position + size - entries + at) % size * sectors)
+}
+
+/// Looks for what a commit wrote home that is gone from the journal, as the newest one can be: nothing was flushed, so
+/// the blocks may have been written that came after it.
+fn find_newer(sb: &Superblock, blocks: &mut Blocks, run: &Run, found: &mut Recovered) -> Result<()> {
+    let barrier = run.iter().position(|(_, commit)| commit.is_barrier);
+    let is_deferred = run.iter().any(|(_, commit)| commit.deferred.1 > 0);
+    match barrier {
+        Some(barrier) => found.unexplained = ring::unexplained(sb, blocks, run, barrier)?,
+        // In deferred mode blocks stay away from home until there is a barrier.
+        None if is_deferred => {}
+        None => {
+            if let Some(home) = ring::overwritten(sb, blocks, run)? {
+                found.doubt = Some(format!(
+                    "the newest commit is gone: the block at sector {home} is newer than the last version of it"
+                ));
+                // Before that commit was begun everything else was at home.
+                blocks.moved.clear();
+                return Ok(());
+            }
+            found.unexplained = ring::unexplained(sb, blocks, run, 0)?;
+        }
+    }
+    Ok(())
 }
 
 /// Why the original cannot have written `commit`. Its sum does not cover where its blocks go.
@@ -136,13 +188,12 @@ pub(super) fn commit_at(sb: &Superblock, blocks: &Blocks, position: u64) -> Resu
     Ok(Commit::decode(&block, sb.metadata.bits))
 }
 
-/// The newest commit and those before it that nothing has overwritten, down to a barrier; the newest first.
-fn last_run(
-    mut commits: Vec<(u64, u32)>,
-    size: u64,
-    read: impl Fn(u64) -> Result<Option<Commit>>,
-) -> Result<Vec<(u64, Commit)>> {
-    let mut run = Vec::new();
+/// The newest of `commits` and those before it that nothing has overwritten.
+///
+/// # Errors
+/// `Kind::Io`.
+pub(super) fn history(sb: &Superblock, blocks: &Blocks, mut commits: Vec<(u64, u32)>) -> Result<Run> {
+    let (mut run, size) = (Run::new(), u64::from(sb.journal_size));
     let newest = commits.iter().map(|(_, sequence)| *sequence);
     // Sequence numbers wrap.
     let Some(newest) = newest.reduce(|a, b| if b.wrapping_sub(a) < 1 << 31 { b } else { a }) else {
@@ -154,18 +205,14 @@ fn last_run(
         if newest.wrapping_sub(sequence) != expected {
             break;
         }
-        let Some(commit) = read(position)? else { break };
+        let Some(commit) = commit_at(sb, blocks, position)? else { break };
         let entries = commit.homes.len() as u64;
         let places = (0..=entries).map(|back| (position + size - back % size) % size);
         if entries >= size || places.clone().any(|place| claimed.contains(&place)) {
             break;
         }
         claimed.extend(places);
-        let is_barrier = commit.is_barrier;
         run.push((position, commit));
-        if is_barrier {
-            break;
-        }
     }
     Ok(run)
 }

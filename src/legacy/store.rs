@@ -1,7 +1,7 @@
 //! A store of 2008 as a source of points in time.
 
 use super::blocks::Blocks;
-use super::check::{Tally, look};
+use super::check::{Tally, look, weigh};
 use super::lost::{self, Lost};
 use super::preserved::Preserved;
 use super::recover::{Recovered, recover};
@@ -76,7 +76,8 @@ impl Store {
         ensure_pair(&sb, &devices)?;
         ensure_size(&sb, &devices)?;
         let mut blocks = Blocks::new(metadata, &sb);
-        let recovered = recover(&sb, &mut blocks)?;
+        let mut recovered = recover(&sb, &mut blocks)?;
+        weigh(&sb, &mut blocks, &mut recovered, &Tally::of(&sb, is_decided), progress)?;
         let mut tree = look(&sb, &blocks, &recovered, Tally::of(&sb, is_decided), progress)?;
         let (root, lost, counted) = (tree.root, tree.lost(), tree.free);
         let tainted = tree.tainted | tree.half_deleted;

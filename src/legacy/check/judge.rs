@@ -10,7 +10,7 @@ use super::tree::{Tree, Unused};
 use crate::error::{Kind, Result};
 use crate::format::legacy::SECTOR;
 use crate::format::legacy::tree::{Leaf, has_leaf_magic};
-use crate::point::finding::{Code, Severity};
+use crate::point::finding::Code;
 use crate::progress::Progress;
 
 /// With so many areas said to be free it is the bitmap that is wrong.
@@ -162,9 +162,10 @@ impl Tree<'_> {
             return;
         }
         let live = self.sb.live();
-        // What is damaged is what should lead there.
-        let is_explained = self.tally.codes().any(|code| code.severity() == Severity::Loss);
-        if self.leaks() && !is_explained {
+        // A number that is nonsense is one that should lead there. Whatever else is wrong does not tell that nothing is
+        // older than it should be.
+        let leaks = self.leaks.each().count() as u64 + self.data_leaks.1;
+        if leaks > self.tally.count(Code::LegacyChunkPlace) {
             self.tainted |= live;
         }
         let text = |name: &str, at: u64| {
@@ -183,8 +184,8 @@ impl Tree<'_> {
     fn tell_doubt(&mut self, doubt: Option<&str>, has_leaks: bool) {
         let live = self.sb.live();
         let leaks = "blocks are in use that nothing leads to: what was done last is not in the journal";
-        let doubt = doubt.or((has_leaks && !self.is_cut).then_some(leaks));
-        if let Some(text) = doubt.filter(|_| self.sb.is_busy()) {
+        let doubt = doubt.or((has_leaks && !self.is_cut && self.sb.is_busy()).then_some(leaks));
+        if let Some(text) = doubt {
             self.tainted |= live;
             self.tally.add_whole(Code::LegacyUnrecovered, None, live, || text.to_owned());
         }

@@ -5,6 +5,7 @@
 //! | `tree` | the exception tree, and what it leads to |
 //! | `space` | the bitmaps against what is in use |
 //! | `judge` | what each of the two proves of the other |
+//! | `weigh` | what is at home against the journal |
 //! | `tally` | findings, gathered by code |
 
 mod judge;
@@ -13,6 +14,7 @@ mod tally;
 #[cfg(test)]
 pub(super) mod tests;
 mod tree;
+mod weigh;
 
 use super::blocks::Blocks;
 use super::recover::{Recovered, commit_at, commits, gaps, recover, root_above};
@@ -26,6 +28,7 @@ use crate::progress::Progress;
 use std::sync::Arc;
 pub(super) use tally::Tally;
 pub(super) use tree::Tree;
+pub(super) use weigh::weigh;
 
 /// What a check found, and how much it looked at.
 #[derive(Debug, Default)]
@@ -93,7 +96,8 @@ fn check_metadata(
 ) -> Result<Checked> {
     let metadata = devices.metadata.as_ref().unwrap_or(&devices.store);
     let mut blocks = Blocks::new(Arc::clone(metadata), sb);
-    let recovered = recover(sb, &mut blocks)?;
+    let mut recovered = recover(sb, &mut blocks)?;
+    weigh(sb, &mut blocks, &mut recovered, &tally, progress)?;
     let mut tree = look(sb, &blocks, &recovered, tally, progress)?;
     let commits = check_journal(&mut tree, &recovered)?;
     Ok(Checked { findings: tree.tally.into_findings(), commits, exceptions: tree.exceptions })
@@ -136,7 +140,13 @@ pub(super) fn look<'a>(
             false => tell_root(&mut tree, root),
         }
     }
-    tree.judge(recovered.doubt.as_deref(), progress)?;
+    if let Some(differs) = recovered.differs {
+        tree.tell_differs(differs);
+    }
+    let unexplained = recovered.unexplained.iter().find(|home| tree.has(**home)).map(|home| {
+        format!("the block at sector {home} is not the last version of it in the journal, which was at home already")
+    });
+    tree.judge(recovered.doubt.as_deref().or(unexplained.as_deref()), progress)?;
     Ok(tree)
 }
 

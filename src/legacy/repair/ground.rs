@@ -73,16 +73,18 @@ pub(super) struct Journal {
     pub next: u32,
 }
 
-/// The writes that make the newest commit say what is free; a journal without one newest commit is begun anew.
+/// The writes that make the newest commit say what is free. A journal without one newest commit is begun anew, and one
+/// that is not to be kept because it has other versions of blocks than there will be.
 ///
 /// # Errors
 /// `Kind::Io`.
-pub(super) fn journal(sb: &Superblock, blocks: &Blocks, free: (u64, u64)) -> Result<Journal> {
+pub(super) fn journal(sb: &Superblock, blocks: &Blocks, free: (u64, u64), is_kept: bool) -> Result<Journal> {
     let place = |position: u64| (sb.journal_base + position * blocks.sectors()) * SECTOR;
     let mut journal = Journal { writes: Vec::new(), sequence: sb.sequence, next: 0 };
     let commits = commits(sb, blocks)?;
     let mut gaps = gaps(&commits);
-    if let (Some((position, sequence)), None) = (gaps.next(), gaps.next())
+    if is_kept
+        && let (Some((position, sequence)), None) = (gaps.next(), gaps.next())
         && let Some(commit) = commit_at(sb, blocks, position)?
     {
         journal.sequence = sequence.wrapping_add(1);

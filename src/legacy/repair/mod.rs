@@ -21,8 +21,9 @@ mod salvage;
 mod tests;
 
 use super::blocks::Blocks;
-use super::check::{Tally, Tree, check_journal, look, tell_faults};
+use super::check::{Tally, Tree, check_journal, look, tell_faults, weigh};
 use super::recover::{Recovered, recover};
+use super::ring;
 use super::store::{Devices, ensure_pair, ensure_size, superblock_of};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Kind, Result};
@@ -192,12 +193,13 @@ fn plan(devices: &Devices, release: Option<Release>, leave: Leave, progress: &dy
         return Ok(Plan::refused(error.to_string()));
     }
     let mut blocks = Blocks::new(Arc::clone(metadata), &sb);
-    let recovered = recover(&sb, &mut blocks)?;
+    let mut recovered = recover(&sb, &mut blocks)?;
     let tally = || {
         let mut tally = Tally::of(&sb, is_decided);
         tell_faults(&faults, &mut tally);
         tally
     };
+    weigh(&sb, &mut blocks, &mut recovered, &tally(), progress)?;
     let tree = checked(&sb, &blocks, &recovered, tally(), progress)?;
     let Some(root) = tree.above.filter(|_| leave == Leave::Everything) else {
         return Draft { tree, leave, block: &block, is_moved: false }.plan();
@@ -328,7 +330,9 @@ impl Draft<'_> {
     fn settle(&mut self, first: Vec<Write>, (root, levels): (u64, u32), gone: Option<usize>) -> Result<Plan> {
         let (sb, blocks) = (self.tree.sb, self.tree.blocks);
         let (mut then, metadata_free, data_free) = ground::bitmaps(&mut self.tree)?;
-        let journal = ground::journal(sb, blocks, (metadata_free, data_free))?;
+        let written = first.iter().chain(&then).map(|write| (write.offset / SECTOR, write.new.as_slice()));
+        let is_kept = ring::fits(sb, blocks, &self.tree.own, &written.collect())?;
+        let journal = ground::journal(sb, blocks, (metadata_free, data_free), is_kept)?;
         then.extend(journal.writes);
         let settled = Settled {
             root,

@@ -84,7 +84,7 @@ fn a_commit_for_places_that_cannot_be_is_not_replayed() {
 #[test]
 fn older_commits_are_at_home() {
     let mut built = deep();
-    let stale = (built.levels[0][1], leaf_block(9, &[]));
+    let stale = (built.spare[0], leaf_block(9, &[]));
     let newest = built.lose(&[built.levels[0][0]]);
     let older = Transaction { blocks: vec![stale], ..Transaction::default() };
     built.journal(35, u32::MAX - 1, &[older, newest]);
@@ -120,8 +120,9 @@ fn a_barrier_says_that_everything_before_it_is_at_home() {
     let mut built = deep();
     let leaves = built.levels[0].clone();
     let stale = |sector: u64| vec![(sector, leaf_block(9, &[]))];
-    let deferred = Transaction { blocks: stale(leaves[0]), deferred: (9999, 2), is_barrier: false };
-    let barrier = Transaction { blocks: stale(leaves[1]), is_barrier: true, ..Transaction::default() };
+    let spare = built.spare.clone();
+    let deferred = Transaction { blocks: stale(spare[0]), deferred: (9999, 2), is_barrier: false };
+    let barrier = Transaction { blocks: stale(spare[1]), is_barrier: true, ..Transaction::default() };
     let after = built.lose(&[leaves[2]]);
     let newest = built.lose(&[leaves[3], built.root()]);
     built.journal(1, 70, &[deferred.clone(), barrier, after, newest]);

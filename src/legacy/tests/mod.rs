@@ -4,6 +4,7 @@ pub(crate) mod build;
 mod crash;
 mod hostile;
 pub(crate) mod model;
+mod ring;
 
 use super::Store;
 use crate::error::Kind;

@@ -108,6 +108,8 @@ pub enum Code {
     LegacyFreeCount,
     /// The journal of 2008 does not end where the superblock says.
     LegacyJournal,
+    /// A block of 2008 is not what the journal has of it.
+    LegacyHome,
     /// A repair of a store of 2008 was cut short.
     LegacyRepair,
     /// A repair of a store of 2008 gave up what was preserved.
@@ -138,7 +140,7 @@ const fn facts(
 }
 
 /// Every code once, in the order of looking.
-static FACTS: [Facts; 55] = [
+static FACTS: [Facts; 56] = [
     facts(
         Code::SuperblockCopy,
         "superblock-copy",
@@ -495,6 +497,13 @@ static FACTS: [Facts; 55] = [
         Severity::Repairable,
         Repair::Restore,
         "the journal and the superblock do not fit; after a clean shutdown reading needs the superblock only",
+    ),
+    facts(
+        Code::LegacyHome,
+        "legacy-home",
+        Severity::Repairable,
+        Repair::Restore,
+        "blocks are damaged or older than their copies in the journal, which fit the rest and are read instead",
     ),
     facts(
         Code::LegacyRepair,
