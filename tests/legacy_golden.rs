@@ -449,6 +449,17 @@ impl Case {
         self.dir.write(device, &whole);
     }
 
+    /// As `spoil`, in a store of 4 KiB blocks and in each copy of the block as well, as the journal has one.
+    fn spoil_copies(&self, at: usize, bytes: &[u8]) {
+        let mut whole = self.dir.read("store.img");
+        let (block, inside) = (at / 4096 * 4096, at % 4096);
+        let old = whole[block..block + 4096].to_vec();
+        for copy in whole.chunks_mut(4096).filter(|copy| **copy == *old) {
+            copy[inside..inside + bytes.len()].copy_from_slice(bytes);
+        }
+        self.dir.write("store.img", &whole);
+    }
+
     /// The codes that a check finds; it reads only.
     fn codes(&self) -> Vec<String> {
         let run = self.dir.run(&format!("fsck -n --json store.img {}", self.devices())).json();
@@ -484,7 +495,7 @@ fn assert_told(case: &Case, tag: &str, other: &str) {
 fn a_leaf_that_dropped_out_of_the_tree_is_told_and_put_back() {
     let case = Case::own("squash-4k");
     // One child less than the root has.
-    case.spoil("store.img", 528_384, &2u32.to_le_bytes());
+    case.spoil_copies(528_384, &2u32.to_le_bytes());
     assert_eq!(case.codes(), ["legacy-orphan"]);
     let before = case.dir.read("store.img");
     assert_told(&case, "1", "2");
@@ -498,13 +509,28 @@ fn a_leaf_that_dropped_out_of_the_tree_is_told_and_put_back() {
 #[test]
 fn a_preserved_chunk_of_nobody_may_be_anybodys() {
     let case = Case::own("snapwrite-4k");
-    case.spoil("store.img", 527_872, &[0; 512]);
+    case.spoil_copies(527_872, &[0; 512]);
     assert!(case.codes().contains(&"legacy-share-none".to_owned()));
     assert_told(&case, "0", "1");
     let before = case.dir.read("store.img");
     for leave in ["-p", "-y"] {
         case.dir.run(&format!("fsck {leave} store.img")).expect(4);
         assert!(case.dir.read("store.img") == before, "{leave}");
+    }
+}
+
+/// The journal has the block as it was: it is read, and put home.
+#[test]
+fn a_damaged_block_that_the_journal_has_costs_nothing() {
+    for (name, at, bytes) in [("squash-4k", 528_384, &[2, 0, 0, 0][..]), ("snapwrite-4k", 527_872, &[0; 512])]
+    {
+        let case = Case::own(name);
+        let whole = case.dir.read("store.img");
+        case.spoil("store.img", at, bytes);
+        assert_eq!(case.codes(), ["legacy-home"], "{name}");
+        case.check_images("store.img");
+        case.dir.run("fsck -p store.img").expect(1);
+        assert!(case.dir.read("store.img") == whole, "{name}");
     }
 }
 
