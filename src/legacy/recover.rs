@@ -30,8 +30,8 @@ pub(super) struct Recovered {
     pub differs: Option<Differs>,
 }
 
-/// Blocks whose home and whose newest version in the journal are not the same, where it shows which of them is right: how
-/// many, and the home of the first.
+/// Blocks whose home and whose newest version in the journal are not the same, where it shows which of them is right:
+/// how many, and the home of the first.
 #[derive(Clone, Copy)]
 pub(super) enum Differs {
     /// That in the journal, which counts from now on.

@@ -1,8 +1,8 @@
 //! What the journal proves of the blocks at home: it has the newest version of each that it names.
 //!
-//! The original wrote a block into the ring, then the commit, then the block to its home, and began the next transaction
-//! after that. So behind a clean shutdown every home holds the newest version that the ring has of it, and after a crash
-//! every one but those of the last run. A home that holds another one is damaged, or older than it should be; or the
+//! The original wrote a block into the ring, then the commit, then the block to its home, and began the next
+//! transaction after that. So behind a clean shutdown every home holds the newest version that the ring has of it, and after a
+//! crash every one but those of the last run. A home that holds another one is damaged, or older than it should be; or the
 //! commit that wrote it is gone from the ring.
 
 use super::bits::Bits;
@@ -68,8 +68,8 @@ pub(super) fn unexplained(sb: &Superblock, blocks: &Blocks, run: &Run, back: usi
     Ok(found)
 }
 
-/// A block that a recovery would lay over a newer one. It is newer if it is none of the versions that `run` has, and lies
-/// in the ring behind the newest commit, where the next one, which is gone, had it.
+/// A block that a recovery would lay over a newer one. It is newer if it is none of the versions that `run` has, and
+/// lies in the ring behind the newest commit, where the next one, which is gone, had it.
 ///
 /// # Errors
 /// `Kind::Io`.
