@@ -1,9 +1,9 @@
 //! What the journal proves of the blocks at home: it has the newest version of each that it names.
 //!
 //! The original wrote a block into the ring, then the commit, then the block to its home, and began the next
-//! transaction after that. So behind a clean shutdown every home holds the newest version that the ring has of it, and after a
-//! crash every one but those of the last run. A home that holds another one is damaged, or older than it should be; or the
-//! commit that wrote it is gone from the ring.
+//! transaction after that. So behind a clean shutdown every home holds the newest version that the ring has of it,
+//! and after a crash every one but those of the last run. A home that holds another one is damaged, or older than
+//! it should be; or the commit that wrote it is gone from the ring.
 
 use super::bits::Bits;
 use super::blocks::Blocks;

@@ -1,8 +1,9 @@
-//! What is at home against the journal, in a store that was shut down: which of two versions of a block is the right one.
+//! What is at home against the journal, in a store that was shut down: which of two versions of a block is the
+//! right one.
 //!
-//! No block has a sum. But of two versions the wrong one does not fit the others: an older leaf leads to less than the
-//! bitmap says is in use. So the store is looked at with either, and one with which nothing is lost is right if with the
-//! other one something is, or more does not fit. Everything else is in doubt.
+//! No block has a sum. But of two versions the wrong one does not fit the others: an older leaf leads to less than
+//! the bitmap says is in use. So the store is looked at with either, and one with which nothing is lost is right
+//! if with the other one something is, or more does not fit. Everything else is in doubt.
 
 use super::super::blocks::Blocks;
 use super::super::recover::{Differs, Recovered};
