@@ -2,6 +2,7 @@
 //! finds, what mends it, and that nothing is found afterwards.
 
 use super::tests::{Random, Sample, assert_clean, assert_rescued, sample, surviving};
+use super::without::make_tags_differ;
 use super::{CheckOptions, Code, Leave, RebuildOptions, check, repair};
 use crate::block::memory::Memory;
 use crate::block::{ReadAt, WriteAt};
@@ -268,4 +269,25 @@ fn a_chunk_known_only_by_its_change_bit_has_no_checksum() {
     assert!(view.find(id, chunk).unwrap().is_some_and(|value| value.encoding == Encoding::Lost));
     assert_eq!(view.known_crc(point, chunk).unwrap(), None);
     assert!(view.read(point, chunk << view.state.sb.chunk_bits, &mut [0; 10]).is_err());
+}
+
+#[test]
+fn a_snapshot_that_stands_for_a_lost_one_yields_its_tag() {
+    let mut state = View::open(settled(15).store, None).unwrap().state;
+    let tag = state.snapshots.values().next().unwrap().tag;
+    let before: Vec<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
+    make_tags_differ(&mut state);
+    assert!(state.snapshots.values().map(|snapshot| snapshot.tag).eq(before.iter().copied()));
+    // The newest stands for a lost one, under a tag that a record gives to the first.
+    let stand_in = state.snapshots.values_mut().next_back().unwrap();
+    (stand_in.tag, stand_in.created_sequence) = (tag, 0);
+    let id = stand_in.id;
+    make_tags_differ(&mut state);
+    assert_eq!(state.snapshots.values().next().unwrap().tag, tag);
+    assert!(!before.contains(&state.snapshots[&id].tag));
+    // One that has no record either, but came first.
+    state.snapshots.values_mut().for_each(|snapshot| (snapshot.tag, snapshot.created_sequence) = (7, 0));
+    make_tags_differ(&mut state);
+    let tags: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
+    assert_eq!(tags.len(), state.snapshots.len());
 }

@@ -213,10 +213,9 @@ pub(super) fn begin_log(state: &mut State) -> Result<()> {
 /// Stands for the snapshot that began `epoch` and whose own record is lost: what was preserved for it is still
 /// there. Its tag is the highest one free, its name says what it is.
 pub(super) fn lost_snapshot(state: &State, epoch: u64, time_secs: i64) -> Snapshot {
-    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
     Snapshot {
         id: epoch,
-        tag: (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0),
+        tag: free_tag(state),
         name: format!("recovered-{epoch}"),
         use_count: 0,
         size_bytes: state.volume.origin_size,
@@ -229,5 +228,30 @@ pub(super) fn lost_snapshot(state: &State, epoch: u64, time_secs: i64) -> Snapsh
         tainted: true,
         hidden: false,
         holds: Vec::new(),
+    }
+}
+
+fn free_tag(state: &State) -> u32 {
+    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
+    (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0)
+}
+
+/// Gives snapshots whose tag another one has the highest that are free: one that stands for a lost one may have been
+/// given what a record, found later, gives to another. Whoever has a record of its own keeps its tag.
+pub(super) fn make_tags_differ(state: &mut State) {
+    let shown = state.snapshots.values().filter(|snapshot| !snapshot.hidden);
+    let mut order: Vec<_> =
+        shown.map(|snapshot| (snapshot.created_sequence == 0, snapshot.id, snapshot.tag)).collect();
+    order.sort_unstable();
+    let mut kept = HashSet::new();
+    for (_, id, tag) in order {
+        if kept.insert(tag) {
+            continue;
+        }
+        let free = free_tag(state);
+        if let Some(snapshot) = state.snapshots.get_mut(&id) {
+            snapshot.tag = free;
+            kept.insert(free);
+        }
     }
 }
