@@ -113,6 +113,7 @@ fn commands_that_change_a_store_name_the_way() {
     }
     // Nor is it overwritten by what another one was.
     dir.write("new.img", &[7; 40 * 512]);
+    dir.untouched(|dir| dir.run("initialize old.snap new.img").expect(5).says("'ddsnap upgrade'"));
     dir.ok("initialize --size 8M new.snap new.img");
     dir.shell("ddsnap dump --format yaml new.snap > new.dump").expect(0);
     for line in ["restore new.dump old.snap", "restore --dry-run new.dump old.snap"] {

@@ -7,6 +7,7 @@ use crate::block::signature::probe_signature;
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::{checkpoint, record};
+use crate::legacy;
 use crate::store::{InitOptions, Writer};
 use crate::ui::exit::Exit;
 use crate::ui::{Ui, time};
@@ -176,6 +177,9 @@ pub(super) fn missing_hint(error: Error, store: &Path) -> Error {
 pub(super) fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
     if open::has_superblock(store)? {
         return Ok(Some("a ddsnap store"));
+    }
+    if legacy::is_store(store)? {
+        return Ok(Some("a ddsnap store of 2008 ('ddsnap upgrade' makes one of today of it, with all its snapshots)"));
     }
     if let Some(found) = probe_signature(store)? {
         return Ok(Some(found));
