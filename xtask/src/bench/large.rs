@@ -119,9 +119,13 @@ fn one_chunk(lab: &Lab) -> Result<Vec<Line>> {
 /// A store of a volume 256 times as large as the others, with an exception for each 256 KiB of it: 4 million of 1 TiB
 /// at the full size. Snapshot 1 is before, snapshot 2 after. Returns the number of exceptions.
 fn huge(lab: &Lab) -> Result<u64> {
-    let exceptions = lab.size() / 1024;
-    let volume = lab.size() * 256;
-    let mut writer = void_store(lab, "huge.snap", lab.size() * 16 + 2048 * MIB, volume)?;
+    huge_volume(lab, lab.size() * 256)
+}
+
+/// As [`huge`], of a volume of so many bytes.
+pub fn huge_volume(lab: &Lab, volume: u64) -> Result<u64> {
+    let exceptions = volume / (256 << 10);
+    let mut writer = void_store(lab, "huge.snap", volume / 16 + 2048 * MIB, volume)?;
     writer.create_snapshot(Tag(1), None)?;
     let step = usize::try_from(volume / CHUNK / exceptions)?;
     touch(lab, &mut writer, (0..volume / CHUNK).step_by(step))?;

@@ -86,7 +86,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// right, and says nothing of time.
 pub fn smoke() -> Result<()> {
     let args = Args { what: None, only: Vec::new(), size: 16, dir: None, runs: 1 };
-    measure(&args, build(true)?).map(drop)
+    measure(&args, build(true)?)?;
+    online::smoke()
 }
 
 /// The engine is also measured inside this process, so it must be a release build as well.

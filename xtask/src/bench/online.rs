@@ -3,7 +3,8 @@
 
 use super::data::Pattern;
 use super::lab::{Lab, Missing, finish, median, need};
-use super::sheet::{self, Goal, Line, Row, figure, time};
+use super::large::huge_volume;
+use super::sheet::{self, Goal, Line, Row, figure, mib, time};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these rows of the table (repeatable)
-    #[arg(long, value_name = "ROW", value_parser = clap::value_parser!(u8).range(1..=5))]
+    #[arg(long, value_name = "ROW", value_parser = clap::value_parser!(u8).range(1..=6))]
     only: Vec<u8>,
     /// Size of the volume in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512)]
@@ -43,20 +44,17 @@ The numbers tell of these versions on this machine and of nothing else:
 /// What fio writes: known, so that it can be found again, and no zeroes.
 const BYTES: [u8; 4] = [0xde, 0xad, 0xbe, 0xef];
 
-/// Seconds of a measurement that has no end of its own.
-const SECONDS: u64 = 10;
+/// Seconds of a measurement that has no end of its own. A small volume is there to show that it works.
+fn seconds(lab: &Lab) -> u64 {
+    if lab.size() < 256 << 20 { 2 } else { 10 }
+}
+
+/// A load that a server does not lag behind: writes a second.
+const RATE: u32 = 2000;
 
 /// Measures and prints the table; a whole run also writes docs/benchmarks-online.md.
 pub fn run(args: &Args) -> Result<()> {
-    need("fio")?;
-    let lab = Lab::new(crate::demo::build(false)?, args.dir.as_deref(), args.size << 20, args.runs.into())?;
-    let mut lines = Vec::new();
-    for row in rows().iter().filter(|row| args.only.is_empty() || args.only.contains(&row.number)) {
-        println!("{:2}  {} ...", row.number, row.what);
-        let found = (row.measure)(&lab).with_context(|| format!("row {}: {}", row.number, row.what))?;
-        lines.extend(found.into_iter().map(|line| line.of(row.number)));
-        lab.clear()?;
-    }
+    let lines = measure(args, crate::demo::build(false)?)?;
     println!("\n{}", sheet::console(&lines));
     if args.only.is_empty() {
         let folder = args.dir.clone().unwrap_or_else(|| crate::shell::root().join("target"));
@@ -65,6 +63,26 @@ pub fn run(args: &Args) -> Result<()> {
         sheet::write_page("docs/benchmarks-online.md", HEAD, &rows(), &lines, &facts)?;
     }
     Ok(())
+}
+
+/// The rows that need nothing but fio, on a small volume and with the development build: they can be measured, and the
+/// bytes are right.
+pub fn smoke() -> Result<()> {
+    let args = Args { only: vec![2, 6], size: 64, dir: None, runs: 1 };
+    measure(&args, crate::demo::build(true)?).map(drop)
+}
+
+fn measure(args: &Args, binary: PathBuf) -> Result<Vec<Line>> {
+    need("fio")?;
+    let lab = Lab::new(binary, args.dir.as_deref(), args.size << 20, args.runs.into())?;
+    let mut lines = Vec::new();
+    for row in rows().iter().filter(|row| args.only.is_empty() || args.only.contains(&row.number)) {
+        println!("{:2}  {} ...", row.number, row.what);
+        let found = (row.measure)(&lab).with_context(|| format!("row {}: {}", row.number, row.what))?;
+        lines.extend(found.into_iter().map(|line| line.of(row.number)));
+        lab.clear()?;
+    }
+    Ok(lines)
 }
 
 fn rows() -> Vec<Row> {
@@ -76,20 +94,23 @@ fn rows() -> Vec<Row> {
             commands: "fio --ioengine=nbd --rw=randwrite --bs=16k --iodepth=32 --end_fsync=1\n\
                        ddsnap server data.snap --nbd unix:nbd, chunks of 16 KiB\n\
                        qemu-nbd -f qcow2 --cache=MODE overlay.qcow2\n\
-                       btrfs subvolume snapshot; nbdkit file data.img",
+                       btrfs subvolume snapshot; nbdkit file data.img\n\
+                       the bytes alone: nbdkit file data.img without a snapshot, then dd bs=8M oflag=dsync of as many",
             limit: "Each side writes the whole volume once, at random, and flushes. Ours also writes what was there \
                     before, to its store, and flushes that before each batch: twice the bytes of an overlay, which \
-                    leaves the old ones where they are and pays when it is given up. btrfs does as the overlay does.",
+                    leaves the old ones where they are and pays when it is given up. btrfs does as the overlay does. \
+                    The last line is what nobody can save who puts the new bytes where the old ones were.",
             measure: first_overwrites,
         },
         Row {
             number: 2,
             what: "writers while snapshots are made",
             volumes: 24,
-            commands: "fio --ioengine=nbd --rw=randwrite --bs=16k --iodepth=32 --time_based\n\
+            commands: "fio --ioengine=nbd --rw=randwrite --bs=16k --iodepth=32 --time_based [--rate_iops=2000]\n\
                        ddsnap create SOCK N, each second",
-            limit: "How long single writes take while as many come as can be taken. Making a snapshot lands what was \
-                    told and flushes the origin; writes that come meanwhile are held.",
+            limit: "How long single writes take: while as many come as can be taken, each waits for its turn, snapshot \
+                    or not; at a rate that the server keeps up with, what is left is the pause. Making a snapshot \
+                    lands what was told and flushes the origin; writes that come meanwhile are held.",
             measure: pauses,
         },
         Row {
@@ -116,6 +137,16 @@ fn rows() -> Vec<Row> {
             limit: "From the page cache: what is measured is the protocol.",
             measure: reads,
         },
+        Row {
+            number: 6,
+            what: "memory of the server",
+            volumes: 24,
+            commands: "ddsnap server of a sparse volume, one chunk in 16 preserved (1 TiB, 4 million at 512 MiB)\n\
+                       fio --rw=randwrite --bs=16k --iodepth=32, a snapshot made each second; VmHWM",
+            limit: "Held writes take 64 MiB at most, the cache of the index 24 MiB; the rest is buffers of what is \
+                    under way.",
+            measure: memory,
+        },
     ]
 }
 
@@ -141,7 +172,11 @@ impl Served {
     }
 
     fn ours(lab: &Lab) -> Result<Self> {
-        let mut command = lab.ddsnap(&["server", "data.snap", "--socket", "sock", "--nbd", "unix:nbd"]);
+        Self::ours_of(lab, "data.snap")
+    }
+
+    fn ours_of(lab: &Lab, store: &str) -> Result<Self> {
+        let mut command = lab.ddsnap(&["server", store, "--socket", "sock", "--nbd", "unix:nbd"]);
         Self::start(command.stderr(Stdio::null()).spawn()?, lab, "nbd", "origin")
     }
 
@@ -322,6 +357,19 @@ fn times(lab: &Lab, sides: &[Side<'_>], goal: Goal) -> Result<Vec<Line>> {
         .collect())
 }
 
+/// What writing every byte and saving every old one takes at least: one after the other, each as fast as can be.
+fn bytes_alone(lab: &Lab) -> Result<f64> {
+    let written = overwrite_file(lab)?;
+    Pattern::new(1).fill(&lab.path("expected.img"), lab.size())?;
+    let begun = Instant::now();
+    finish(
+        &mut lab.program("dd", &["if=expected.img", "of=saved.img", "bs=8M", "oflag=dsync", "status=none"]),
+    )?;
+    let saved = begun.elapsed().as_secs_f64();
+    ["expected.img", "saved.img"].iter().try_for_each(|name| fs::remove_file(lab.path(name)))?;
+    Ok(written + saved)
+}
+
 fn first_overwrites(lab: &Lab) -> Result<Vec<Line>> {
     let sides: [Side<'_>; 4] = [
         ("16 KiB at random, 32 at a time, 1 snapshot", &|| overwrite_ours(lab, 1)),
@@ -329,7 +377,11 @@ fn first_overwrites(lab: &Lab) -> Result<Vec<Line>> {
         ("qcow2 overlay, qemu-nbd --cache=none", &|| overwrite_overlay(lab, "none")),
         ("btrfs snapshot, nbdkit file", &|| overwrite_btrfs(lab)),
     ];
-    times(lab, &sides, Goal::AtLeast(1.5))
+    let mut lines = times(lab, &sides, Goal::AtLeast(1.5))?;
+    let sides: [Side<'_>; 2] =
+        [("the same", &|| overwrite_ours(lab, 1)), ("the bytes alone", &|| bytes_alone(lab))];
+    lines.extend(times(lab, &sides, Goal::Told)?);
+    Ok(lines)
 }
 
 fn many_snapshots(lab: &Lab) -> Result<Vec<Line>> {
@@ -344,15 +396,14 @@ fn plain_writes(lab: &Lab) -> Result<Vec<Line>> {
     times(lab, &sides, Goal::Told)
 }
 
-/// Milliseconds that writes took: of half of them, of 99 in 100, of all.
-fn latencies(lab: &Lab, create: bool) -> Result<[f64; 3]> {
-    volume(lab, 1)?;
-    let served = Served::ours(lab)?;
-    let ended = AtomicBool::new(false);
-    let runtime = format!("--runtime={SECONDS}");
-    let mut commands: Vec<_> = (2..if create { 2 + SECONDS } else { 2 })
+/// What fio tells while it writes, and a snapshot is made each second, if so wished.
+fn write_and_create(lab: &Lab, served: &Served, args: &[&str], create: bool) -> Result<Value> {
+    let (ended, seconds) = (AtomicBool::new(false), seconds(lab));
+    let runtime = format!("--runtime={seconds}");
+    let tags = 10..if create { 10 + seconds } else { 10 };
+    let mut commands: Vec<_> = tags
         .map(|tag| {
-            let (new, old) = (tag.to_string(), (tag - 1).to_string());
+            let (new, old) = (tag.to_string(), (tag - 1).max(9).to_string());
             [lab.ddsnap(&["create", "sock", &new]), lab.ddsnap(&["delete", "sock", &old])]
         })
         .collect();
@@ -367,27 +418,43 @@ fn latencies(lab: &Lab, create: bool) -> Result<[f64; 3]> {
             }
             Ok(())
         });
-        let args = ["--rw=randwrite", "--bs=16k", "--iodepth=32", "--time_based", &runtime];
-        let report = served.fio(lab, &args);
+        let common = ["--rw=randwrite", "--bs=16k", "--iodepth=32", "--time_based", &runtime];
+        let report = served.fio(lab, &[&common, args].concat());
         ended.store(true, Ordering::Relaxed);
         match creating.join() {
             Ok(created) => created.and(report),
             Err(_) => bail!("making snapshots failed"),
         }
     })?;
+    Ok(report.0)
+}
+
+/// Milliseconds that writes took: of half of them, of 99 in 100, of all.
+fn latencies(lab: &Lab, args: &[&str], create: bool) -> Result<[f64; 3]> {
+    volume(lab, 1)?;
+    lab.run(&["create", "data.snap", "9"])?;
+    let served = Served::ours(lab)?;
+    let report = write_and_create(lab, &served, args, create)?;
     served.end()?;
-    let write = &report.0["write"]["clat_ns"];
+    let write = &report["write"]["clat_ns"];
     let of = |value: &Value| value.as_f64().map(|ns| ns / 1e6).context("fio tells no latency");
     let percentile = &write["percentile"];
     Ok([of(&percentile["50.000000"])?, of(&percentile["99.000000"])?, of(&write["max"])?])
 }
 
 fn pauses(lab: &Lab) -> Result<Vec<Line>> {
+    let rate = format!("--rate_iops={RATE}");
+    let mut lines = pauses_under(lab, "as many as can be taken", &[])?;
+    lines.extend(pauses_under(lab, &format!("{RATE} a second"), &[&rate])?);
+    Ok(lines)
+}
+
+fn pauses_under(lab: &Lab, load: &str, args: &[&str]) -> Result<Vec<Line>> {
     let (mut with, mut without) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
     for _ in 0..lab.runs() {
         for (found, create) in [(&mut with, true), (&mut without, false)] {
-            let latencies = latencies(lab, create)?;
-            println!("    made each second: {create}: {latencies:.2?} ms");
+            let latencies = latencies(lab, args, create)?;
+            println!("    {load}, snapshots made: {create}: {latencies:.2?} ms");
             found.iter_mut().zip(latencies).for_each(|(all, one)| all.push(one));
         }
     }
@@ -396,16 +463,33 @@ fn pauses(lab: &Lab) -> Result<Vec<Line>> {
     Ok(lines
         .map(|(((with, without), goal), which)| {
             let (with, without) = (median(with), median(without));
-            let what = format!("{which} writes took at most, a snapshot made each second");
+            let what = format!("{load}: {which} writes took at most, a snapshot made each second");
             Line::new(what, figure(with, " ms"), "none made", figure(without, " ms"))
                 .judged(with, " ms", goal)
         })
         .collect())
 }
 
+fn memory(lab: &Lab) -> Result<Vec<Line>> {
+    let memory = lab.in_memory(lab.size() * 16)?;
+    let lab = memory.as_ref().unwrap_or(lab);
+    let exceptions = huge_volume(lab, lab.size() * 2048)?;
+    let served = Served::ours_of(lab, "huge.snap")?;
+    lab.run(&["create", "sock", "9"])?;
+    write_and_create(lab, &served, &[], true)?;
+    lab.run(&["status", "-v", "sock"])?;
+    let status = fs::read_to_string(format!("/proc/{}/status", served.child.id()))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse()?;
+    served.end()?;
+    let what = format!("peak memory, {exceptions} exceptions, volume {} GiB", (lab.size() * 2048) >> 30);
+    let line = Line::new(what, mib(kib << 10), "", String::new());
+    Ok(vec![line.judged(kib as f64 / 1024.0, " MiB", Goal::AtMost(200.0))])
+}
+
 fn reads(lab: &Lab) -> Result<Vec<Line>> {
     volume(lab, 1)?;
-    let runtime = format!("--runtime={}", SECONDS / 2);
+    let runtime = format!("--runtime={}", seconds(lab) / 2);
     let read = |served: Served, args: &[&str], field: &str| -> Result<f64> {
         let report = served.fio(lab, &[args, &["--time_based", &runtime]].concat())?.0;
         served.end()?;
