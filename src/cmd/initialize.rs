@@ -179,7 +179,9 @@ pub(super) fn content(store: &dyn ReadAt) -> Result<Option<&'static str>> {
         return Ok(Some("a ddsnap store"));
     }
     if legacy::is_store(store)? {
-        return Ok(Some("a ddsnap store of 2008 ('ddsnap upgrade' makes one of today of it, with all its snapshots)"));
+        return Ok(Some(
+            "a ddsnap store of 2008 ('ddsnap upgrade' makes one of today of it, with all its snapshots)",
+        ));
     }
     if let Some(found) = probe_signature(store)? {
         return Ok(Some(found));
