@@ -117,14 +117,25 @@ fn writer_over(
     over_origin: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
 ) -> Result<Writer> {
     let store = over_store(store_writer(&args.vol, &args.old)?);
+    writer_on(args, store, |path| {
+        ensure_not_held(path)?;
+        Ok(over_origin(FileWriter::open_origin_write(path)?))
+    })
+}
+
+/// The writer of the store on `store`, with the origin that `open_origin` gives.
+fn writer_on(
+    args: &VolArgs,
+    store: Arc<dyn WriteAt>,
+    open_origin: impl FnOnce(&Path) -> Result<Arc<dyn WriteAt>>,
+) -> Result<Writer> {
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
     ensure_not_the_store(&args.vol, &path)?;
-    ensure_not_held(&path).map_err(|error| origin_hint(args, error))?;
-    let origin = FileWriter::open_origin_write(&path).map_err(|error| origin_hint(args, error))?;
-    ensure_origin_size(&origin, &info)?;
-    writer.with_origin(over_origin(origin)).map_err(|error| error.at_path(&args.vol))
+    let origin = open_origin(&path).map_err(|error| origin_hint(args, error))?;
+    ensure_origin_size(origin.as_ref(), &info)?;
+    writer.with_origin(origin).map_err(|error| error.at_path(&args.vol))
 }
 
 /// As [`counted_writer`], with an origin that was made for this and that others read meanwhile.
@@ -231,13 +242,7 @@ pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
 /// As [`view_with_origin`].
 pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     let store = Arc::new(Overlay::new(store_reader(&args.vol, &args.old)?));
-    let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
-    let info = writer.view().info();
-    let path = origin_path(args, &info);
-    ensure_not_the_store(&args.vol, &path)?;
-    let origin = FileReader::open_origin_read(&path).map_err(|error| origin_hint(args, error))?;
-    ensure_origin_size(&origin, &info)?;
-    writer.with_origin(Arc::new(Overlay::new(origin))).map_err(|error| error.at_path(&args.vol))
+    writer_on(args, store, |path| Ok(Arc::new(Overlay::new(FileReader::open_origin_read(path)?))))
 }
 
 /// As [`dry_writer`], without the origin.

@@ -123,15 +123,15 @@ fn empty_room(size: u64, options: &InitOptions, kept: Option<&Kept>) -> Result<u
 }
 
 /// The bytes of chunks that are sure to fit into a store on a device of `size` bytes on which `kept` must stay as it
-/// is; 0 if there can be no store at all.
+/// is; `None` if there can be no store at all.
 ///
 /// # Errors
 /// `Kind::Usage` if the options make no sense.
-pub fn room_beside(size: u64, options: &InitOptions, kept: &Kept) -> Result<u64> {
+pub fn room_beside(size: u64, options: &InitOptions, kept: &Kept) -> Result<Option<u64>> {
     match empty_room(size, options, Some(kept)) {
         // Too few segments, be it for any store or for the first checkpoint.
-        Err(error) if matches!(error.kind(), Kind::Usage | Kind::NoSpace) => Ok(0),
-        other => other,
+        Err(error) if matches!(error.kind(), Kind::Usage | Kind::NoSpace) => Ok(None),
+        other => other.map(Some),
     }
 }
 

@@ -50,7 +50,9 @@ impl Geometry {
                 Some((run, first << self.chunk_bits..((last + 1) << self.chunk_bits).min(self.origin_size)))
             })
         };
-        origin.will_read(&runs().map(|(_, range)| range).collect::<Vec<_>>());
+        if runs().nth(1).is_some() {
+            origin.will_read(&runs().map(|(_, range)| range).collect::<Vec<_>>());
+        }
         for (run, range) in runs() {
             let mut old = vec![0; index(range.end - range.start)];
             origin.read_at(&mut old, range.start)?;

@@ -26,10 +26,7 @@ const QUIET: usize = 1024;
 /// `Kind::Damaged`, `Kind::Io`.
 pub fn ensure_newest(device: &dyn ReadAt, state: &State) -> Result<()> {
     let most = if state.chain.next_place(&state.sb).is_none() { usize::MAX } else { FEW };
-    match later_record(device, state, most)? {
-        Some(record) => Err(tell(state, &record)),
-        None => Ok(()),
-    }
+    refuse_later(device, state, most)
 }
 
 /// As [`ensure_newest`], and looks at every segment that can tell.
@@ -37,19 +34,17 @@ pub fn ensure_newest(device: &dyn ReadAt, state: &State) -> Result<()> {
 /// # Errors
 /// As [`ensure_newest`].
 pub fn ensure_newest_of_all(device: &dyn ReadAt, state: &State) -> Result<()> {
-    match later_record(device, state, usize::MAX)? {
-        Some(record) => Err(tell(state, &record)),
-        None => Ok(()),
-    }
+    refuse_later(device, state, usize::MAX)
 }
 
-fn tell(state: &State, record: &Record) -> Error {
+fn refuse_later(device: &dyn ReadAt, state: &State, most: usize) -> Result<()> {
+    let Some(record) = later_record(device, state, most)? else { return Ok(()) };
     let text = format!(
         "checkpoint {} is an old one: the log that it knows ends after record {}, and record {} lies where it \
          promises no log",
         state.sb.checkpoint, state.chain.position.sequence, record.sequence
     );
-    Error::damaged(text).at_offset(record.address).hint(REBUILD_HINT)
+    Err(Error::damaged(text).at_offset(record.address).hint(REBUILD_HINT))
 }
 
 /// A record that came after the end of the log and lies at the begin of a segment that is free by the tables; `most`

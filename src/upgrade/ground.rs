@@ -103,7 +103,7 @@ impl Occupied {
         debug_assert!(saved_bytes(options.block_size) <= 1 << bits);
         kept.insert(last);
         let kept = Kept { segment_bits: bits, segments: Arc::new(kept) };
-        let room = room_beside(size, options, &kept)?;
+        let Some(room) = room_beside(size, options, &kept)? else { return Ok(None) };
         let saved = FIRST_SEGMENT + (u64::from(last) << bits);
         Ok(Some(Ground { kept, saved, free_bytes: free, room }))
     }
@@ -170,7 +170,7 @@ fn needed(options: &InitOptions, bits: u32, wanted: u64) -> Result<u64> {
     let kept = Kept { segment_bits: bits, ..Kept::default() };
     let holds = |segments: u64| {
         let size = FIRST_SEGMENT.saturating_add(segments.saturating_mul(1 << bits));
-        Ok(room_beside(size, options, &kept)? >= wanted)
+        Ok(room_beside(size, options, &kept)?.is_some_and(|room| room >= wanted))
     };
     let (mut little, mut enough) = (0, 1);
     while !holds(enough)? {
@@ -226,6 +226,14 @@ mod tests {
         assert!(ranges.iter().filter(|range| range.start >= mib).all(|range| {
             kept.contains(&u32::try_from((range.start - mib) >> small.ground.kept.segment_bits).unwrap())
         }));
+    }
+
+    #[test]
+    fn a_device_on_which_no_store_is_possible_must_grow_even_for_nothing() {
+        let old = occupied(&[0..4096, 4096..8192]);
+        let fit = old.fit(2 << 20, &options(), 0).unwrap();
+        assert!(fit.grow_bytes > 0);
+        assert_eq!(old.fit((2 << 20) + fit.grow_bytes, &options(), 0).unwrap().grow_bytes, 0);
     }
 
     #[test]

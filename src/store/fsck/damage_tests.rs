@@ -2,7 +2,7 @@
 //! finds, what mends it, and that nothing is found afterwards.
 
 use super::tests::{Random, Sample, assert_clean, assert_rescued, sample, surviving};
-use super::without::make_tags_differ;
+use super::without::give_tags;
 use super::{CheckOptions, Code, Leave, RebuildOptions, check, repair};
 use crate::block::memory::Memory;
 use crate::block::{ReadAt, WriteAt};
@@ -276,18 +276,18 @@ fn a_snapshot_that_stands_for_a_lost_one_yields_its_tag() {
     let mut state = View::open(settled(15).store, None).unwrap().state;
     let tag = state.snapshots.values().next().unwrap().tag;
     let before: Vec<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
-    make_tags_differ(&mut state);
+    give_tags(&mut state);
     assert!(state.snapshots.values().map(|snapshot| snapshot.tag).eq(before.iter().copied()));
     // The newest stands for a lost one, under a tag that a record gives to the first.
     let stand_in = state.snapshots.values_mut().next_back().unwrap();
     (stand_in.tag, stand_in.created_sequence) = (tag, 0);
     let id = stand_in.id;
-    make_tags_differ(&mut state);
+    give_tags(&mut state);
     assert_eq!(state.snapshots.values().next().unwrap().tag, tag);
     assert!(!before.contains(&state.snapshots[&id].tag));
     // One that has no record either, but came first.
     state.snapshots.values_mut().for_each(|snapshot| (snapshot.tag, snapshot.created_sequence) = (7, 0));
-    make_tags_differ(&mut state);
+    give_tags(&mut state);
     let tags: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
     assert_eq!(tags.len(), state.snapshots.len());
 }

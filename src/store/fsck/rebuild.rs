@@ -394,7 +394,7 @@ impl Rebuild<'_> {
 
     /// Marks what is gone, taints what is in doubt, publishes, and restates in the log what has no record.
     fn finish(mut self, mut state: State, options: &RebuildOptions) -> Result<RebuildReport> {
-        super::without::make_tags_differ(&mut state);
+        super::without::give_tags(&mut state);
         let (mut gone, mut missing) = (std::mem::take(&mut self.gone), std::mem::take(&mut self.missing));
         for one in gone.iter().chain(&missing) {
             let lost = super::mend::lost_value(&state, one);

@@ -13,8 +13,11 @@ use crate::store::recover::{OPEN_JUMP, read_record};
 use crate::store::space::Stream;
 use crate::store::state::State;
 use crate::store::writer::random_u64;
-use crate::units::Uuid;
+use crate::units::{Tag, Uuid};
 use std::collections::HashSet;
+
+/// The tag of no snapshot.
+const NO_TAG: u32 = Tag::ORIGIN.0;
 
 impl Rebuild<'_> {
     /// The state from the records alone, and from what `past`, which is not the newest checkpoint, says of snapshots
@@ -211,11 +214,11 @@ pub(super) fn begin_log(state: &mut State) -> Result<()> {
 }
 
 /// Stands for the snapshot that began `epoch` and whose own record is lost: what was preserved for it is still
-/// there. Its tag is the highest one free, its name says what it is.
+/// there. Its name says what it is, its tag is given in the end.
 pub(super) fn lost_snapshot(state: &State, epoch: u64, time_secs: i64) -> Snapshot {
     Snapshot {
         id: epoch,
-        tag: free_tag(state),
+        tag: NO_TAG,
         name: format!("recovered-{epoch}"),
         use_count: 0,
         size_bytes: state.volume.origin_size,
@@ -231,27 +234,19 @@ pub(super) fn lost_snapshot(state: &State, epoch: u64, time_secs: i64) -> Snapsh
     }
 }
 
-fn free_tag(state: &State) -> u32 {
-    let taken: HashSet<u32> = state.snapshots.values().map(|snapshot| snapshot.tag).collect();
-    (0..u32::MAX).rev().find(|tag| !taken.contains(tag)).unwrap_or(0)
-}
-
-/// Gives snapshots whose tag another one has the highest that are free: one that stands for a lost one may have been
-/// given what a record, found later, gives to another. Whoever has a record of its own keeps its tag.
-pub(super) fn make_tags_differ(state: &mut State) {
-    let shown = state.snapshots.values().filter(|snapshot| !snapshot.hidden);
-    let mut order: Vec<_> =
-        shown.map(|snapshot| (snapshot.created_sequence == 0, snapshot.id, snapshot.tag)).collect();
-    order.sort_unstable();
-    let mut kept = HashSet::new();
-    for (_, id, tag) in order {
-        if kept.insert(tag) {
-            continue;
-        }
-        let free = free_tag(state);
-        if let Some(snapshot) = state.snapshots.get_mut(&id) {
-            snapshot.tag = free;
-            kept.insert(free);
+/// Gives snapshots without a tag, or whose tag another one has, the highest that are free, the oldest first: one that
+/// stands for a lost one may have been given what a record, found later, gives to another. Whoever has a record of its
+/// own keeps its tag.
+pub(super) fn give_tags(state: &mut State) {
+    let mut shown: Vec<_> = state.snapshots.values_mut().filter(|snapshot| !snapshot.hidden).collect();
+    shown.sort_unstable_by_key(|snapshot| (snapshot.created_sequence == 0, snapshot.id));
+    let mut taken: HashSet<u32> = shown.iter().map(|snapshot| snapshot.tag).collect();
+    taken.insert(NO_TAG);
+    let mut kept = HashSet::from([NO_TAG]);
+    let mut free = (0..NO_TAG).rev().filter(|tag| !taken.contains(tag));
+    for snapshot in shown {
+        if !kept.insert(snapshot.tag) {
+            snapshot.tag = free.next().unwrap_or(NO_TAG);
         }
     }
 }
