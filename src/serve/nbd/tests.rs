@@ -1,10 +1,10 @@
 //! Clients of every kind: right, wrong, hostile.
 
-use super::{Agreed, Encryption, negotiate, negotiate_encrypted};
+use super::{Agreed, Encryption, Session, negotiate, negotiate_encrypted, serve};
 use crate::error::{Error, Kind, Result};
 use crate::serve::export::{Export, Exports};
 use std::io::{Cursor, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 struct Nothing;
 
@@ -114,4 +114,83 @@ fn what_is_no_nbd_is_an_error_at_every_byte() {
     // A length of four gigabytes ends with the connection, without room being made for it.
     let long = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &[0, 0, 0, 7], &[0xff; 4], b"x"].concat();
     assert!(hear(&long).0.is_some());
+}
+
+/// Remembers what was written.
+#[derive(Default)]
+struct Noted(Mutex<Vec<(u64, usize)>>);
+
+impl Export for Noted {
+    fn size(&self) -> u64 {
+        1 << 30
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn preferred_size(&self) -> u32 {
+        4096
+    }
+
+    fn read(&self, _offset: u64, _buf: &mut [u8]) -> Result<()> {
+        Err(Error::new(Kind::Io, "it is not for reading"))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.0.lock().unwrap().push((offset, data.len()));
+        Ok(())
+    }
+
+    fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A request to write; its data follow.
+fn write(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let head = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0, 0, 1], &cookie.to_be_bytes()];
+    [&head.concat()[..], &offset.to_be_bytes(), &length.to_be_bytes()].concat()
+}
+
+/// What a client that `says` all this hears, what was written, and how it ended.
+fn transmit(structured: bool, says: impl Read + Send) -> (Vec<u8>, Vec<(u64, usize)>, Option<Kind>) {
+    let (noted, mut hears) = (Arc::new(Noted::default()), Vec::new());
+    let session = Session { export: Arc::clone(&noted) as Arc<dyn Export>, structured, contexts: Vec::new() };
+    let outcome = serve(&session, says, &mut hears, || {});
+    let mut written = std::mem::take(&mut *noted.0.lock().unwrap());
+    written.sort_unstable();
+    (hears, written, outcome.err().map(|error| error.kind()))
+}
+
+#[test]
+fn a_write_that_is_too_long_is_answered_and_the_next_one_is_done() {
+    let long = (32 << 20) + 4096;
+    let says = |length: u32| {
+        let data = std::io::repeat(7).take(u64::from(length));
+        Cursor::new(write(1, 512, length)).chain(data)
+    };
+    let next = Cursor::new([write(2, 8192, 4), b"data".to_vec()].concat());
+    let (hears, written, error) = transmit(false, says(long).chain(next));
+    assert_eq!((written, error), (vec![(8192, 4)], None));
+    // Answers come in any order: EINVAL to the first, none to the second.
+    let answers: Vec<_> = hears.chunks(16).map(hex::encode).collect();
+    assert_eq!(answers.len(), 2);
+    assert!(answers.contains(&"67446698000000160000000000000001".to_owned()), "{answers:?}");
+    assert!(answers.contains(&"67446698000000000000000000000002".to_owned()), "{answers:?}");
+    // With the reason, where the client understands structured replies.
+    let (hears, written, error) = transmit(true, says(long));
+    assert_eq!((written, error), (vec![], None));
+    let told = String::from_utf8_lossy(&hears).into_owned();
+    assert!(told.contains("a request of 33558528 bytes, at most 33554432 are taken"), "{told}");
+    // The longest that is taken is written.
+    assert_eq!(transmit(false, says(32 << 20)).1, [(512, 32 << 20)]);
+    // One that is cut short is not, nor waited for.
+    let cut = Cursor::new(write(1, 0, u32::MAX)).chain(std::io::repeat(7).take(70_000));
+    let (hears, written, error) = transmit(false, cut);
+    assert_eq!((hears, written, error), (vec![], vec![], Some(Kind::Io)));
 }

@@ -159,10 +159,10 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         let request = Request::decode(&bytes)?;
         let length = match request.command {
             Command::Disconnect => return Ok(None),
-            // There is no way past data of such a length but to read them.
+            // There is no way past its data but to read them; it is answered by an error.
             Command::Write if request.length > PAYLOAD_MAX => {
-                let what = format!("a write of {} bytes, at most {PAYLOAD_MAX} are taken", request.length);
-                return Err(Error::damaged(what));
+                skip(receiver, u64::from(request.length))?;
+                0
             }
             Command::Read | Command::Write => index(u64::from(request.length.min(PAYLOAD_MAX))),
             _ => 0,
@@ -170,7 +170,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         let share = self.memory.take(length);
         if request.command == Command::Write {
             buf.resize(length, 0);
-            receiver.read_exact(buf).map_err(|error| Error::io("a write was cut short", error))?;
+            receiver.read_exact(buf).map_err(cut_short)?;
         }
         Ok(Some((request, share)))
     }
@@ -189,6 +189,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
             _ => done.and_then(|()| export.flush()),
         };
         let outcome = match request.command {
+            Command::Write if request.length > PAYLOAD_MAX => Err(too_long(request)),
             Command::Write => durable(export.write(offset, buf)),
             Command::WriteZeroes => durable(export.write_zeroes(offset, length)),
             Command::Trim => durable(export.discard(offset, length)),
@@ -204,8 +205,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
 
     fn read(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
         if request.length > PAYLOAD_MAX {
-            let what = format!("a read of {} bytes, at most {PAYLOAD_MAX} are taken", request.length);
-            return self.refuse(request, &Error::new(Kind::Usage, what));
+            return self.refuse(request, &too_long(request));
         }
         // The reply is one write: what begins it lies before the bytes.
         let head = if self.session.structured { CHUNK_SIZE + 8 } else { 16 };
@@ -275,6 +275,24 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         (self.end)();
     }
+}
+
+/// Reads `length` bytes that nobody wants, without room for them.
+fn skip(receiver: &mut impl Read, length: u64) -> Result<()> {
+    let skipped = std::io::copy(&mut receiver.take(length), &mut std::io::sink()).map_err(cut_short)?;
+    match skipped == length {
+        true => Ok(()),
+        false => Err(cut_short(std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+fn cut_short(error: std::io::Error) -> Error {
+    Error::io("a write was cut short", error)
+}
+
+fn too_long(request: Request) -> Error {
+    let what = format!("a request of {} bytes, at most {PAYLOAD_MAX} are taken", request.length);
+    Error::new(Kind::Usage, what)
 }
 
 fn error_number(kind: Kind) -> u32 {
