@@ -138,6 +138,14 @@ fn a_volume_is_rewritten_through_a_server() {
     snapshot[100..113].copy_from_slice(b"on a snapshot");
     assert!(dir.ok("read sock 50").stdout == snapshot);
     dir.ok("create sock 51");
+    // A dry run changes nothing, whether the server can tell what would happen or not.
+    let told = dir.ok("list sock").stdout;
+    dir.run_with("write --dry-run sock", b"never").expect(2).says("--dry-run needs the store itself");
+    dir.run_with("write --dry-run sock 50", b"never").expect(2).says("--dry-run needs the store itself");
+    dir.run("resize --dry-run sock -o 4M").expect(2).says("makes no plans");
+    dir.ok("revert --dry-run sock 50");
+    assert!(dir.ok("read sock origin").stdout == written && dir.ok("read sock 50").stdout == snapshot);
+    assert!(dir.ok("list sock").stdout == told);
     // Back, and what is refused while the origin is open.
     dir.ok("revert --dry-run sock 50").says_out("would change");
     let open = Nbd::open(&dir, "origin");

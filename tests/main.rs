@@ -57,4 +57,5 @@ mod store_live;
 mod store_model;
 mod store_rebuild;
 mod vm_attach;
+mod vm_loop;
 mod vm_ublk;

@@ -4,7 +4,7 @@ use super::common::{SnapName, parse_device_name};
 use super::open;
 use crate::dm::device::{self, Device, Node};
 use crate::dm::insert::{self, Pair};
-use crate::dm::{mapper, nbd};
+use crate::dm::{loops, mapper, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::point::PointId;
 use crate::point::volume::{SnapshotInfo, SnapshotState, StoreInfo, Volume};
@@ -21,7 +21,8 @@ const EXAMPLES: &str = "Examples:
 /// Make devices of the live origin and of snapshots
 ///
 /// The devices are /dev/mapper/VOL for the origin and '/dev/mapper/VOL(TAG)' for a snapshot; where the kernel has no
-/// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk.
+/// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk, or
+/// loop devices over files of the server (FUSE) where there is neither.
 /// Each line printed is a point and its device. What is attached already gets a new connection if its server was
 /// another one: give the command again after the server was started again.
 #[derive(Debug, clap::Args)]
@@ -40,10 +41,37 @@ pub struct Args {
     /// started with --beneath
     #[arg(long, value_name = "DEV", conflicts_with = "name")]
     insert: Option<PathBuf>,
+    /// What new devices are made of: the first of these that kernel and server have, if not given
+    #[arg(long, value_name = "WAY", conflicts_with = "insert")]
+    by: Option<Way>,
     /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices
     /// that are made so are of NBD; those of ublk wait until there is a server, or until they are detached
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
+}
+
+/// What devices can be made of, the best one first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Way {
+    /// A device of ublk
+    Ublk,
+    /// An NBD device
+    Nbd,
+    /// A loop device over a file that the server shows through FUSE
+    Fuse,
+}
+
+/// What `connect` makes of the first of `ways` that kernel and server have.
+fn first_there<T>(ways: &[Way], mut connect: impl FnMut(Way) -> Result<T>) -> Result<T> {
+    let mut outcome = Err(Error::new(Kind::NotFound, "there are no devices to be had"));
+    for way in ways {
+        outcome = connect(*way);
+        let is_missing = |error: &Error| matches!(error.kind(), Kind::NotFound | Kind::Refused);
+        if !outcome.as_ref().is_err_and(is_missing) {
+            break;
+        }
+    }
+    outcome
 }
 
 /// Long enough to start a server again by hand, short enough that a machine can still be shut down.
@@ -61,7 +89,10 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn attach(args: &Args, ui: &Ui) -> Result<()> {
-    let volume = Served::find(&args.socket, args.wait)?;
+    if args.wait.is_some() && args.by.is_some_and(|way| way != Way::Nbd) {
+        return Err(Error::new(Kind::Usage, "--wait is for NBD devices").hint("--by nbd"));
+    }
+    let volume = Served { wait_secs: args.wait, by: args.by, ..Served::find(&args.socket)? };
     let wanted: Vec<&SnapshotInfo> =
         args.snap.iter().map(|snap| snap.snapshot(&volume.snapshots)).collect::<Result<_>>()?;
     let present = volume.devices()?;
@@ -83,6 +114,9 @@ fn attach(args: &Args, ui: &Ui) -> Result<()> {
             ui.print(&volume.attach(Some(snapshot), &format!("{name}({})", snapshot.tag))?)?;
         }
     }
+    if let Some(what) = volume.short()? {
+        ui.warn(&what);
+    }
     for device in present.iter().filter(|device| volume.has_lost(device)) {
         let path = device.path().unwrap_or_default();
         ui.warn(&format!("{} was a snapshot that is gone: detach it", path.display()));
@@ -97,11 +131,12 @@ pub(super) struct Served {
     pub(super) snapshots: Vec<SnapshotInfo>,
     pid: u32,
     wait_secs: Option<u64>,
+    by: Option<Way>,
 }
 
 /// Names a point inside of an identity.
 fn point_name(snapshot: Option<&SnapshotInfo>) -> String {
-    snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.id.to_string())
+    snapshot.map_or_else(|| device::ORIGIN.to_owned(), |snapshot| snapshot.id.to_string())
 }
 
 fn point(snapshot: Option<&SnapshotInfo>) -> PointId {
@@ -110,12 +145,12 @@ fn point(snapshot: Option<&SnapshotInfo>) -> PointId {
 
 impl Served {
     /// Asks the server at `socket`.
-    pub(super) fn find(socket: &Path, wait_secs: Option<u64>) -> Result<Self> {
+    pub(super) fn find(socket: &Path) -> Result<Self> {
         let client = Client::connect(socket)?;
         let mut snapshots = Volume::snapshots(&client);
         snapshots.retain(|snapshot| snapshot.state == SnapshotState::Normal);
         let (socket, info, pid) = (socket.to_path_buf(), Volume::info(&client), client.pid());
-        Ok(Self { socket, info, snapshots, pid, wait_secs })
+        Ok(Self { socket, info, snapshots, pid, wait_secs: None, by: None })
     }
 
     fn identity(&self, point: &str) -> String {
@@ -197,21 +232,40 @@ impl Served {
 
     /// Makes the device that the server feeds, or gives `found`, which is there already, a connection to it.
     fn connect(&self, snapshot: Option<&SnapshotInfo>, found: Option<Node>) -> Result<Node> {
-        let is_ublk = match found {
-            Some(node) => matches!(node, Node::Ublk(_)),
-            // Without a name nobody would find it again once its server is gone.
-            None => self.wait_secs.is_none() && mapper::is_available(),
-        };
-        if !is_ublk {
-            return self.connect_nbd(snapshot, found);
+        first_there(&self.ways(found)?, |way| match way {
+            Way::Ublk => self.connect_ublk(snapshot).map(Node::Ublk),
+            Way::Nbd => self.connect_nbd(snapshot, found),
+            Way::Fuse => self.connect_loop(snapshot, found).map(Node::Loop),
+        })
+    }
+
+    /// What to try, one after the other.
+    fn ways(&self, found: Option<Node>) -> Result<Vec<Way>> {
+        // Of ublk and loop devices without a name nobody would find again what they were, once the server is gone.
+        match (found, self.by, mapper::is_available()) {
+            (Some(Node::Ublk(_)), ..) => Ok(vec![Way::Ublk]),
+            (Some(Node::Nbd(_)), ..) => Ok(vec![Way::Nbd]),
+            (Some(Node::Loop(_)), ..) => Ok(vec![Way::Fuse]),
+            (None, Some(way), is_named) if is_named || way == Way::Nbd => Ok(vec![way]),
+            (None, Some(_), _) => Err(Error::new(Kind::NotFound, "there is no device-mapper to name it")),
+            (None, None, true) if self.wait_secs.is_none() => Ok(vec![Way::Ublk, Way::Nbd, Way::Fuse]),
+            (None, None, _) => Ok(vec![Way::Nbd]),
         }
-        match self.connect_ublk(snapshot) {
-            // The kernel or the server has none.
-            Err(error) if found.is_none() && matches!(error.kind(), Kind::NotFound | Kind::Refused) => {
-                self.connect_nbd(snapshot, found)
+    }
+
+    /// As a loop device over a file that the server shows; its number.
+    fn connect_loop(&self, snapshot: Option<&SnapshotInfo>, found: Option<Node>) -> Result<u32> {
+        let identity = self.identity_of(snapshot);
+        if let Some(Node::Loop(number)) = found {
+            if loops::is_served(&identity) {
+                return loops::refresh(number).map(|()| number);
             }
-            connected => connected.map(Node::Ublk),
+            loops::release(number)?;
         }
+        let kind = (device::block_size(&self.info.origin_path), snapshot.is_some());
+        loops::connect(&identity, kind, |folder| {
+            control::show(&self.socket, point(snapshot), (folder, loops::FILE))
+        })
     }
 
     /// As a device of ublk; its number.
@@ -250,6 +304,26 @@ impl Served {
         let path = device.path().unwrap_or_default();
         let what = snapshot.map_or_else(|| "origin".to_owned(), |snapshot| snapshot.tag.to_string());
         Ok(format!("{what} {}", path.display()))
+    }
+
+    /// What to say of a device of the origin that could not follow to its size.
+    fn short(&self) -> Result<Option<String>> {
+        let (identity, block_size) = (self.identity_of(None), device::block_size(&self.info.origin_path));
+        let found = self.devices()?.into_iter().find(|device| device.identity == identity);
+        let Some((node, path)) = found.and_then(|device| Some((device.node?, device.path()?))) else {
+            return Ok(None);
+        };
+        let sectors = node.sectors()?;
+        let missing = (self.info.origin_size / 512).saturating_sub(sectors);
+        // What is no whole block cannot be reached.
+        Ok((missing >= u64::from(block_size / 512)).then(|| {
+            format!(
+                "{} has {} bytes, the origin {}: this kernel cannot make it larger; detach it and attach it again",
+                path.display(),
+                sectors * 512,
+                self.info.origin_size
+            )
+        }))
     }
 
     /// True for the device of a snapshot of this volume that is there no longer.
@@ -347,7 +421,7 @@ fn hint_at_names(error: Error) -> Error {
 /// The devices that `what` means; there may be none if `may_be_none`.
 pub(super) fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
     let found = match open::is_served(what) {
-        true => Served::find(what, None).map_err(hint_at_names)?.devices()?,
+        true => Served::find(what).map_err(hint_at_names)?.devices()?,
         false if may_be_none => Vec::new(),
         false => {
             let all = device::all("", &[])?;
@@ -376,5 +450,32 @@ fn nothing(what: &Path) -> Error {
     match name {
         Some(_) => Error::new(Kind::Refused, "this device is not one that attach has made"),
         None => Error::new(Kind::NotFound, "nothing of that name is attached"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_passed_over_and_nothing_else() {
+        let ways = [Way::Ublk, Way::Nbd, Way::Fuse];
+        let run = |failures: [Option<Kind>; 3]| {
+            let mut tried = Vec::new();
+            let outcome = first_there(&ways, |way| {
+                tried.push(way);
+                match failures[tried.len() - 1] {
+                    None => Ok(way),
+                    Some(kind) => Err(Error::new(kind, "as wished")),
+                }
+            });
+            (outcome.map_err(|error| error.kind()), tried.len())
+        };
+        let (missing, refused) = (Some(Kind::NotFound), Some(Kind::Refused));
+        assert_eq!(run([None; 3]), (Ok(Way::Ublk), 1));
+        assert_eq!(run([refused, None, None]), (Ok(Way::Nbd), 2));
+        assert_eq!(run([missing, missing, None]), (Ok(Way::Fuse), 3));
+        assert_eq!(run([missing, missing, Some(Kind::Unsupported)]), (Err(Kind::Unsupported), 3));
+        assert_eq!(run([missing, Some(Kind::Busy), None]), (Err(Kind::Busy), 2));
     }
 }

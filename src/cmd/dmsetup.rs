@@ -135,8 +135,8 @@ impl Line {
 
     fn create(&self, name: &str, ui: &Ui) -> Result<()> {
         // In 2008 the socket was that of an agent, which knew the server; a server is known by its store too.
-        let served = match Served::find(&self.socket, None) {
-            Err(error) => Served::find(&self.store, None).map_err(|_| error)?,
+        let served = match Served::find(&self.socket) {
+            Err(error) => Served::find(&self.store).map_err(|_| error)?,
             served => served?,
         };
         let snapshot = self.tag.map(|tag| served.tagged(tag)).transpose()?;

@@ -7,6 +7,7 @@ use crate::block::file::{FileReader, FileWriter};
 use crate::block::mount;
 use crate::block::overlay::Overlay;
 use crate::block::{ReadAt, WriteAt};
+use crate::dm::device;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock;
 use crate::point::volume::{Administer, Rewrite, Volume};
@@ -95,7 +96,7 @@ pub fn writer(vol: &Path, old: &OldArgs) -> Result<Writer> {
 /// As [`writer`]; `Kind::Busy` if the origin is mounted or in use; `Kind::NotFound` if it is not where it is
 /// remembered.
 pub fn writer_with_origin(args: &VolArgs) -> Result<Writer> {
-    writer_over(args, |store| Arc::new(store), |origin| Arc::new(origin))
+    writer_over(args, |store| Arc::new(store), |origin| Arc::new(origin), ensure_not_attached)
 }
 
 /// As [`writer_with_origin`], counting what is done with both.
@@ -107,18 +108,22 @@ pub fn counted_writer(args: &VolArgs, store: &Arc<Counts>, origin: &Arc<Counts>)
         args,
         |device| Arc::new(Counting::new(device, store)),
         |device| Arc::new(Counting::new(device, origin)),
+        // It is this server for which they wait.
+        |_| Ok(()),
     )
 }
 
-/// As [`writer_with_origin`], on what is made of both devices.
+/// As [`writer_with_origin`], on what is made of both devices, if `ensure` has nothing against it.
 fn writer_over(
     args: &VolArgs,
     over_store: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
     over_origin: impl FnOnce(FileWriter) -> Arc<dyn WriteAt>,
+    ensure: impl FnOnce(&StoreInfo) -> Result<()>,
 ) -> Result<Writer> {
     let store = over_store(store_writer(&args.vol, &args.old)?);
-    writer_on(args, store, |path| {
+    writer_on(args, store, |path, info| {
         ensure_not_held(path)?;
+        ensure(info)?;
         Ok(over_origin(FileWriter::open_origin_write(path)?))
     })
 }
@@ -127,13 +132,13 @@ fn writer_over(
 fn writer_on(
     args: &VolArgs,
     store: Arc<dyn WriteAt>,
-    open_origin: impl FnOnce(&Path) -> Result<Arc<dyn WriteAt>>,
+    open_origin: impl FnOnce(&Path, &StoreInfo) -> Result<Arc<dyn WriteAt>>,
 ) -> Result<Writer> {
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(&args.vol))?;
     let info = writer.view().info();
     let path = origin_path(args, &info);
     ensure_not_the_store(&args.vol, &path)?;
-    let origin = open_origin(&path).map_err(|error| origin_hint(args, error))?;
+    let origin = open_origin(&path, &info).map_err(|error| origin_hint(args, error))?;
     ensure_origin_size(origin.as_ref(), &info)?;
     writer.with_origin(origin).map_err(|error| error.at_path(&args.vol))
 }
@@ -207,13 +212,14 @@ impl Rewriter {
     }
 }
 
-/// Opens a volume for changing its origin or a snapshot: a store with its origin, in memory only if `dry`, or a server.
+/// Opens a volume for changing its origin or a snapshot: a store with its origin, in memory only if `dry`, or a server,
+/// which refuses to change anything if `dry`.
 ///
 /// # Errors
 /// As [`writer_with_origin`] and [`dry_writer`]; `Kind::NotFound` if the server has ended.
 pub fn rewriter(args: &VolArgs, dry: bool) -> Result<Rewriter> {
     if is_served(&args.vol) {
-        return Ok(Rewriter::Server(Box::new(served(args)?)));
+        return Ok(Rewriter::Server(Box::new(served(args)?.kept_dry(dry))));
     }
     let writer = if dry { dry_writer(args)? } else { writer_with_origin(args)? };
     Ok(Rewriter::Store(Box::new(writer)))
@@ -242,7 +248,7 @@ pub fn writer_with_known_origin(args: &VolArgs) -> Result<Writer> {
 /// As [`view_with_origin`].
 pub fn dry_writer(args: &VolArgs) -> Result<Writer> {
     let store = Arc::new(Overlay::new(store_reader(&args.vol, &args.old)?));
-    writer_on(args, store, |path| Ok(Arc::new(Overlay::new(FileReader::open_origin_read(path)?))))
+    writer_on(args, store, |path, _| Ok(Arc::new(Overlay::new(FileReader::open_origin_read(path)?))))
 }
 
 /// As [`dry_writer`], without the origin.
@@ -388,6 +394,16 @@ pub fn ensure_not_held(path: &Path) -> Result<()> {
         Some(holder) => Err(Error::new(Kind::Busy, format!("it is {holder}"))
             .at_path(path)
             .hint("unmount it first: what is in memory only would be missed or overwritten")),
+    }
+}
+
+/// Refuses a volume that `attach` has made a device of, which waits for its server: who uses it would have the origin
+/// changed beneath.
+fn ensure_not_attached(info: &StoreInfo) -> Result<()> {
+    match device::is_attached(&device::identity(&info.uuid.to_string(), device::ORIGIN))? {
+        false => Ok(()),
+        true => Err(Error::new(Kind::Busy, "it is attached, and waits for its server")
+            .hint("start the server again, or take the device away with 'ddsnap detach' first")),
     }
 }
 

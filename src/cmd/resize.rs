@@ -2,6 +2,7 @@
 
 use super::common::{VolArgs, parse_size};
 use super::open;
+use crate::dm::device;
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{StoreInfo, Volume};
 use crate::store::{Preserved, StorePlan, Writer};
@@ -114,6 +115,11 @@ fn resize_served(args: &Args, ui: &Ui) -> Result<()> {
     if let Some(size) = args.origin_size {
         ensure_agreed(args, &info, size, ui)?;
         tell_origin(info.origin_size, size, client.resize_origin(size, false)?, ui);
+        let identity = device::identity(&info.uuid.to_string(), device::ORIGIN);
+        // The size is what it is, whether that can be asked or not.
+        if size > info.origin_size && device::is_attached(&identity).unwrap_or(false) {
+            ui.warn("its device keeps the old size until 'ddsnap attach' is given again");
+        }
     }
     if grows { Ok(()) } else { store() }
 }

@@ -1,6 +1,6 @@
 //! A device over a point of a volume: found again by what is behind it, made where it is not there.
 
-use super::{mapper, nbd};
+use super::{loops, mapper, nbd};
 use crate::block::mount;
 use crate::error::{Error, Kind, Result};
 use crate::ublk::device as ublk;
@@ -15,6 +15,8 @@ pub enum Node {
     Nbd(u32),
     /// The ublk device of this number.
     Ublk(u32),
+    /// The loop device of this number, over a file that a server shows through FUSE.
+    Loop(u32),
 }
 
 impl Node {
@@ -24,11 +26,15 @@ impl Node {
         match self {
             Self::Nbd(number) => nbd::path(number),
             Self::Ublk(number) => ublk::path(number),
+            Self::Loop(number) => loops::path(number),
         }
     }
 
-    /// Sectors of 512 bytes.
-    fn sectors(self) -> Result<u64> {
+    /// Sectors of 512 bytes that it has now.
+    ///
+    /// # Errors
+    /// `Kind::Io`; `Kind::NotFound` if it is gone.
+    pub fn sectors(self) -> Result<u64> {
         let path = self.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let sys = PathBuf::from(format!("/sys/block/{name}/size"));
@@ -42,12 +48,16 @@ impl Node {
         match self {
             Self::Nbd(number) => nbd::disconnect(number),
             Self::Ublk(number) => ublk::remove(number),
+            Self::Loop(number) => loops::release(number),
         }
     }
 }
 
 /// What begins the identity of every device of ours.
 const OURS: &str = "DDSNAP-";
+
+/// The point that the live origin is, in an identity.
+pub const ORIGIN: &str = "origin";
 
 /// Names what is behind a device, for the kernel and for us: it stays when the server is another one.
 ///
@@ -89,9 +99,11 @@ impl Device {
 /// # Errors
 /// What dmsetup and ublk say.
 pub fn all(begin: &str, known: &[String]) -> Result<Vec<Device>> {
-    let mut devices: Vec<Device> = nbd::devices()
-        .into_iter()
-        .map(|(index, identity)| Device { identity, node: Some(Node::Nbd(index)), mapped: None })
+    let of_nbd = nbd::devices().into_iter().map(|(number, identity)| (Node::Nbd(number), identity));
+    let of_loop = loops::devices().into_iter().map(|(number, identity)| (Node::Loop(number), identity));
+    let mut devices: Vec<Device> = of_nbd
+        .chain(of_loop)
+        .map(|(node, identity)| Device { identity, node: Some(node), mapped: None })
         .collect();
     let marks = ublk::marks()?;
     let find = |identity: &str| {
@@ -116,6 +128,19 @@ pub fn all(begin: &str, known: &[String]) -> Result<Vec<Device>> {
     devices.retain(|device| device.identity.starts_with(OURS) && device.identity.starts_with(begin));
     devices.sort_by(|a, b| a.identity.cmp(&b.identity));
     Ok(devices)
+}
+
+/// True if there is a device with `identity`, whether its server runs or not. What only root may ask others are not
+/// told: a device of ublk without a name.
+///
+/// # Errors
+/// As [`ublk::marks`].
+pub fn is_attached(identity: &str) -> Result<bool> {
+    let mark = ublk::mark(identity);
+    Ok(mapper::has_uuid(identity)
+        || nbd::find(identity).is_some()
+        || loops::devices().iter().any(|(_, found)| found == identity)
+        || ublk::marks()?.iter().any(|(_, found)| *found == mark))
 }
 
 /// Makes what a server feeds, or gives the one that is there already another connection.
@@ -151,11 +176,8 @@ pub fn attach(name: &str, identity: &str, is_read_only: bool, connect: &mut Conn
     }
     let node = connect(present)?;
     let mapped = match mapped {
-        // Somebody has disconnected what was below the name.
-        Some(mapped) if present.is_none() => {
-            mapper::load(&mapped.name, &table(node)?)?;
-            mapper::suspend(&mapped.name, false)?;
-            mapper::resume(&mapped.name)?;
+        Some(mapped) => {
+            lead(&mapped, node)?;
             Some(mapped)
         }
         None if has_names => {
@@ -166,13 +188,34 @@ pub fn attach(name: &str, identity: &str, is_read_only: bool, connect: &mut Conn
             }
             Some(named?)
         }
-        mapped => mapped,
+        None => None,
     };
+    if let (Node::Loop(number), Some(_)) = (node, &mapped) {
+        // From now on the name holds it.
+        loops::release(number)?;
+    }
     Ok(Device { identity: identity.to_owned(), node: Some(node), mapped })
 }
 
+/// Makes a name lead to `node`, all of it, unless it does. It may have led to another, that somebody has disconnected
+/// or whose server has ended; or `node` has another size now.
+fn lead(mapped: &mapper::Mapped, node: Node) -> Result<()> {
+    let table = table(node)?;
+    if mapper::table(&mapped.name)? == table {
+        return Ok(());
+    }
+    mapper::load(&mapped.name, &table)?;
+    mapper::suspend(&mapped.name, false)?;
+    mapper::resume(&mapped.name)
+}
+
+/// As device-mapper tells it, too.
 fn table(node: Node) -> Result<String> {
-    Ok(format!("0 {} linear {} 0", node.sectors()?, node.path().display()))
+    let path = node.path();
+    let meta = std::fs::metadata(&path)
+        .map_err(|error| Error::io(format!("cannot look at it: {error}"), error).at_path(&path))?;
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    Ok(format!("0 {} linear {major}:{minor} 0", node.sectors()?))
 }
 
 fn name_it(name: &str, node: Node, identity: &str, is_read_only: bool) -> Result<mapper::Mapped> {
@@ -194,6 +237,25 @@ pub fn detach(devices: &[Device]) -> Result<()> {
         }
         if let Some(node) = device.node {
             node.disconnect()?;
+        }
+        loops::clear(&device.identity);
+    }
+    Ok(())
+}
+
+/// Makes requests to the loop devices of a volume wait, whose identities begin with `begin`: for the server that is
+/// about to end, and answers those that are under way still.
+///
+/// # Errors
+/// What dmsetup says.
+pub fn suspend_loops(begin: &str) -> Result<()> {
+    let is_one = |(_, identity): &(u32, String)| identity.starts_with(begin);
+    if !loops::devices().iter().any(is_one) {
+        return Ok(());
+    }
+    for device in all(begin, &[])? {
+        if let Device { node: Some(Node::Loop(_)), mapped: Some(mapped), .. } = device {
+            mapper::suspend(&mapped.name, false)?;
         }
     }
     Ok(())

@@ -57,6 +57,14 @@ fn parse(line: &str) -> Option<Mapped> {
     Some(Mapped { uuid, open_count, minor, name: words.next()?.to_owned() })
 }
 
+/// True if there is a device that was given `uuid`. Anybody may ask, and dmsetup is not needed.
+#[must_use]
+pub fn has_uuid(uuid: &str) -> bool {
+    let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let mut found = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("dm/uuid")).ok());
+    found.any(|found| found.trim_end() == uuid)
+}
+
 /// The device `name`.
 ///
 /// # Errors

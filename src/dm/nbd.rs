@@ -69,18 +69,14 @@ pub fn path(index: u32) -> PathBuf {
 /// # Errors
 /// `Kind::NotFound` if the kernel has no NBD; `Kind::Refused` without the right to; `Kind::Io`.
 pub fn connect<Fd: AsFd>(link: &Link<'_, Fd>) -> Result<u32> {
-    let attributes = [
-        attribute_u64(key::SIZE_BYTES, link.size),
-        attribute_u64(key::BLOCK_SIZE_BYTES, u64::from(link.block_size)),
-        attribute_u64(key::SERVER_FLAGS, u64::from(link.flags)),
-        link.attributes()?,
-    ];
+    let attributes = [attribute_u64(key::SERVER_FLAGS, u64::from(link.flags)), link.attributes()?];
     let answer = Socket::open()?.ask(command::CONNECT, &attributes.concat())?;
     let index = find_attribute(&answer, key::INDEX)?.and_then(number);
     index.ok_or_else(|| Error::damaged("the kernel does not tell which NBD device it made"))
 }
 
-/// Gives a device another connection, if the one it has is dead; otherwise the kernel takes no notice of it.
+/// Gives a device another connection, if the one it has is dead; otherwise the kernel takes no notice of it. Its size
+/// becomes that of the link in any case.
 ///
 /// # Errors
 /// As [`connect`].
@@ -124,6 +120,8 @@ impl<Fd: AsFd> Link<'_, Fd> {
         let fd = fd.map_err(|_| Error::new(Kind::Io, "this is no open socket"))?;
         let sockets = nest(key::SOCKET_ITEM, &attribute_u32(key::SOCKET_FD, fd));
         let attributes = [
+            attribute_u64(key::SIZE_BYTES, self.size),
+            attribute_u64(key::BLOCK_SIZE_BYTES, u64::from(self.block_size)),
             attribute_u64(key::DEAD_CONNECTION_SECS, self.wait_secs),
             attribute_text(key::BACKEND_IDENTIFIER, self.identity),
             nest(key::SOCKETS, &sockets),

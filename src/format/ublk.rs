@@ -18,6 +18,8 @@ pub mod feature {
     pub const CMD_IOCTL_ENCODE: u64 = 1 << 6;
     /// Data is read from and written to the queue's device, instead of lying in memory of the server.
     pub const USER_COPY: u64 = 1 << 7;
+    /// A disk can be given another size (Linux 6.16).
+    pub const UPDATE_SIZE: u64 = 1 << 10;
 }
 
 /// Commands of the control device.
@@ -42,6 +44,8 @@ pub mod control {
     pub const END_USER_RECOVERY: u32 = code(READ_WRITE, 0x11, super::CONTROL_SIZE);
     /// Tells eight bytes of [`super::feature`].
     pub const GET_FEATURES: u32 = code(READ, 0x13, super::CONTROL_SIZE);
+    /// Gives a disk another size; the data is its sectors of 512 bytes.
+    pub const UPDATE_SIZE: u32 = code(READ_WRITE, 0x15, super::CONTROL_SIZE);
 }
 
 const READ: u32 = 2;

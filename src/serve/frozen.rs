@@ -1,4 +1,4 @@
-//! Exports that stay as they are, for reading.
+//! Exports that stay as they are: what can only be read, and what is chosen once.
 
 use super::export::{Export, Exports};
 use crate::error::{Error, Kind, Result};
@@ -60,7 +60,7 @@ impl Export for ReadOnly {
 
 /// Exports by name.
 #[derive(Default)]
-pub struct Frozen(pub BTreeMap<String, Arc<ReadOnly>>);
+pub struct Frozen(pub BTreeMap<String, Arc<dyn Export>>);
 
 impl Exports for Frozen {
     fn names(&self) -> Vec<(String, String)> {
@@ -68,7 +68,6 @@ impl Exports for Frozen {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Export>> {
-        let found = self.0.get(name).map(|export| Arc::clone(export) as Arc<dyn Export>);
-        found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no '{name}'")))
+        self.0.get(name).cloned().ok_or_else(|| Error::new(Kind::NotFound, format!("there is no '{name}'")))
     }
 }

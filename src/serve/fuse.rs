@@ -101,7 +101,8 @@ impl Serve for Fuse {
         // Whoever still has a file open gets errors from now on.
         self.tree.close();
         let Some(session) = lock(&self.session).take() else { return };
-        if session.umount_and_join().is_err() {
+        // Unmounted by somebody: what is mounted there now is another's.
+        if !session.guard.is_finished() && session.umount_and_join().is_err() {
             // In use. The name goes away now, the rest with the last user.
             let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
         }
@@ -282,6 +283,11 @@ impl Filesystem for Front {
         let _ = config.set_max_background(64);
         let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
         Ok(())
+    }
+
+    // Somebody has unmounted it: nothing is used any more.
+    fn destroy(&mut self) {
+        self.0.close();
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

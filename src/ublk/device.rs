@@ -87,9 +87,12 @@ pub fn connect(wish: &Wish<'_>, pid: u32, mut serve: impl FnMut(u32, u16) -> Res
     let mark = mark(wish.identity);
     let found = control.all()?.into_iter().find(|info| info.mark == mark);
     match found {
-        Some(info) if info.state == State::Live && u32::try_from(info.pid) == Ok(pid) => Ok(info.number),
         Some(info) if info.state != State::Dead => {
-            control.take_up(info, pid, &mut serve)?;
+            let is_served = info.state == State::Live && u32::try_from(info.pid) == Ok(pid);
+            if !is_served {
+                control.take_up(info, pid, &mut serve)?;
+            }
+            control.fit(info.number, wish.size);
             Ok(info.number)
         }
         found => {
@@ -126,8 +129,8 @@ fn numbers() -> Vec<u32> {
     numbers
 }
 
-/// The driver.
-struct Control(File);
+/// The driver, and what it can do.
+struct Control(File, u64);
 
 impl Control {
     fn open() -> Result<Self> {
@@ -143,7 +146,7 @@ impl Control {
                 _ => Error::io(format!("cannot ask for ublk devices: {error}"), error)
                     .at_path(Path::new(CONTROL)),
             })?;
-        let control = Self(file);
+        let mut control = Self(file, 0);
         let mut features = [0; 8];
         match control.ask(control::GET_FEATURES, (ANY, 0), &mut features) {
             Ok(()) => {}
@@ -158,9 +161,10 @@ impl Control {
             }
         }
         // The byte order of the machine, as everything the driver says.
-        match zerocopy::transmute!(features) {
-            found if has_all(found) => Ok(control),
-            _ => Err(missing("this kernel's ublk is too old")),
+        control.1 = zerocopy::transmute!(features);
+        match has_all(control.1) {
+            true => Ok(control),
+            false => Err(missing("this kernel's ublk is too old")),
         }
     }
 
@@ -264,6 +268,14 @@ impl Control {
         }
         serve(info.number, info.depth)?;
         self.command(control::END_USER_RECOVERY, (info.number, u64::from(pid)), &mut [])
+    }
+
+    /// Gives a disk its size, where the kernel can.
+    fn fit(&self, number: u32, size: u64) {
+        if self.1 & feature::UPDATE_SIZE != 0 {
+            // It keeps the size that it has, which whoever uses it sees.
+            let _ = self.command(control::UPDATE_SIZE, (number, size / 512), &mut []);
+        }
     }
 
     fn remove(&self, number: u32) -> Result<()> {

@@ -8,6 +8,7 @@ use super::common::{OldArgs, VolArgs, parse_size};
 use super::daemon::{self, Stage};
 use super::open;
 use crate::block::counted::Counts;
+use crate::dm::device;
 use crate::dm::insert::Pair;
 use crate::error::{Error, Kind, Result};
 use crate::serve::control::{Control, Devices, store_name};
@@ -315,6 +316,10 @@ fn keep(
         let commands: Vec<_> = controls.iter().map(|control| scope.spawn(|| control.run())).collect();
         let is_over = || stop.load(Ordering::Relaxed) || commands.iter().any(|thread| thread.is_finished());
         let outcome = run_until(fronts, house, is_over);
+        let uuid = live.look(|view| view.info().uuid);
+        if let Err(error) = device::suspend_loops(&device::identity(&uuid.to_string(), "")) {
+            house.log.line(&error.to_string());
+        }
         attached.end();
         // Commands that are under way have the store for a moment; new ones are refused.
         let live = loop {

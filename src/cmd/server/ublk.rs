@@ -29,7 +29,7 @@ impl Ublk {
     }
 
     fn connect(&self) -> Result<()> {
-        let volume = Served::find(&self.store, None)?;
+        let volume = Served::find(&self.store)?;
         let number = volume.connect_ublk(None)?;
         self.log.line(&format!("origin is {}", ublk::path(number).display()));
         let present = volume.devices()?;
@@ -48,7 +48,7 @@ impl Ublk {
     /// Takes away what nobody holds. What is mounted, or has a name, waits for the next server.
     fn tidy(&self) -> Result<()> {
         let unnamed = |device: &Device| device.mapped.is_none() && matches!(device.node, Some(Node::Ublk(_)));
-        for device in Served::find(&self.store, None)?.devices()?.into_iter().filter(unnamed) {
+        for device in Served::find(&self.store)?.devices()?.into_iter().filter(unnamed) {
             match device::detach(&[device]) {
                 // It waits.
                 Err(error) if error.kind() == Kind::Busy => {}

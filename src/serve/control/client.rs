@@ -58,6 +58,19 @@ pub fn serve_ublk(path: &Path, point: PointId, (number, depth): (u32, u16)) -> R
     }
 }
 
+/// Makes the server that listens at `path`, or has the store there open, show `point` as the file `name` in `folder`.
+///
+/// # Errors
+/// As [`Served::connect`]; `Kind::Unsupported` if the server cannot mount there.
+pub fn show(path: &Path, point: PointId, (folder, name): (&Path, &str)) -> Result<()> {
+    let (folder, name) = (folder.to_path_buf(), name.to_owned());
+    // As for ublk.
+    match converse(&mut dial(path)?, &Request::Show { point, folder, name }, &[])? {
+        Reply::Done => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
 /// Chunks whose holes are looked at between two looks at the tables; whole pages of change bits.
 const HOLES_STEP: u64 = 8 << 20;
 
@@ -69,6 +82,8 @@ pub struct Client {
     points: Vec<Point>,
     chunk_bits: u32,
     pid: u32,
+    /// It must not change anything.
+    is_dry: bool,
     /// What the origin was when it was asked to be held.
     frozen: OnceLock<Point>,
     /// The tables as they were when something was first read.
@@ -85,9 +100,24 @@ impl Client {
         match ask(&stream, &Request::Describe, &[], None)? {
             Reply::Volume { info, snapshots, points, chunk_bits, pid } => {
                 let (frozen, attached) = (OnceLock::new(), OnceLock::new());
-                Ok(Self { stream, info: *info, snapshots, points, chunk_bits, pid, frozen, attached })
+                let (info, is_dry) = (*info, false);
+                Ok(Self { stream, info, snapshots, points, chunk_bits, pid, is_dry, frozen, attached })
             }
             _ => Err(unexpected()),
+        }
+    }
+
+    /// One that refuses from now on to change bytes, sizes or the state of the volume, if `is_dry`.
+    #[must_use]
+    pub const fn kept_dry(mut self, is_dry: bool) -> Self {
+        self.is_dry = is_dry;
+        self
+    }
+
+    fn ensure_not_dry(&self) -> Result<()> {
+        match self.is_dry {
+            false => Ok(()),
+            true => Err(Error::new(Kind::Refused, "a server would do it, and this is to change nothing")),
         }
     }
 
@@ -472,6 +502,7 @@ impl Rewrite for Client {
     }
 
     fn rewrite(&mut self, point: PointId, pieces: &[(u64, &[u8])]) -> Result<()> {
+        self.ensure_not_dry()?;
         for (offset, data) in pieces {
             let mut at = *offset;
             for piece in data.chunks(READ_MAX) {
@@ -492,14 +523,17 @@ impl Rewrite for Client {
     }
 
     fn begin(&mut self, operation: &Begin) -> Result<()> {
+        self.ensure_not_dry()?;
         self.done(&Request::Begin(operation.clone()))
     }
 
     fn set_origin_size(&mut self, size: u64, _progress: &dyn Progress) -> Result<()> {
+        self.ensure_not_dry()?;
         self.resize_origin(size, true).map(|_| ())
     }
 
     fn end(&mut self, equals: Option<Identity>) -> Result<()> {
+        self.ensure_not_dry()?;
         self.done(&Request::End(equals))
     }
 }

@@ -13,7 +13,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, Served, serve_ublk};
+pub use client::{Client, Served, serve_ublk, show};
 pub use devices::Devices;
 pub use server::Control;
 
@@ -92,6 +92,8 @@ enum Request {
     /// A point as this device of ublk, which takes so many requests at a time and is not started yet. Served until it
     /// is taken away, or the server ends.
     Ublk { point: PointId, number: u32, depth: u16 },
+    /// A point as the only file, `name`, in this empty folder. Shown until it is unmounted, or the server ends.
+    Show { point: PointId, folder: PathBuf, name: String },
     /// The end of the server.
     Stop,
 }

@@ -8,13 +8,17 @@ use crate::point::{PointId, PointSource};
 use crate::progress::Silent;
 use crate::serve::export::{self, Export};
 use crate::serve::figures::Collector;
-use crate::serve::front::Service;
+use crate::serve::front::{Serve, Service};
+use crate::serve::fuse::Fuse;
 use crate::serve::listen::Stream;
-use crate::serve::{nbd, ublk};
+use crate::serve::{frozen, nbd, ublk};
 use crate::store::{Live, Pin, User};
 use crate::units::Epoch;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Answers what commands ask of a live volume, at one place or several.
 #[derive(Clone)]
@@ -34,6 +38,9 @@ type Guard = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// Clients of this process so far; none is number 0.
 static CLIENTS: AtomicU64 = AtomicU64::new(1);
+
+/// How often it is looked whether a file is still shown.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Most bytes for all clients together.
 const MEMORY_MAX: usize = 256 << 20;
@@ -192,6 +199,38 @@ impl Control {
         }
     }
 
+    /// Shows a point as a file, until it is unmounted or this server ends. The connection has no part in it but to
+    /// tell that it begins.
+    fn serve_file<S: Stream>(&self, mut stream: S, point: PointId, file: (&Path, String)) -> Result<()> {
+        let traffic = self.figures.traffic();
+        let _open = traffic.open();
+        let is_ending = Arc::new(AtomicBool::new(false));
+        let place = {
+            let is_ending = Arc::clone(&is_ending);
+            self.devices.add(move || is_ending.store(true, Ordering::Release))
+        };
+        let opened = match &place {
+            None => Err(ended()),
+            Some(_) => self.open(point),
+        };
+        let shown = opened.and_then(|export| {
+            let is_read_only = export.is_read_only();
+            let exports = frozen::Frozen(BTreeMap::from([(file.1, export)]));
+            Fuse::mount(Arc::new(exports), file.0, is_read_only)
+        });
+        match shown {
+            Err(error) => send(&mut stream, &Reply::from(&error)),
+            Ok(shown) => {
+                send(&mut stream, &Reply::Done)?;
+                while !shown.is_over() && !is_ending.load(Ordering::Acquire) {
+                    std::thread::sleep(PAUSE);
+                }
+                shown.stop();
+                Ok(())
+            }
+        }
+    }
+
     fn open(&self, point: PointId) -> Result<Arc<dyn Export>> {
         export::open(&self.live.upgrade().ok_or_else(ended)?, point)
     }
@@ -239,7 +278,7 @@ impl Control {
                 }
                 Ok(Reply::Done)
             }
-            Request::Serve(_) | Request::Ublk { .. } => {
+            Request::Serve(_) | Request::Ublk { .. } | Request::Show { .. } => {
                 Err(Error::new(Kind::Usage, "a device has a connection of its own"))
             }
             Request::Change(change) => {
@@ -373,6 +412,10 @@ impl Service for Control {
                 Request::Ublk { point, number, depth } => {
                     drop(needs);
                     return self.serve_ublk(stream, point, (number, depth));
+                }
+                Request::Show { point, folder, name } => {
+                    drop(needs);
+                    return self.serve_file(stream, point, (&folder, name));
                 }
                 _ => {}
             }

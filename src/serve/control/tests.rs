@@ -4,6 +4,7 @@ use super::{Client, Control, REQUEST_MAX, Request, receive};
 use crate::block::WriteAt;
 use crate::block::file::FileWriter;
 use crate::error::{Kind, Result};
+use crate::point::volume::{Begin, Rewrite};
 use crate::point::{ChunkRange, PointId, PointSource};
 use crate::progress::Silent;
 use crate::serve::figures::Collector;
@@ -83,6 +84,34 @@ fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
         picture.view.changed(None, PointId::Snapshot(later)).unwrap().map(Result::unwrap).collect();
     assert_eq!(half, [ChunkRange { start: 0, end: 32 }]);
     drop(picture);
+    drop(client);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_is_to_change_nothing_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, client, thread) = served(folder.path());
+    let id = live.create_snapshot(Tag(1), None).unwrap().id;
+    let mut client = client.kept_dry(true);
+    let begin = Begin { label: "revert".into(), token: [0; 32], forced: false, pinned: None };
+    let refused = [
+        client.rewrite(PointId::Origin, &[(0, b"other")]),
+        client.rewrite(PointId::Snapshot(id), &[(0, b"other")]),
+        client.begin(&begin),
+        client.set_origin_size(16384, &Silent),
+        client.end(None),
+    ];
+    for outcome in refused {
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Refused);
+    }
+    let info = client.now().unwrap();
+    assert_eq!((info.pending.is_none(), info.origin_size), (true, 64 << 14));
+    for point in [PointId::Origin, PointId::Snapshot(id)] {
+        let mut bytes = [0; 5];
+        client.read_now(point, 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1; 5]);
+    }
     drop(client);
     thread.join().unwrap().unwrap();
 }
