@@ -219,6 +219,8 @@ impl Turns {
     pub fn release(&self, chunks: &[u64]) {
         let mut table = self.table();
         table.held.release(chunks);
+        // The log has taken them, and may have been asked before that.
+        table.room = table.room.saturating_sub(chunks.len() as u64);
         table.call_first();
     }
 
@@ -565,6 +567,31 @@ mod tests {
         });
         assert!(turns.ensure_empty().is_err() && turns.settle().is_err() && turns.stop().is_err());
         assert!(write(&turns, &origin, 600, &[5; 10]).is_err());
+    }
+
+    #[test]
+    fn what_a_batch_took_of_the_log_is_no_room_for_the_next() {
+        let turns = Turns::new(Held::new(8, 64 << 8));
+        let write =
+            |chunk: u64, room: u64| turns.claim(chunk, chunk + 1).hold(chunk << 8, &[1; 9], &|| Some(room));
+        (0..4).for_each(|chunk| write(chunk, 4).unwrap());
+        let batch = turns.next_batch().unwrap();
+        // It is in the log, which is full by that; the origin has it, and the lander has said nothing yet.
+        turns.release(&batch);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| write(9, 0));
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(turns.fill(9 << 8, &mut [0; 9]).len(), 0, "it is held");
+            turns.landed(batch.len(), Ok(()), 0);
+            let alone = turns.next_batch().unwrap();
+            turns.landed(alone.len(), Err(Error::new(Kind::NoSpace, "full")), 0);
+            assert_eq!(
+                waits.join().unwrap().unwrap_err().kind(),
+                Kind::NoSpace,
+                "it was not told that it is written"
+            );
+        });
+        turns.ensure_empty().unwrap();
     }
 
     #[test]
