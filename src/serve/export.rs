@@ -151,6 +151,7 @@ fn differing(live: &Live, base: Option<Tag>, point: PointId, range: Range<u64>) 
 /// The live origin.
 struct Origin {
     live: Arc<Live>,
+    outlived: bool,
     /// Nobody changes it as a whole while it is open.
     _user: User,
 }
@@ -173,7 +174,9 @@ impl Export for Origin {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.live.write_origin(offset, data)
+        self.live.write_origin(offset, data)?;
+        // What is only held goes with this process.
+        if self.outlived { self.live.settle() } else { Ok(()) }
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
@@ -266,9 +269,22 @@ const SNAPSHOT: &str = "snap/";
 /// # Errors
 /// `Kind::NotFound`; `Kind::Busy` for the origin while a command changes it as a whole.
 pub fn open(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
+    open_for(live, point, false)
+}
+
+/// As [`open`], for a device of the kernel, which goes on with another server where this one is killed: a write has
+/// landed when it returns. A file system above would not know that what it has written, and not flushed, is gone.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_outlived(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
+    open_for(live, point, true)
+}
+
+fn open_for(live: &Arc<Live>, point: PointId, outlived: bool) -> Result<Arc<dyn Export>> {
     let PointId::Snapshot(id) = point else {
         let user = live.open_origin()?;
-        return Ok(Arc::new(Origin { live: Arc::clone(live), _user: user }));
+        return Ok(Arc::new(Origin { live: Arc::clone(live), outlived, _user: user }));
     };
     let user = live.open_snapshot(id)?;
     let snapshots = live.look(|view| view.snapshots());

@@ -232,7 +232,7 @@ impl Control {
     }
 
     fn open(&self, point: PointId) -> Result<Arc<dyn Export>> {
-        export::open(&self.live.upgrade().ok_or_else(ended)?, point)
+        export::open_outlived(&self.live.upgrade().ok_or_else(ended)?, point)
     }
 
     /// Answers `request`, which came with `data`; what goes with the answer is in it afterwards. `share` counts both.
