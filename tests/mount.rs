@@ -20,9 +20,9 @@ fn a_loop_device_with_a_mounted_file_system_is_held() {
     let attached = (held_by(device_path), held_by(&image));
     let mounted = dir.shell(&format!("mount {device} point"));
     let (of_device, of_image) = (held_by(device_path), held_by(&image));
-    let exclusive = FileWriter::open_origin_write(device_path);
+    let exclusive = FileWriter::open(device_path);
     dir.shell("umount point");
-    let again = FileWriter::open_origin_write(device_path);
+    let again = FileWriter::open(device_path);
     dir.shell(&format!("losetup -d {device}")).expect(0);
     assert_eq!((attached.0.unwrap(), attached.1.unwrap()), (None, None));
     if mounted.code != Some(0) {

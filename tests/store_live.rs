@@ -260,6 +260,18 @@ fn a_full_store_takes_a_picture_back_before_it_gives_up_a_snapshot() {
 }
 
 #[test]
+fn a_clean_end_leaves_nothing_of_the_origin_to_be_written_out() {
+    let world = World::new(5, 64 << 20);
+    world.live.create_snapshot(Tag(1), None).unwrap();
+    world.live.write_origin(5000, &[7; 9000]).unwrap();
+    let World { log, live, .. } = world;
+    live.close().unwrap();
+    let events = log.events();
+    let last = events.iter().rfind(|event| event.device == ORIGIN).unwrap();
+    assert!(matches!(last.change, Change::Flush), "{:?}", last.change);
+}
+
+#[test]
 fn snapshots_keep_their_bytes_under_many_writers() {
     for seed in seeds(4) {
         let world = World::new(seed, 64 << 20);

@@ -27,19 +27,18 @@ enum Access {
     ReadLocked,
     Write,
     WriteDirect,
-    WriteLocked,
 }
 
 impl Access {
     fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::WriteLocked | Self::WriteDirect)
+        matches!(self, Self::Write | Self::WriteDirect)
     }
 
     fn lock(self) -> Option<Lock> {
         match self {
             Self::ReadLocked => Some(Lock::Shared),
-            Self::WriteLocked => Some(Lock::Exclusive),
-            Self::Read | Self::ReadDirect | Self::Write | Self::WriteDirect => None,
+            Self::Write => Some(Lock::Exclusive),
+            Self::Read | Self::ReadDirect | Self::WriteDirect => None,
         }
     }
 }
@@ -115,26 +114,17 @@ impl FileReader {
 }
 
 impl FileWriter {
-    /// Opens a store for reading and writing, with an exclusive lock. A block device is opened exclusively, so
-    /// that a mounted or mapped one is refused.
+    /// Opens a store or an origin for reading and writing, with an exclusive lock: nobody else may write it, and what
+    /// takes no lock may read it. A block device is opened exclusively, so that a mounted or mapped one is refused.
     ///
     /// # Errors
     /// `Kind::NotFound`; `Kind::Busy` if another process, a mount or a mapping holds it; `Kind::Usage` if it is
     /// neither a regular file nor a block device; `Kind::Io` if it is read-only or the system refuses.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self::from_handle(open(path, Access::WriteLocked)?))
-    }
-
-    /// Opens an origin (or any plain device) for reading and writing, without a lock. A block device is opened
-    /// exclusively, so that a mounted or mapped one is refused.
-    ///
-    /// # Errors
-    /// As [`FileWriter::open`].
-    pub fn open_origin_write(path: &Path) -> Result<Self> {
         Ok(Self::from_handle(open(path, Access::Write)?))
     }
 
-    /// As [`FileWriter::open_origin_write`], a block device that others read through other names meanwhile: past the
+    /// As [`FileWriter::open`], an origin that others read through other names meanwhile: past the
     /// page cache, and not exclusively.
     ///
     /// # Errors
@@ -529,7 +519,6 @@ mod tests {
         assert_eq!(FileReader::open(&path).unwrap_err().kind(), Kind::Busy);
         assert_eq!(FileWriter::open(&path).unwrap_err().kind(), Kind::Busy);
         FileReader::open_origin_read(&path).unwrap();
-        FileWriter::open_origin_write(&path).unwrap();
         drop(writer);
         FileReader::open(&path).unwrap();
     }

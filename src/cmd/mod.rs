@@ -238,8 +238,12 @@ fn run(args: &[OsString]) -> Exit {
         Ok(exit) => exit,
         Err(error) => {
             ui.error(&error);
-            // A reader or writer that was cut off by the signal reports it as its own failure.
-            if ui.interrupted() { Exit::Interrupted } else { cli.command.exit_of(error.kind()) }
+            // A reader or writer that was cut off by the signal reports it as its own failure. A server is meant to end
+            // so, and what it fails at is not that.
+            match ui.interrupted() && !matches!(cli.command, Command::Server(_)) {
+                true => Exit::Interrupted,
+                false => cli.command.exit_of(error.kind()),
+            }
         }
     }
 }

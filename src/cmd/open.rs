@@ -124,7 +124,7 @@ fn writer_over(
     writer_on(args, store, |path, info| {
         ensure_not_held(path)?;
         ensure(info)?;
-        Ok(over_origin(FileWriter::open_origin_write(path)?))
+        Ok(over_origin(FileWriter::open(path)?))
     })
 }
 

@@ -146,8 +146,13 @@ impl PidFile {
     /// Writes the file at `path`, whole or not at all.
     ///
     /// # Errors
-    /// `Kind::Io`.
+    /// `Kind::Usage` if there is something that is no such file; `Kind::Io`.
     pub fn write(path: &Path) -> Result<Self> {
+        if std::fs::symlink_metadata(path).is_ok() && !is_pidfile(path) {
+            return Err(
+                Error::new(Kind::Usage, "this is no file with a process id: it is left alone").at_path(path)
+            );
+        }
         let failed = |error: std::io::Error| {
             Error::io(format!("cannot write the process id: {error}"), error).at_path(path)
         };
@@ -160,6 +165,17 @@ impl PidFile {
         file.persist(path).map_err(|error| failed(error.error))?;
         Ok(Self(path.to_path_buf()))
     }
+}
+
+/// True for a file with a number, or nothing, in it.
+fn is_pidfile(path: &Path) -> bool {
+    const LONG: u64 = 32;
+    let is_short = std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= LONG);
+    is_short
+        && std::fs::read_to_string(path).is_ok_and(|text| {
+            let text = text.trim();
+            text.is_empty() || text.parse::<u32>().is_ok()
+        })
 }
 
 impl Drop for PidFile {

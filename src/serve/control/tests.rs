@@ -7,10 +7,11 @@ use crate::error::{Kind, Result};
 use crate::point::volume::{Begin, Rewrite};
 use crate::point::{ChunkRange, PointId, PointSource};
 use crate::progress::Silent;
+use crate::serve::export;
 use crate::serve::figures::Collector;
 use crate::serve::front::Service;
 use crate::store::{InitOptions, Live, Writer};
-use crate::units::Tag;
+use crate::units::{Tag, index};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ fn served(folder: &Path) -> (Arc<Live>, Client, JoinHandle<Result<()>>) {
     };
     let device: Arc<dyn WriteAt> = Arc::new(FileWriter::create(&store, 16 << 20).unwrap());
     Writer::initialize(&device, &options).unwrap();
-    let origin: Arc<dyn WriteAt> = Arc::new(FileWriter::open_origin_write(&origin).unwrap());
+    let origin: Arc<dyn WriteAt> = Arc::new(FileWriter::open(&origin).unwrap());
     let live = Arc::new(Live::start(Writer::open(device, Some(origin), 1).unwrap(), || 1).unwrap());
     let figures = Arc::new(Collector::new(&live, &Arc::default(), &Arc::default()));
     let control = Control::new(&live, figures, Arc::default());
@@ -85,6 +86,21 @@ fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
     assert_eq!(half, [ChunkRange { start: 0, end: 32 }]);
     drop(picture);
     drop(client);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_a_device_of_the_kernel_has_written_does_not_go_with_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, client, thread) = served(folder.path());
+    live.create_snapshot(Tag(1), None).unwrap();
+    let export = export::open_outlived(&live, PointId::Origin).unwrap();
+    for chunk in 0..64 {
+        export.write(chunk << 14, &[9; 16384]).unwrap();
+        let found = std::fs::read(folder.path().join("origin")).unwrap();
+        assert!(found[index(chunk << 14)..index((chunk + 1) << 14)].iter().all(|byte| *byte == 9));
+    }
+    drop((export, client));
     thread.join().unwrap().unwrap();
 }
 

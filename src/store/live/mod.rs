@@ -387,6 +387,8 @@ impl Live {
         let mut writer = shared.core.into_inner().unwrap_or_else(PoisonError::into_inner);
         writer.now_secs = (shared.clock)();
         writer.attended = false;
+        // What went to the origin after the last snapshot was made went past the writer.
+        writer.origin_dirty = true;
         writer.remove_leftovers()?;
         writer.close()
     }

@@ -146,7 +146,7 @@ pub fn origin_of(name: &str) -> String {
 
 /// Opens a scratch file as a real origin.
 pub fn origin(lab: &Lab, name: &str) -> Result<Arc<dyn WriteAt>> {
-    Ok(Arc::new(FileWriter::open_origin_write(&lab.path(name))?))
+    Ok(Arc::new(FileWriter::open(&lab.path(name))?))
 }
 
 /// Changes one byte in each of `chunks`, some thousands at a time: each of them is copied out.
