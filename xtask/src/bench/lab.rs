@@ -76,6 +76,11 @@ impl Lab {
         Ok(Self { binary, folder, size, runs, stop, mounts: RefCell::default() })
     }
 
+    /// Our program.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Bytes of the volume.
     pub fn size(&self) -> u64 {
         self.size
