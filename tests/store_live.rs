@@ -272,6 +272,37 @@ fn a_clean_end_leaves_nothing_of_the_origin_to_be_written_out() {
 }
 
 #[test]
+fn who_writes_reads_it_back_whether_or_not_it_has_landed() {
+    const AREA: u64 = ORIGIN_SIZE / WRITERS;
+    let world = World::new(3, 64 << 20);
+    let write = |number: u64| {
+        let (mut random, start) = (Random(number), number * AREA);
+        let mut area = vec![0; index(AREA)];
+        world.live.write_origin(start, &area).unwrap();
+        for _ in 0..200 {
+            let length = 1 + random.below(20_000);
+            let at = index(random.below(AREA - length));
+            area[at..at + index(length)].copy_from_slice(&random.bytes(index(length)));
+            world.live.write_origin(start + at as u64, &area[at..at + index(length)]).unwrap();
+            let (mut read, mut cached) = (vec![1; area.len()], vec![2; area.len()]);
+            world.live.read_origin(start, &mut read).unwrap();
+            assert!(world.live.read_origin_cached(start, &mut cached).unwrap());
+            assert!(read == area && cached == area);
+        }
+    };
+    std::thread::scope(|scope| {
+        let write = &write;
+        let writers: Vec<_> = (0..WRITERS).map(|number| scope.spawn(move || write(number))).collect();
+        for tag in 1.. {
+            if writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+            world.live.create_snapshot(Tag(tag), None).unwrap();
+        }
+    });
+}
+
+#[test]
 fn snapshots_keep_their_bytes_under_many_writers() {
     for seed in seeds(4) {
         let world = World::new(seed, 64 << 20);

@@ -108,6 +108,16 @@ impl<T: ReadAt> ReadAt for Counting<T> {
         self.counts.note(&self.counts.reads, Some(bytes), self.device.read_once_at(buf, offset))
     }
 
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let length = buf.len();
+        let outcome = self.device.read_cached(buf, offset);
+        match outcome {
+            // It is read again, and counted then.
+            Ok(false) => outcome,
+            _ => self.counts.note(&self.counts.reads, Some((&self.counts.read_bytes, length)), outcome),
+        }
+    }
+
     fn will_read(&self, ranges: &[Range<u64>]) {
         self.device.will_read(ranges);
     }

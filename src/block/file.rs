@@ -9,8 +9,9 @@ use super::shared::{self, SharedExtents, Space};
 use super::{ReadAt, WriteAt, ensure_inside, sparse};
 use crate::error::{Error, Kind, Result};
 use rustix::fs::{Advice, Mode, OFlags};
+use rustix::io::{ReadWriteFlags, preadv2};
 use std::fs::{File, FileType};
-use std::io::{ErrorKind, Seek, SeekFrom};
+use std::io::{ErrorKind, IoSliceMut, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -391,6 +392,18 @@ impl ReadAt for FileWriter {
         self.handle.read_at(self.size(), buf, offset)
     }
 
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let handle = &self.handle;
+        ensure_inside("read", &handle.path, self.size(), offset, buf.len())?;
+        if handle.direct.is_some() {
+            return Ok(false);
+        }
+        let wanted = buf.len();
+        let read = preadv2(&handle.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT);
+        // Whatever else it is, reading it in the ordinary way tells.
+        Ok(read == Ok(wanted))
+    }
+
     fn will_read(&self, ranges: &[Range<u64>]) {
         self.handle.will_read(ranges);
     }
@@ -479,6 +492,20 @@ mod tests {
         assert_eq!((reader.size(), reader.is_device()), (5000, false));
         reader.read_at(&mut buf, 4989).unwrap();
         assert_eq!(&buf, b"\0hello\0");
+    }
+
+    #[test]
+    fn what_is_cached_is_what_is_there() {
+        let (_dir, path) = file_of(&[7; 9000]);
+        let writer = FileWriter::open(&path).unwrap();
+        writer.write_at(&[8; 100], 4000).unwrap();
+        let (mut cached, mut read) = ([1; 5000], [2; 5000]);
+        writer.read_at(&mut read, 3000).unwrap();
+        // It was just read; but not every file system tells.
+        if writer.read_cached(&mut cached, 3000).unwrap() {
+            assert_eq!(cached, read);
+        }
+        assert_eq!(writer.read_cached(&mut cached, 4001).unwrap_err().kind(), Kind::Damaged);
     }
 
     #[test]

@@ -117,6 +117,10 @@ impl ReadAt for Memory {
         let Ok(()) = state.pages.read(buf, offset, zeros);
         Ok(())
     }
+
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.read_at(buf, offset).map(|()| true)
+    }
 }
 
 impl WriteAt for Memory {

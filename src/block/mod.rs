@@ -73,6 +73,16 @@ pub trait ReadAt: Send + Sync {
         self.read_at(buf, offset)
     }
 
+    /// As [`ReadAt::read_at`], if the bytes are at hand: false, with anything in `buf`, if a device must be waited for
+    /// or nobody knows.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        let (_, _) = (buf, offset);
+        Ok(false)
+    }
+
     /// Tells that these bytes are read soon, one range after the other: a device that can, fetches them together.
     fn will_read(&self, ranges: &[Range<u64>]) {
         let _ = ranges;
@@ -141,6 +151,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn read_once_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         (**self).read_once_at(buf, offset)
+    }
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        (**self).read_cached(buf, offset)
     }
     fn will_read(&self, ranges: &[Range<u64>]) {
         (**self).will_read(ranges);

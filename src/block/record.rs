@@ -118,6 +118,10 @@ impl<D: WriteAt> ReadAt for Recorder<D> {
         self.inner.read_at(buf, offset)
     }
 
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
+        self.inner.read_cached(buf, offset)
+    }
+
     fn file_stamp(&self) -> Option<(u64, u64, i64)> {
         self.inner.file_stamp()
     }

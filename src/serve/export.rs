@@ -25,6 +25,15 @@ pub trait Export: Send + Sync {
     /// `Kind::Usage` past the end; `Kind::Io`, `Kind::Damaged`; `Kind::NotFound` if it is gone.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// As [`Export::read`], if that waits for no device: false, with anything in `buf`, if it might.
+    ///
+    /// # Errors
+    /// As [`Export::read`].
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        let (_, _) = (offset, buf);
+        Ok(false)
+    }
+
     /// Writes at byte `offset`; durable after [`Export::flush`].
     ///
     /// # Errors
@@ -171,6 +180,10 @@ impl Export for Origin {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.live.read_origin(offset, buf)
+    }
+
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        self.live.read_origin_cached(offset, buf)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

@@ -193,13 +193,38 @@ impl Live {
     /// `Kind::Usage` past the end; `Kind::Io`.
     pub fn read_origin(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let _running = self.shared.work.begin(Operation::ReadOrigin(buf.len()));
+        let origin = &self.shared.origin;
+        self.read_origin_by(offset, buf, |buf, at| origin.read_at(buf, at).map(|()| true)).map(|_| ())
+    }
+
+    /// As [`Live::read_origin`], if that waits for no device: false, with anything in `buf`, if it might.
+    ///
+    /// # Errors
+    /// As [`Live::read_origin`].
+    pub fn read_origin_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        let origin = &self.shared.origin;
+        let is_read = self.read_origin_by(offset, buf, |buf, at| origin.read_cached(buf, at))?;
+        if is_read {
+            drop(self.shared.work.begin(Operation::ReadOrigin(buf.len())));
+        }
+        Ok(is_read)
+    }
+
+    fn read_origin_by(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        read: impl Fn(&mut [u8], u64) -> Result<bool>,
+    ) -> Result<bool> {
         self.ensure_inside(offset, buf.len() as u64)?;
         // What is held now, and of the rest what the origin has then: it is no older.
         for rest in self.shared.turns.fill(offset, buf) {
             let start = offset + rest.start as u64;
-            self.shared.origin.read_at(&mut buf[rest], start)?;
+            if !read(&mut buf[rest], start)? {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Writes the origin at byte `offset`. What snapshots need is copied out before, be it after this has returned: all
