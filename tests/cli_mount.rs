@@ -52,7 +52,8 @@ impl Drop for Point<'_> {
     }
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "{what}");

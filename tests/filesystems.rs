@@ -1,8 +1,8 @@
 //! Real file systems on a live volume, through FUSE and a loop device: they are worked on while snapshots come and go.
 //! Then every snapshot is mounted, compared with what was there when it was made, and checked by the file system's own
-//! checker.
+//! checker. `soak::live` does the same with more of it.
 
-use crate::cli_mount::{Loop, Point, Server, has_fuse};
+use crate::cli_mount::{Loop, Point, Server, has_fuse, until};
 use crate::harness::{Dir, Ends, Rng, has_program, noise, skip};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -13,16 +13,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// More than xfs wants at least.
-const SIZE: u64 = 320 << 20;
 const WORKERS: u64 = 2;
 /// Files that a worker keeps.
 const FILES: usize = 16;
+/// Snapshots made at least.
 const ROUNDS: u32 = 6;
 
 /// A file system and its tools.
-struct System {
-    name: &'static str,
+pub struct System {
+    pub name: &'static str,
     make: &'static str,
     /// Ends with status 0 for a sound file system that was unmounted.
     check: &'static str,
@@ -31,7 +30,8 @@ struct System {
     cut: &'static str,
 }
 
-const SYSTEMS: [System; 3] = [
+/// Those that are worked on.
+pub const SYSTEMS: [System; 3] = [
     System { name: "ext4", make: "mkfs.ext4 -q -F", check: "e2fsck -fn", frozen: "ro,noload", cut: "rw" },
     System {
         name: "xfs",
@@ -48,6 +48,32 @@ const SYSTEMS: [System; 3] = [
         cut: "rw",
     },
 ];
+
+/// What is done to a file system, in the folder `root`, beside files that come and go.
+pub struct Load {
+    /// Bytes of the origin, and most of the store.
+    pub size: u64,
+    pub store: u64,
+    /// Between two snapshots.
+    pub pause: Duration,
+    /// Snapshots left.
+    pub kept: usize,
+    /// Run at the same time.
+    pub runs: &'static [fn(&Dir)],
+}
+
+/// The origin is larger than xfs wants at least.
+const LOAD: Load =
+    Load { size: 320 << 20, store: 1 << 30, pause: Duration::from_millis(500), kept: 4, runs: &[verified] };
+
+fn verified(dir: &Dir) {
+    if !has_program("fio") {
+        return skip("fio is not installed");
+    }
+    let line = "fio --name=v --directory=root --size=16M --rw=randwrite --bs=4k --fsync=64 --verify=crc32c \
+                --verify_fatal=1 --output=fio.txt";
+    dir.shell(line).expect(0);
+}
 
 /// What a file of the workers holds: it follows from its name.
 fn content(number: u64) -> Vec<u8> {
@@ -88,8 +114,10 @@ fn work(root: &Path, worker: u64, synced: &Synced, ended: &AtomicBool) {
     }
 }
 
-/// Every file below `root`, by its path.
-fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// Every file below `root`, by its path, with the hash of its bytes.
+type Tree = BTreeMap<PathBuf, blake3::Hash>;
+
+fn tree(root: &Path) -> Tree {
     let (mut files, mut open) = (BTreeMap::new(), vec![root.to_path_buf()]);
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -98,7 +126,7 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
                 true => open.push(path),
                 false => {
                     let name = path.strip_prefix(root).unwrap().to_path_buf();
-                    files.insert(name, std::fs::read(&path).unwrap());
+                    files.insert(name, blake3::hash(&std::fs::read(&path).unwrap()));
                 }
             }
         }
@@ -109,7 +137,7 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// What a snapshot must hold.
 enum Past {
     /// Exactly this.
-    Frozen(BTreeMap<PathBuf, Vec<u8>>),
+    Frozen(Tree),
     /// At least these files.
     Cut(BTreeSet<(u64, u64)>),
 }
@@ -132,7 +160,13 @@ impl Past {
 
     fn ensure(&self, root: &Path, what: &str) {
         match self {
-            Self::Frozen(files) => assert!(tree(root) == *files, "{what}: not what was frozen"),
+            Self::Frozen(files) => {
+                let found = tree(root);
+                let paths: BTreeSet<_> = found.keys().chain(files.keys()).collect();
+                let differ: Vec<_> =
+                    paths.iter().filter(|path| found.get(**path) != files.get(**path)).collect();
+                assert!(differ.is_empty(), "{what}: not what was frozen: {differ:?}");
+            }
             Self::Cut(files) => {
                 for key in files {
                     let found = std::fs::read(file_path(root, *key));
@@ -144,7 +178,7 @@ impl Past {
 }
 
 /// Works on a file system while snapshots are made and deleted; those that are left.
-fn stress(dir: &Dir) -> BTreeMap<u32, Past> {
+fn stress(dir: &Dir, load: &Load) -> BTreeMap<u32, Past> {
     let (root, synced, ended) = (dir.path("root"), Synced::default(), AtomicBool::new(false));
     let mut pasts = BTreeMap::new();
     std::thread::scope(|scope| {
@@ -153,23 +187,22 @@ fn stress(dir: &Dir) -> BTreeMap<u32, Past> {
             let (root, synced, ended) = (&root, &synced, &ended);
             scope.spawn(move || work(root, worker, synced, ended));
         }
-        let verified = scope.spawn(|| {
-            if !has_program("fio") {
-                return skip("fio is not installed");
-            }
-            let line = "fio --name=v --directory=root --size=16M --rw=randwrite --bs=4k --fsync=64 --verify=crc32c \
-                        --verify_fatal=1 --output=fio.txt";
-            dir.shell(line).expect(0);
-        });
-        for tag in 1..=ROUNDS {
-            std::thread::sleep(Duration::from_millis(500));
+        let runs: Vec<_> = load.runs.iter().map(|run| scope.spawn(|| run(dir))).collect();
+        for tag in 1.. {
+            std::thread::sleep(load.pause);
             pasts.insert(tag, Past::make(dir, tag, &synced));
-            if tag.is_multiple_of(3) {
-                dir.ok(&format!("delete sock {}", tag - 2));
-                pasts.remove(&(tag - 2));
+            if pasts.len() > load.kept {
+                // Any of them but the newest, so that old ones are left too.
+                let victim = *pasts.keys().nth(tag as usize % load.kept).unwrap();
+                dir.ok(&format!("delete sock {victim}"));
+                pasts.remove(&victim);
+            }
+            if tag >= ROUNDS && runs.iter().all(|run| run.is_finished()) {
+                eprintln!("{tag} snapshots were made");
+                break;
             }
         }
-        verified.join().unwrap();
+        runs.into_iter().for_each(|run| run.join().unwrap());
     });
     pasts
 }
@@ -198,7 +231,8 @@ fn check_snapshot(dir: &Dir, system: &System, tag: u32, past: &Past) {
     dir.shell(&format!("{} image >&2", system.check)).expect(0);
 }
 
-fn live_and_past(system: &System) {
+/// Works on a file system of a served volume; then all of it and of its past must be there.
+pub fn live_and_past(system: &System, load: &Load) {
     let (name, make) = (system.name, system.make);
     if !has_fuse() {
         return;
@@ -207,8 +241,8 @@ fn live_and_past(system: &System) {
         return skip(&format!("no tools for {name}"));
     }
     let dir = Dir::new();
-    File::create(dir.path("data.img")).unwrap().set_len(SIZE).unwrap();
-    dir.ok("initialize --size 1G data.snap data.img");
+    File::create(dir.path("data.img")).unwrap().set_len(load.size).unwrap();
+    dir.ok(&format!("initialize --size {} data.snap data.img", load.store));
     let live = Point::new(&dir, "live");
     let mut server = Server::start(&dir);
     let Some(origin) = Loop::over(&dir, "live/origin", "") else { return };
@@ -217,16 +251,24 @@ fn live_and_past(system: &System) {
     if dir.shell(&format!("mount -o noatime {} root", origin.1)).code != Some(0) {
         return skip(&format!("no leave to mount {name}, or a kernel without it"));
     }
-    let pasts = stress(&dir);
-    assert!(pasts.len() > 3);
+    let pasts = stress(&dir, load);
+    assert_eq!(pasts.len(), load.kept);
     let count = |past: &Past| match past {
         Past::Frozen(files) => files.len(),
         Past::Cut(files) => files.len(),
     };
     assert!(pasts.values().all(|past| count(past) > 4), "{name}: hardly anything was written");
+    let last = Past::Frozen(tree(&dir.path("root")));
     root.unmount();
+    let device = origin.1.clone();
     drop(origin);
+    // Who has made a mount namespace meanwhile, in whatever other program, has it mounted still.
+    let is_free = || dir.shell(&format!("losetup -n -l -O BACK-FILE {device}")).text().trim().is_empty();
+    until("the file system is still mounted", is_free);
     dir.shell(&format!("{} live/origin >&2", system.check)).expect(0);
+    let origin = Loop::over(&dir, "live/origin", "-r").unwrap();
+    mounted(&dir, &origin, system.frozen, &last, &format!("{name}, in the end")).unmount();
+    drop(origin);
     pasts.iter().for_each(|(tag, past)| check_snapshot(&dir, system, *tag, past));
     dir.ok("stop sock");
     assert_eq!(server.0.wait().unwrap().code(), Some(0));
@@ -236,15 +278,15 @@ fn live_and_past(system: &System) {
 
 #[test]
 fn ext4_lives_on_a_volume_and_its_snapshots_are_sound() {
-    live_and_past(&SYSTEMS[0]);
+    live_and_past(&SYSTEMS[0], &LOAD);
 }
 
 #[test]
 fn xfs_lives_on_a_volume_and_its_snapshots_are_sound() {
-    live_and_past(&SYSTEMS[1]);
+    live_and_past(&SYSTEMS[1], &LOAD);
 }
 
 #[test]
 fn btrfs_lives_on_a_volume_and_its_snapshots_are_sound() {
-    live_and_past(&SYSTEMS[2]);
+    live_and_past(&SYSTEMS[2], &LOAD);
 }

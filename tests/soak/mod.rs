@@ -8,6 +8,7 @@
 //! `DDSNAP_SOAK` is the number of rounds, `DDSNAP_SEED` where chance begins. A failure keeps the folder.
 
 mod acts;
+mod live;
 mod volume;
 
 use crate::harness::{DDSNAP, Dir, Rng, Run};
@@ -23,10 +24,14 @@ const ROUNDS: u64 = 20;
 /// Rounds with one volume, before the next one of another shape.
 const ROUNDS_A_VOLUME: u64 = 20;
 
+/// A number that was asked for, or that of a normal test run.
+fn asked(variable: &str, normal: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(normal)
+}
+
 #[test]
 fn killed_at_any_moment_nothing_is_lost() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let (seed, rounds) = (number("DDSNAP_SEED").unwrap_or(1), number("DDSNAP_SOAK").unwrap_or(ROUNDS));
+    let (seed, rounds) = (asked("DDSNAP_SEED", 1), asked("DDSNAP_SOAK", ROUNDS));
     let mut tally = Tally::default();
     let mut bag = Vec::new();
     for start in (0..rounds).step_by(usize::try_from(ROUNDS_A_VOLUME).unwrap()) {
