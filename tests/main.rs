@@ -58,4 +58,5 @@ mod store_model;
 mod store_rebuild;
 mod vm_attach;
 mod vm_loop;
+mod vm_log_writes;
 mod vm_ublk;

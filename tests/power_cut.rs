@@ -9,12 +9,13 @@ use crate::random::Random;
 use crate::vm_attach::{Server, sh};
 use rustix::fs::OFlags;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-const BLOCK: usize = 4096;
-const SECTOR: usize = 512;
+pub const BLOCK: usize = 4096;
+pub const SECTOR: usize = 512;
 const WRITERS: usize = 4;
 /// Blocks that each writer has for itself.
 const REGION: usize = 1024;
@@ -38,7 +39,7 @@ fn pattern(sector: usize, version: u32) -> [u8; SECTOR] {
 }
 
 /// The version of each sector of `block`, whose bytes these are.
-fn versions(block: usize, bytes: &[u8]) -> Vec<u32> {
+pub fn versions(block: usize, bytes: &[u8]) -> Vec<u32> {
     let sectors = bytes.chunks(SECTOR).enumerate().map(|(at, sector)| {
         let number = block * (BLOCK / SECTOR) + at;
         let version = u32::from_le_bytes(sector[..4].try_into().unwrap());
@@ -151,29 +152,58 @@ fn aligned(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     &mut buffer[skip..skip + length]
 }
 
-/// Writes the blocks of region `writer` for ever, and promises what it has flushed.
-fn write(writer: usize, all: &RwLock<()>, newest: &Mutex<Vec<u32>>, promises: &Promises, seed: u64) {
-    let mut random = Random(seed ^ writer as u64);
-    let flags = (OFlags::DIRECT | OFlags::CLOEXEC).bits().cast_signed();
-    let device = File::options().write(true).custom_flags(flags).open("/dev/mapper/cut").unwrap();
-    let mut promise = promises.read(writer);
-    let mut buffer = Vec::new();
-    let latest = || newest.lock().unwrap_or_else(PoisonError::into_inner);
-    loop {
-        let _running = all.read().unwrap_or_else(PoisonError::into_inner);
-        let count = 1 + random.below(MOST as u64) as usize;
-        let first = writer * REGION + random.below((REGION - count) as u64) as usize;
+/// Writes past the page cache, and knows the newest version of each block.
+pub struct Writer<'a> {
+    device: File,
+    /// Blocks that it has for itself.
+    region: Range<usize>,
+    newest: &'a Mutex<Vec<u32>>,
+    random: Random,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Writer<'a> {
+    pub fn open(path: &str, region: Range<usize>, newest: &'a Mutex<Vec<u32>>, seed: u64) -> Self {
+        let flags = (OFlags::DIRECT | OFlags::CLOEXEC).bits().cast_signed();
+        let device = File::options().write(true).custom_flags(flags).open(path).unwrap();
+        let random = Random(seed ^ region.start as u64);
+        Self { device, region, newest, random, buffer: Vec::new() }
+    }
+
+    /// Writes the next version of some blocks; true now and then, when it is time for a flush.
+    pub fn write(&mut self) -> bool {
+        let latest = || self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = 1 + self.random.below(MOST as u64) as usize;
+        let first = self.region.start + self.random.below((self.region.len() - count) as u64) as usize;
         let next: Vec<u32> = latest()[first..first + count].iter().map(|version| version + 1).collect();
-        let bytes = aligned(&mut buffer, count * BLOCK);
+        let bytes = aligned(&mut self.buffer, count * BLOCK);
         for (at, sector) in bytes.chunks_mut(SECTOR).enumerate() {
             let number = first * (BLOCK / SECTOR) + at;
             sector.copy_from_slice(&pattern(number, next[at / (BLOCK / SECTOR)]));
         }
-        device.write_all_at(bytes, (first * BLOCK) as u64).unwrap();
+        self.device.write_all_at(bytes, (first * BLOCK) as u64).unwrap();
         latest()[first..first + count].copy_from_slice(&next);
-        if random.below(16) == 0 {
-            promise.versions = latest()[writer * REGION..][..REGION].to_vec();
-            device.sync_data().unwrap();
+        self.random.below(16) == 0
+    }
+
+    /// Makes all of it durable; the version of each block of the region that is there now.
+    pub fn flush(&self) -> Vec<u32> {
+        let flushed =
+            self.newest.lock().unwrap_or_else(PoisonError::into_inner)[self.region.clone()].to_vec();
+        self.device.sync_data().unwrap();
+        flushed
+    }
+}
+
+/// Writes the blocks of region `writer` for ever, and promises what it has flushed.
+fn write(writer: usize, all: &RwLock<()>, newest: &Mutex<Vec<u32>>, promises: &Promises, seed: u64) {
+    let region = writer * REGION..(writer + 1) * REGION;
+    let mut blocks = Writer::open("/dev/mapper/cut", region, newest, seed);
+    let mut promise = promises.read(writer);
+    loop {
+        let _running = all.read().unwrap_or_else(PoisonError::into_inner);
+        if blocks.write() {
+            promise.versions = blocks.flush();
             promises.renew(writer, &mut promise);
         }
     }

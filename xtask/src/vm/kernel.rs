@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What tests of block devices need, where the kernel has it as a module.
-const MODULES: [&str; 9] =
-    ["overlay", "dm-mod", "dm-delay", "dm-flakey", "loop", "nbd", "ext4", "xfs", "fuse"];
+const MODULES: [&str; 10] =
+    ["overlay", "dm-mod", "dm-delay", "dm-flakey", "dm-log-writes", "loop", "nbd", "ext4", "xfs", "fuse"];
 
 /// Something that boots.
 pub struct Kernel {
