@@ -57,6 +57,6 @@ mod store_live;
 mod store_model;
 mod store_rebuild;
 mod vm_attach;
-mod vm_loop;
 mod vm_log_writes;
+mod vm_loop;
 mod vm_ublk;

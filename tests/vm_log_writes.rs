@@ -111,7 +111,7 @@ fn entries(log: &File) -> Vec<Entry> {
     assert_eq!((word(&head, 0), word(&head, 1)), (MAGIC, 1), "no log");
     let sector = word(&head, 3) & u64::from(u32::MAX);
     let mut at = sector;
-    let mut next = |_| {
+    let next = |_| {
         let header = read(at, sector);
         let [place, count, flags, text] = [0, 1, 2, 3].map(|field| word(&header, field));
         at += sector;
@@ -125,7 +125,7 @@ fn entries(log: &File) -> Vec<Entry> {
         };
         Entry { offset: place * sector, flags, data }
     };
-    (0..word(&head, 2)).map(|number| next(number)).collect()
+    (0..word(&head, 2)).map(next).collect()
 }
 
 /// What was promised up to some moment, and the disk as it was then, in two files.

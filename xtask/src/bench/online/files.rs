@@ -27,9 +27,9 @@ pub fn rows() -> Vec<Row> {
             what: "unpacking a large source tree, and sync",
             volumes: 24,
             commands: "tar -xf tree.tar -C ext4; sync -f ext4\n\
-                       ext4 on a loop device with direct I/O on the file that the server shows, with so many snapshots\n\
+                       ext4 on a loop device with direct I/O on the file that the server shows\n\
                        the same on the file itself, without server and snapshots",
-            limit: "The historical benchmark of snapshots. All that the tree overwrites is copied out once, however many \
+            limit: "The historical benchmark of snapshots. What the tree overwrites is copied out once, however many \
                     snapshots there are; flushes of the file system's journal wait for it.",
             measure: unpack,
         },

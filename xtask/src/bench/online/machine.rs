@@ -26,12 +26,12 @@ pub fn rows() -> Vec<Row> {
             number: 9,
             what: "first overwrites of a device with a snapshot",
             volumes: 24,
-            commands: "in user-mode Linux: fio --ioengine=libaio --direct=1, otherwise as row 1\n\
+            commands: "in user-mode Linux: fio --ioengine=libaio --direct=1, as row 1\n\
                        ddsnap server /dev/vmdisk2; ddsnap attach\n\
                        dmsetup create: snapshot-origin, snapshot P 32",
-            limit: "The machine has one processor, a system call takes 20 us there and a page fault 50 us, while what \
-                    stays inside of the kernel runs at full speed, and its disks are in the memory of the host: what is \
-                    measured is how often a request comes out of the kernel.",
+            limit: "The machine has one processor, and a system call takes 20 us there, while what stays inside of the \
+                    kernel runs at full speed; its disks are in the memory of the host. What is measured is how often a \
+                    request comes out of the kernel.",
             measure: first_overwrites,
         },
         Row {

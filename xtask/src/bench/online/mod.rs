@@ -45,8 +45,8 @@ pub struct Args {
 
 const HEAD: &str = "# Benchmarks of a served volume
 
-Written by `cargo xtask bench online`, never by hand. All sides were used the same way by the same fio, in
-turns; the medians count. What was written was compared with what it should be, and the snapshot with what the volume was before.
+Written by `cargo xtask bench online`, never by hand. All sides were used the same way by the same fio, in turns; the
+medians count. What was written was compared with what it should be, and the snapshot with what the volume was before.
 The numbers tell of these versions on this machine and of nothing else:
 
 ";
