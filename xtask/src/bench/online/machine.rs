@@ -30,8 +30,8 @@ pub fn rows() -> Vec<Row> {
                        ddsnap server /dev/vmdisk2; ddsnap attach\n\
                        dmsetup create: snapshot-origin, snapshot P 32",
             limit: "The machine has one processor, and a system call takes 20 us there, while what stays inside of the \
-                    kernel runs at full speed; its disks are in the memory of the host. What is measured is how often a \
-                    request comes out of the kernel.",
+                    kernel runs at full speed; its disks are in the memory of the host. What is measured is how often \
+                    a request comes out of the kernel.",
             measure: first_overwrites,
         },
         Row {
