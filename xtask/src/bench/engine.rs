@@ -166,6 +166,8 @@ fn copy_out_in(lab: &Lab, place: &str) -> Result<Vec<Line>> {
         let writer: RefCell<Option<Writer>> = RefCell::default();
         let fresh = |_| {
             old.fill(&lab.path("vol.img"), size)?;
+            // One that was made for the other side holds the volume still.
+            drop(writer.borrow_mut().take());
             for name in ["vol.snap", "copy.bin"] {
                 if lab.path(name).exists() {
                     fs::remove_file(lab.path(name))?;
