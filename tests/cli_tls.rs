@@ -1,9 +1,12 @@
 //! NBD encrypted, as other people's clients speak it.
 
 use crate::harness::{DDSNAP, Dir, has_program, skip, volume};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 /// A server that listens at a port of this machine, killed with the test.
 struct Server {
@@ -109,6 +112,43 @@ fn clients_with_tls_are_served_and_others_are_not() {
         dir.ok("fsck -n --data data.snap").says_out("clean");
     } else {
         skip("qemu-io is not installed");
+    }
+}
+
+/// Begins an encrypted connection that trusts the authority of `certs`.
+fn encrypted(dir: &Dir, port: u16) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.read_exact(&mut [0; 18]).unwrap();
+    stream.write_all(&[&3u32.to_be_bytes()[..], b"IHAVEOPT", &[0, 0, 0, 5, 0, 0, 0, 0]].concat()).unwrap();
+    stream.read_exact(&mut [0; 20]).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(dir.path("certs/ca-cert.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_root_certificates(roots).with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    let client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    rustls::StreamOwned::new(client, stream)
+}
+
+#[test]
+fn an_encrypted_connection_ends_with_words() {
+    let dir = volume();
+    if !certificates(&dir) {
+        return;
+    }
+    let server = Server::start(&dir, &["--tls", "certs"]);
+    for leave_early in [false, true] {
+        let mut stream = encrypted(&dir, server.port);
+        stream.write_all(&[&b"IHAVEOPT"[..], &2u32.to_be_bytes(), &0u32.to_be_bytes()].concat()).unwrap();
+        if leave_early {
+            stream.conn.send_close_notify();
+            stream.flush().unwrap();
+        }
+        // An end without them is an error here.
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer.len(), 20, "{answer:?}");
     }
 }
 

@@ -268,7 +268,22 @@ fn a_clean_end_leaves_nothing_of_the_origin_to_be_written_out() {
     live.close().unwrap();
     let events = log.events();
     let last = events.iter().rfind(|event| event.device == ORIGIN).unwrap();
-    assert!(matches!(last.change, Change::Flush), "{:?}", last.change);
+    assert!(matches!(last.change, Change::Flush), "the origin was written last, and not flushed");
+}
+
+#[test]
+fn an_operation_ends_when_what_was_written_before_it_is_durable() {
+    let world = World::new(6, 64 << 20);
+    world.live.create_snapshot(Tag(1), None).unwrap();
+    world.live.change(|writer| writer.begin_operation("test", [1; 32], false, None)).unwrap();
+    world.live.write_origin(5000, &[7; 9000]).unwrap();
+    world.live.change(|writer| writer.end_operation(None)).unwrap();
+    let events = world.log.events();
+    let flushed = events.iter().rposition(|event| event.device == ORIGIN).unwrap();
+    let last = &events[flushed];
+    assert!(matches!(last.change, Change::Flush), "the origin was written last, and not flushed");
+    let end = events.iter().rposition(|event| matches!(event.change, Change::Write { .. })).unwrap();
+    assert!(events[end].device == STORE && flushed < end, "the state before is given up too early");
 }
 
 #[test]

@@ -176,10 +176,14 @@ impl Service for Nbd {
             (Agreed::On(session), _) => self.transmit(&session, stream),
             (Agreed::ToEncrypt(flags), Some((tls, _))) => {
                 let mut stream = tls.accept(stream)?;
-                match nbd::negotiate_encrypted(&mut stream, self.exports.as_ref(), flags)? {
+                let last = stream.again().map_err(failed)?;
+                let agreed = nbd::negotiate_encrypted(&mut stream, self.exports.as_ref(), flags);
+                let served = agreed.and_then(|agreed| match agreed {
                     Agreed::On(session) => self.transmit(&session, stream),
                     _ => Ok(()),
-                }
+                });
+                last.part();
+                served
             }
             _ => Ok(()),
         }

@@ -101,8 +101,11 @@ impl Serve for Fuse {
         // Whoever still has a file open gets errors from now on.
         self.tree.close();
         let Some(session) = lock(&self.session).take() else { return };
-        // Unmounted by somebody: what is mounted there now is another's.
-        if !session.guard.is_finished() && session.umount_and_join().is_err() {
+        if session.guard.is_finished() {
+            // Unmounted by somebody: what is mounted there now is another's, which dropping it would unmount. fuser
+            // 0.18 takes a dead connection for a mounted one. This leaks a descriptor.
+            std::mem::forget(session);
+        } else if session.umount_and_join().is_err() {
             // In use. The name goes away now, the rest with the last user.
             let _ = rustix::mount::unmount(&self.folder, rustix::mount::UnmountFlags::DETACH);
         }

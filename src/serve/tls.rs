@@ -18,6 +18,9 @@ const CERTIFICATE: &str = "server-cert.pem";
 /// What proves that it is the server's.
 const KEY: &str = "server-key.pem";
 
+/// How long the other side may take to end a connection that has ended here.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// Bytes that are read from the network at a time: a record of TLS and what comes with it.
 const PIECE: usize = 17 << 10;
 
@@ -137,6 +140,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<S: Stream> Secure<S> {
+    /// Says that nothing more comes, and waits a moment for the other side to say so: it takes an end without a word
+    /// for an attack, and what it has not read yet is lost if it writes to a connection that is gone.
+    pub fn part(mut self) {
+        lock(&self.shared.session).send_close_notify();
+        let parting = self.send_out().and_then(|()| self.stream.set_limit(Some(PARTING)));
+        // Who has gone before, or does not go, has had what there was.
+        let _ = parting.and_then(|()| io::copy(&mut (&mut self.stream).take(PIECE as u64), &mut io::sink()));
+    }
+
     /// Sends what the session has to send.
     fn send_out(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);

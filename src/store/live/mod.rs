@@ -114,7 +114,6 @@ impl Live {
         let origin = origin.ok_or_else(|| Error::new(Kind::NotFound, "the origin is needed"))?;
         // Whatever happens to the origin from now on, happens under the store's eyes.
         writer.begin_session()?;
-        writer.origin_dirty = true;
         writer.remove_leftovers()?;
         writer.attended = true;
         let (wake, woken) = mpsc::sync_channel(1);
@@ -523,6 +522,8 @@ impl Shared {
     /// Runs `work` on the tables, which the caller has for itself.
     fn run<T>(&self, core: &mut Writer, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         core.now_secs = (self.clock)();
+        // What is written through this goes past the writer, which is to flush it where that matters.
+        core.origin_dirty = true;
         let outcome = work(core);
         self.origin_size.store(core.view.state.volume.origin_size, Ordering::Release);
         outcome
