@@ -8,7 +8,7 @@ use ddsnap::block::record::{Change, DeviceId, Event, Log, Recorder, Replay};
 use ddsnap::block::{ReadAt, WriteAt};
 use ddsnap::format::superblock;
 use ddsnap::point::{PointId, PointSource};
-use ddsnap::store::{InitOptions, Live, View, Writer};
+use ddsnap::store::{InitOptions, Journal, Live, View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 const STORE: DeviceId = DeviceId(0);
 const ORIGIN: DeviceId = DeviceId(1);
+const JOURNAL: DeviceId = DeviceId(2);
 const ORIGIN_SIZE: u64 = (1 << 20) + 1000;
 const WRITERS: u64 = 6;
 
@@ -38,6 +39,11 @@ struct World {
 
 impl World {
     fn new(seed: u64, store_size: u64) -> Self {
+        Self::with_memory(seed, store_size, 64 << 20)
+    }
+
+    /// With so many bytes of memory for what is held.
+    fn with_memory(seed: u64, store_size: u64, held: usize) -> Self {
         let (store, origin) =
             (Memory::new(store_size), Memory::from_bytes(&Random(seed).bytes(index(ORIGIN_SIZE))));
         let device: Arc<dyn WriteAt> = Arc::new(store.snapshot());
@@ -57,7 +63,7 @@ impl World {
             Arc::new(Recorder::new(memory.snapshot(), &log, id))
         };
         let writer = Writer::open(record(&store, STORE), Some(record(&origin, ORIGIN)), 1).unwrap();
-        let live = Live::start(writer, || 1).unwrap();
+        let live = Live::start_with(writer, || 1, held).unwrap();
         Self { store, origin, log, live, snaps: Mutex::default(), deleted: Mutex::default() }
     }
 
@@ -365,4 +371,131 @@ fn a_crash_under_many_writers_costs_no_snapshot_a_byte() {
             }
         }
     }
+}
+
+/// Bytes that one writer has for itself: several writers share a chunk.
+const CELL: u64 = 700;
+
+/// What a writer made of a cell, and how long the log was when it was told so.
+struct Told {
+    cell: u64,
+    image: Vec<u8>,
+    told: usize,
+}
+
+/// Writes cells of its own, one after the other, until there are `enough` of all writers, never more than `allowed`.
+fn write_cells(
+    world: &World,
+    seed: u64,
+    number: u64,
+    (written, allowed, enough): (&AtomicU64, &AtomicU64, u64),
+) -> Vec<Told> {
+    let mut random = Random(seed ^ number << 32);
+    let mut origin = vec![0; index(ORIGIN_SIZE)];
+    world.origin.read_at(&mut origin, 0).unwrap();
+    let mut told = Vec::new();
+    while written.load(Ordering::Relaxed) < enough {
+        if written.load(Ordering::Relaxed) >= allowed.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_micros(100));
+            continue;
+        }
+        // Few of them, so that what has just landed is written again.
+        let cell = random.below(60) * WRITERS + number;
+        let from = random.below(CELL);
+        let length = 1 + random.below(CELL - from);
+        let bytes = random.bytes(index(length));
+        let at = index(cell * CELL + from);
+        origin[at..at + bytes.len()].copy_from_slice(&bytes);
+        world.live.write_origin(cell * CELL + from, &bytes).unwrap();
+        let image = origin[index(cell * CELL)..index((cell + 1) * CELL)].to_vec();
+        told.push(Told { cell, image, told: world.log.len() });
+        written.fetch_add(1, Ordering::Relaxed);
+    }
+    told
+}
+
+#[test]
+fn a_killed_process_loses_nothing_that_it_told_since_it_has_a_journal() {
+    const SNAPSHOTS: u32 = 10;
+    const WRITES: u64 = 150;
+    for seed in seeds(3) {
+        // Little memory and a small journal: writers wait for both, and it goes round.
+        let world = World::with_memory(seed, 8 << 20, 64 << 10);
+        let journal = Memory::new(96 << 10);
+        let (written, allowed, mut begun) = (AtomicU64::new(0), AtomicU64::new(0), 0);
+        let told: Vec<_> = std::thread::scope(|scope| {
+            let (world, written, allowed) = (&world, &written, &allowed);
+            let enough = (written, allowed, u64::from(SNAPSHOTS) * WRITES);
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|number| scope.spawn(move || write_cells(world, seed, number, enough)))
+                .collect();
+            for tag in 0..SNAPSHOTS {
+                world.create_quickly(tag);
+                if tag == 2 {
+                    let device = Recorder::new(journal.snapshot(), &world.log, JOURNAL);
+                    world.live.journal(|| Journal::over(Arc::new(device))).unwrap();
+                    begun = world.log.len();
+                }
+                // The next snapshot is made while they write.
+                allowed.fetch_add(WRITES, Ordering::Relaxed);
+                while written.load(Ordering::Relaxed) < u64::from(tag) * WRITES + WRITES / 2
+                    && !writers.iter().any(|writer| writer.is_finished())
+                {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            }
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        let World { store, origin, log, live, snaps, .. } = world;
+        let written = log.len();
+        drop(live);
+        let snaps = snaps.into_inner().unwrap();
+        let mut random = Random(seed);
+        let devices = [store, origin, journal];
+        let apply = |event: &Event, part: u64| {
+            let device = &devices[index(u64::from(event.device.0))];
+            if let Change::Write { offset, bytes } = &event.change {
+                let length = bytes.len() as u64 * part / 8;
+                device.write_at(&bytes[..index(length)], *offset).unwrap();
+            }
+        };
+        let (mut checked, mut taken_up) = (0, 0);
+        for (n, event) in log.events().iter().enumerate().take(written) {
+            // A process that is killed may leave half of a call, but no half of few bytes. What is told is in the
+            // journal for a moment only.
+            let one_of = if event.device == JOURNAL { 60 } else { 200 };
+            if n >= begun && random.below(one_of) == 0 {
+                let is_short = matches!(&event.change, Change::Write { bytes, .. } if bytes.len() < 32);
+                apply(event, if is_short { 0 } else { random.below(8) });
+                taken_up += assert_told(&devices, n, &told, &snaps, &format!("seed {seed}, event {n}"));
+                checked += 1;
+            }
+            apply(event, 8);
+        }
+        assert!(taken_up > 0, "{checked} checked, nothing taken up");
+    }
+}
+
+/// Goes on where a process was killed at event `n`, and finds what it had told. Returns the bytes that the journal had.
+fn assert_told(devices: &[Memory; 3], n: usize, told: &[Vec<Told>], snaps: &[Snap], what: &str) -> u64 {
+    let [store, origin, journal] = devices.each_ref().map(|device| Arc::new(device.snapshot()));
+    let writer = Writer::open(store.clone(), Some(origin.clone()), 2).unwrap();
+    let live = Live::start(writer, || 2).unwrap();
+    let bytes = live.take_up(journal.as_ref()).unwrap();
+    live.close().unwrap();
+    let mut found = vec![0; index(ORIGIN_SIZE)];
+    origin.read_at(&mut found, 0).unwrap();
+    for writes in told {
+        let before = writes.partition_point(|write| write.told <= n);
+        for cell in writes[..before].iter().map(|write| write.cell) {
+            let last = writes[..before].iter().rfind(|write| write.cell == cell).unwrap();
+            // The next one was under way, perhaps.
+            let next = writes.get(before).filter(|next| next.cell == cell).unwrap_or(last);
+            let bytes = &found[index(cell * CELL)..index((cell + 1) * CELL)];
+            let mut places = bytes.iter().zip(last.image.iter().zip(&next.image));
+            assert!(places.all(|(byte, (last, next))| byte == last || byte == next), "{what}: cell {cell}");
+        }
+    }
+    assert_snapshots(&view(&store, &origin), snaps.iter().filter(|snap| snap.made <= n), what);
+    bytes
 }

@@ -4,6 +4,7 @@
 //! Files that are mounted end with their server, and with them what a loop device gives. One below a name is set free
 //! as soon as the name holds it: it then goes away with the table that named it.
 
+use super::RUN;
 use crate::error::{Error, Kind, Result};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::DirBuilder;
@@ -11,8 +12,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Below it are the folders.
-const FOLDERS: &str = "/run/ddsnap";
 /// The file in each of them.
 pub const FILE: &str = "volume";
 
@@ -25,7 +24,7 @@ pub fn path(number: u32) -> PathBuf {
 /// Where what is behind the device with `identity` is shown.
 #[must_use]
 pub fn folder(identity: &str) -> PathBuf {
-    Path::new(FOLDERS).join(identity)
+    Path::new(RUN).join(identity)
 }
 
 /// The devices there are over such files, with their identities.
@@ -45,7 +44,7 @@ pub fn devices() -> Vec<(u32, String)> {
 
 /// The identity of the device over `file`, if it is such a file.
 fn identity(file: &str) -> Option<&str> {
-    file.strip_prefix(FOLDERS)?.strip_prefix('/')?.strip_suffix(FILE)?.strip_suffix('/')
+    file.strip_prefix(RUN)?.strip_prefix('/')?.strip_suffix(FILE)?.strip_suffix('/')
 }
 
 /// Makes a device for `identity` of what `show` shows in the folder that it is given; returns its number.
@@ -60,7 +59,7 @@ pub fn connect(
     let folder = folder(identity);
     // What an earlier server has left.
     clear(identity);
-    let made = std::fs::create_dir_all(FOLDERS).and_then(|()| DirBuilder::new().mode(0o700).create(&folder));
+    let made = std::fs::create_dir_all(RUN).and_then(|()| DirBuilder::new().mode(0o700).create(&folder));
     made.map_err(|error| refused(error).at_path(&folder))?;
     let set_up = show(&folder).and_then(|()| {
         let (file, size) = (folder.join(FILE), block_size.to_string());

@@ -9,6 +9,9 @@
 //! | [`insert`] | a server slipped under a device that is in use |
 //! | [`device`] | a device over a point of a volume, whichever way |
 
+/// Where what devices need of this program lies while the machine runs.
+pub const RUN: &str = "/run/ddsnap";
+
 pub mod device;
 pub mod insert;
 pub mod loops;

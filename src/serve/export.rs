@@ -189,7 +189,7 @@ impl Export for Origin {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.live.write_origin(offset, data)?;
         // What is only held goes with this process.
-        if self.outlived { self.live.settle() } else { Ok(()) }
+        if self.outlived && !self.live.is_journaled() { self.live.settle() } else { Ok(()) }
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
@@ -285,8 +285,9 @@ pub fn open(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
     open_for(live, point, false)
 }
 
-/// As [`open`], for a device of the kernel, which goes on with another server where this one is killed: a write has
-/// landed when it returns. A file system above would not know that what it has written, and not flushed, is gone.
+/// As [`open`], for a device of the kernel, which goes on with another server where this one is killed: when it returns,
+/// a write is in the journal, or has landed if there is none. A file system above would not know that what it has
+/// written, and not flushed, is gone.
 ///
 /// # Errors
 /// As [`open`].

@@ -60,7 +60,7 @@ pub use crate::point::volume::{
     FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
 };
 pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, room_beside, size_for};
-pub use live::Live;
+pub use live::{Journal, Live};
 pub use origin_size::Preserved;
 pub use picture::Picture;
 pub use pins::Pin;

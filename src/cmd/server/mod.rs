@@ -1,5 +1,6 @@
 //! `server`: a live volume, offered to whoever connects.
 
+mod journal;
 mod plan;
 mod service;
 mod ublk;
@@ -165,6 +166,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let tls = plan.tls.as_deref().map(|folder| Tls::of_folder(folder, plan.verify_peer)).transpose()?;
     let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
     let live = Arc::new(open_live(plan, pair, &devices)?);
+    journal::take_up(&live, &log)?;
     let stop = ui.stop_wanted();
     let report: Report = {
         let log = Arc::clone(&log);
@@ -177,6 +179,10 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
     let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
+    let control = {
+        let log = Arc::clone(&log);
+        control.outliving(move |live| journal::begin(live, &log))
+    };
     let control = match pair.cloned() {
         Some(pair) => control.guarded(move || ensure_inserted(&pair)),
         None => control,

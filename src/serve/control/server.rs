@@ -31,10 +31,14 @@ pub struct Control {
     memory: Arc<AtomicUsize>,
     devices: Arc<Devices>,
     guard: Option<Guard>,
+    outlive: Option<Outlive>,
 }
 
 /// Says why no snapshot may be made now.
 type Guard = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// Has what is held outlive this process, if it can.
+type Outlive = Arc<dyn Fn(&Live) + Send + Sync>;
 
 /// Clients of this process so far; none is number 0.
 static CLIENTS: AtomicU64 = AtomicU64::new(1);
@@ -131,7 +135,7 @@ impl Control {
     #[must_use]
     pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
         let (memory, devices) = (Arc::default(), Arc::default());
-        Self { live: Arc::downgrade(live), figures, stop, memory, devices, guard: None }
+        Self { live: Arc::downgrade(live), figures, stop, memory, devices, guard: None, outlive: None }
     }
 
     /// Makes snapshots, hidden ones too, only where `guard` has nothing against it.
@@ -144,6 +148,12 @@ impl Control {
     #[must_use]
     pub fn devices(&self) -> Arc<Devices> {
         Arc::clone(&self.devices)
+    }
+
+    /// Calls `outlive` before the origin becomes a device that outlives this process.
+    #[must_use]
+    pub fn outliving(self, outlive: impl Fn(&Live) + Send + Sync + 'static) -> Self {
+        Self { outlive: Some(Arc::new(outlive)), ..self }
     }
 
     fn ensure_unguarded(&self) -> Result<()> {
@@ -231,8 +241,13 @@ impl Control {
         }
     }
 
+    /// What a device of the kernel is given.
     fn open(&self, point: PointId) -> Result<Arc<dyn Export>> {
-        export::open_outlived(&self.live.upgrade().ok_or_else(ended)?, point)
+        let live = self.live.upgrade().ok_or_else(ended)?;
+        if let (PointId::Origin, Some(outlive)) = (point, &self.outlive) {
+            outlive(&live);
+        }
+        export::open_outlived(&live, point)
     }
 
     /// Answers `request`, which came with `data`; what goes with the answer is in it afterwards. `share` counts both.

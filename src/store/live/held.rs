@@ -4,10 +4,15 @@
 //! the newest batch grows; once sealed it stays as it is until it has landed. Batches land in their order, so no write
 //! overtakes an older one of its chunk, and whoever reads takes what the newest batch has of a byte. All memory for
 //! bytes is taken at the start.
+//!
+//! With a [`Journal`] all that was acknowledged is there too. What it holds of a batch counts until the whole batch has
+//! landed, and would go over what was written since: until then its chunks are held, though their bytes lie on the
+//! origin already.
 
+use super::journal::Journal;
 use crate::error::{Error, Kind, Result};
 use crate::units::index;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 /// Separate parts of one chunk that a batch holds, at most.
@@ -75,6 +80,9 @@ pub struct Held {
     /// Oldest first.
     sealed: VecDeque<Batch>,
     newest: Batch,
+    journal: Option<Journal>,
+    /// Chunks of the oldest batch that have landed, while the journal has the batch.
+    journaled: BTreeSet<u64>,
 }
 
 /// A part of a write that lies in one chunk.
@@ -93,7 +101,47 @@ impl Held {
         // The system gives zeroes when they are first touched: what nobody needs costs nothing.
         let memory = vec![0; slots << chunk_bits];
         let (sealed, newest) = (VecDeque::new(), Batch::new(1));
-        Self { chunk_bits, memory, free: (0..slots).rev().collect(), sealed, newest }
+        let free = (0..slots).rev().collect();
+        Self { chunk_bits, memory, free, sealed, newest, journal: None, journaled: BTreeSet::new() }
+    }
+
+    /// Has the journal that `make` makes from now on what is held, unless there is one.
+    ///
+    /// # Errors
+    /// What `make` says; as [`Journal::append`].
+    pub fn journal(&mut self, make: impl FnOnce() -> Result<Journal>) -> Result<()> {
+        if self.journal.is_some() {
+            return Ok(());
+        }
+        let mut journal = make()?;
+        let acknowledged = self.batches().filter(|batch| !batch.awaited);
+        let outcome = acknowledged
+            .flat_map(|batch| batch.pieces.iter().map(|(chunk, piece)| (batch.number, *chunk, piece)))
+            .flat_map(|(number, chunk, piece)| self.parts(chunk, piece).map(move |part| (number, part)))
+            .try_for_each(|(number, (bytes, (start, _)))| journal.append(number, start, bytes));
+        if outcome.is_err() {
+            journal.remove();
+            return outcome;
+        }
+        self.journal = Some(journal);
+        Ok(())
+    }
+
+    /// True if a journal has what is held.
+    pub fn is_journaled(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Ends the journal: nothing is held.
+    pub fn end_journal(&mut self) {
+        if let Some(journal) = self.journal.take() {
+            journal.remove();
+        }
+    }
+
+    /// Bytes that there is memory for.
+    pub fn bytes(&self) -> usize {
+        self.memory.len()
     }
 
     /// Chunks that there is memory for.
@@ -106,9 +154,10 @@ impl Held {
         self.capacity() - self.free.len()
     }
 
-    /// True if something is held of a chunk from `first` to before `end`.
+    /// True if a write of a chunk from `first` to before `end` has to be held, for something of it is.
     pub fn touches(&self, first: u64, end: u64) -> bool {
         self.batches().any(|batch| batch.pieces.range(first..end).next().is_some())
+            || self.journaled.range(first..end).next().is_some()
     }
 
     /// Oldest first.
@@ -143,11 +192,35 @@ impl Held {
         Some(cost)
     }
 
-    /// Holds a write whose [`Held::cost`] there is memory for.
+    /// True if the journal, should there be one, has room for a write of `length` bytes. If nothing is held it has.
+    pub fn has_room(&self, length: usize) -> bool {
+        self.journal.as_ref().is_none_or(|journal| journal.has_room(length))
+    }
+
+    /// Holds a write whose [`Held::cost`] there is memory for, and for which [`Held::has_room`].
     ///
     /// # Errors
-    /// `Kind::NoSpace` if there is none, with nothing held of some chunks.
+    /// `Kind::NoSpace` if there is none, with nothing held of some chunks; `Kind::Io`.
     pub fn put(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        if let Some(journal) = &mut self.journal {
+            journal.append(self.newest.number, offset, data)?;
+        }
+        self.put_in_memory(offset, data)
+    }
+
+    /// As [`Held::put`], for a write that will not be acknowledged before it has landed: it is a batch of its own.
+    ///
+    /// # Errors
+    /// As [`Held::put`].
+    pub fn put_awaited(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.seal();
+        self.put_in_memory(offset, data)?;
+        self.newest.awaited = true;
+        self.seal();
+        Ok(())
+    }
+
+    fn put_in_memory(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let full = || Error::new(Kind::NoSpace, "there is no memory for what is written");
         for span in self.spans(offset, data.len()) {
             let slot = match self.newest.pieces.get_mut(&span.chunk) {
@@ -225,12 +298,6 @@ impl Held {
         self.sealed.len()
     }
 
-    /// As [`Held::seal`], for a write that was not acknowledged.
-    pub fn seal_awaited(&mut self) {
-        self.newest.awaited = true;
-        self.seal();
-    }
-
     /// True if nothing was sealed that has not landed.
     pub fn none_sealed(&self) -> bool {
         self.sealed.is_empty()
@@ -265,14 +332,22 @@ impl Held {
     /// Forgets what the oldest batch holds of `chunks`.
     pub fn release(&mut self, chunks: &[u64]) {
         let Some(batch) = self.sealed.front_mut() else { return };
+        if self.journal.is_some() {
+            self.journaled.extend(chunks);
+        }
         self.free
             .extend(chunks.iter().filter_map(|chunk| batch.pieces.remove(chunk)).map(|piece| piece.slot));
     }
 
     /// Forgets the oldest batch.
     pub fn retire(&mut self) {
-        let pieces = self.sealed.pop_front().map(|batch| batch.pieces).unwrap_or_default();
-        self.free.extend(pieces.into_values().map(|piece| piece.slot));
+        let Some(batch) = self.sealed.pop_front() else { return };
+        self.free.extend(batch.pieces.into_values().map(|piece| piece.slot));
+        self.journaled.clear();
+        // One that cannot be written any more would have the next server write what is old.
+        if self.journal.as_mut().is_some_and(|journal| journal.landed(batch.number).is_err()) {
+            self.end_journal();
+        }
     }
 
     /// The number of the newest batch with anything in it.
@@ -288,7 +363,11 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
+    use super::super::journal;
     use super::*;
+    use crate::block::WriteAt;
+    use crate::block::memory::Memory;
+    use std::sync::Arc;
 
     /// The bytes from 0 to 64 as they are read: 0 where they lie on the origin only.
     fn image(held: &Held) -> Vec<u8> {
@@ -351,5 +430,35 @@ mod tests {
         held.retire();
         held.put(64, &[1]).unwrap();
         assert_eq!(image(&held)[..32].iter().map(|byte| u32::from(*byte)).sum::<u32>(), 8);
+    }
+
+    #[test]
+    fn what_the_journal_has_is_held_until_its_batch_has_landed() {
+        for journaled in [false, true] {
+            let mut held = Held::new(4, 64);
+            held.put(0, &[1; 10]).unwrap();
+            let file: Arc<dyn WriteAt> = Arc::new(Memory::new(8192));
+            if journaled {
+                held.journal(|| Journal::over(Arc::clone(&file))).unwrap();
+            }
+            held.put(16, &[2; 16]).unwrap();
+            held.seal();
+            held.put(40, &[3; 4]).unwrap();
+            held.release(&[0]);
+            assert_eq!(held.touches(0, 1), journaled, "it would be written again by the next process");
+            let left = |file: &Arc<dyn WriteAt>| {
+                let mut left = Vec::new();
+                let each = |offset: u64, data: &[u8]| {
+                    left.push((offset, data.to_vec()));
+                    Ok(())
+                };
+                journal::replay(file.as_ref(), each).map(|bytes| (bytes, left)).ok()
+            };
+            let all = (30, vec![(0, vec![1; 10]), (16, vec![2; 16]), (40, vec![3; 4])]);
+            assert_eq!(left(&file), journaled.then_some(all));
+            held.retire();
+            assert!(!held.touches(0, 2));
+            assert_eq!(left(&file), journaled.then_some((4, vec![(40, vec![3; 4])])));
+        }
     }
 }

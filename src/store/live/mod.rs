@@ -19,6 +19,8 @@
 //!   things land.
 //! - Closing lands everything. A crash loses only what was not flushed.
 //!
+//! A crash of this process alone loses them too, unless there is a [`Journal`]: whoever starts next takes it up.
+//!
 //! Memory for held bytes is taken at the start; beside it a held chunk costs a node of a tree, which is little beside
 //! what serving a request takes. A server locks its memory where it may.
 //!
@@ -29,6 +31,7 @@
 
 mod background;
 mod held;
+mod journal;
 mod land;
 mod pace;
 mod read;
@@ -47,8 +50,9 @@ use crate::error::{Error, Kind, Result};
 use crate::format::table::Deletion;
 use crate::point::Point;
 use crate::point::volume::SnapshotInfo;
-use crate::units::{Epoch, Tag};
+use crate::units::{Epoch, Tag, index};
 use held::Held;
+pub use journal::Journal;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -253,6 +257,47 @@ impl Live {
         }
         let _waiting = shared.work.queue();
         claim.hold(offset, data, &|| shared.core.try_read().ok().map(|core| core.room_in_log()))
+    }
+
+    /// Has a journal at `path`, in memory that outlives this process, if there is none yet: writes that have returned are
+    /// not lost with this process alone, if the next takes the journal up. It is taken away when all has landed in the
+    /// end.
+    ///
+    /// # Errors
+    /// As [`Journal::create`].
+    pub fn journal_at(&self, path: &Path) -> Result<()> {
+        let bytes = self.shared.turns.bytes() + 2 * self.shared.slice;
+        self.journal(|| Journal::create(path, bytes as u64))
+    }
+
+    /// As [`Live::journal_at`], with the journal that `make` makes, which has room for two MiB at least.
+    ///
+    /// # Errors
+    /// What `make` says; `Kind::Io`.
+    pub fn journal(&self, make: impl FnOnce() -> Result<Journal>) -> Result<()> {
+        self.shared.turns.journal(make)
+    }
+
+    /// True if writes that have returned are not lost with this process alone.
+    #[must_use]
+    pub fn is_journaled(&self) -> bool {
+        self.shared.turns.is_journaled()
+    }
+
+    /// Writes what has not landed of the journal that a killed process left, before anybody else writes. When this
+    /// returns it has landed, and is needed no more. Returns how many bytes there were.
+    ///
+    /// # Errors
+    /// `Kind::Damaged` for what is no journal; as [`Live::write_origin`], [`Live::settle`].
+    pub fn take_up(&self, journal: &dyn ReadAt) -> Result<u64> {
+        let size = self.origin_size();
+        let bytes = journal::replay(journal, |offset, data| {
+            // It may have become smaller.
+            let inside = index(size.saturating_sub(offset).min(data.len() as u64));
+            self.write_origin(offset, &data[..inside])
+        })?;
+        self.settle()?;
+        Ok(bytes)
     }
 
     /// Waits until every write that has returned has landed: the tables and the devices have it. It may not be durable.

@@ -6,6 +6,7 @@
 //! is held, in a batch that lands when they are let go again.
 
 use super::held::Held;
+use super::journal::Journal;
 use super::pace::Pace;
 use crate::error::{Error, Kind, Result};
 use std::collections::VecDeque;
@@ -127,6 +128,21 @@ impl Turns {
         let mut table = wait(&self.freed, table);
         table.blocked -= 1;
         table
+    }
+
+    /// Bytes that there is memory for.
+    pub fn bytes(&self) -> usize {
+        self.table().held.bytes()
+    }
+
+    /// As [`Held::journal`].
+    pub fn journal(&self, make: impl FnOnce() -> Result<Journal>) -> Result<()> {
+        self.table().held.journal(make)
+    }
+
+    /// As [`Held::is_journaled`].
+    pub fn is_journaled(&self) -> bool {
+        self.table().held.is_journaled()
     }
 
     /// As [`Held::fill`].
@@ -264,14 +280,17 @@ impl Turns {
         self.landed.notify_all();
     }
 
-    /// Fails if something is held that did not land.
+    /// Ends the journal; fails if something is held that did not land.
     ///
     /// # Errors
-    /// Why it did not.
+    /// Why it did not. Then the journal keeps it.
     pub fn ensure_empty(&self) -> Result<()> {
-        let table = self.table();
+        let mut table = self.table();
         match table.held.count() {
-            0 => Ok(()),
+            0 => {
+                table.held.end_journal();
+                Ok(())
+            }
             _ => Err(table.failure.as_ref().map_or_else(gone, again)),
         }
     }
@@ -305,7 +324,7 @@ impl Table {
         }
         let count = self.held.count();
         let Some(cost) = self.held.cost(offset, data.len()) else { return Ok(Step::Wait) };
-        if count + cost > self.held.capacity() {
+        if count + cost > self.held.capacity() || !self.held.has_room(data.len()) {
             return Ok(Step::Wait);
         }
         let total = (count + cost) as u64;
@@ -328,8 +347,7 @@ impl Table {
         if count > 0 {
             return Ok(Step::Wait);
         }
-        self.held.put(offset, data)?;
-        self.held.seal_awaited();
+        self.held.put_awaited(offset, data)?;
         Ok(Step::Await)
     }
 }
