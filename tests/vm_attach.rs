@@ -2,19 +2,23 @@
 
 use crate::cli_pages::played;
 use crate::harness::{DDSNAP, Dir, Run};
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A server in the folder of a test, killed with it.
+/// A server in the folder of a test, killed with it; what it says is in [`Server::SAYS`] there.
 pub struct Server(Child);
 
 impl Server {
+    pub const SAYS: &str = "server.err";
+
     pub fn start(dir: &Dir, words: &str) -> Self {
         let mut command = Command::new(DDSNAP);
         command.arg("server").args(words.split(' ')).args(["--socket", "vol.sock"]);
-        let child = command.current_dir(dir.path("")).stdin(Stdio::null()).spawn().unwrap();
+        let says = File::options().append(true).create(true).open(dir.path(Self::SAYS)).unwrap();
+        let child = command.current_dir(dir.path("")).stdin(Stdio::null()).stderr(says).spawn().unwrap();
         let server = Self(child);
         let begun = Instant::now();
         while UnixStream::connect(dir.path("vol.sock")).is_err() {
@@ -127,6 +131,45 @@ fn vm_a_server_that_is_killed_and_started_again_is_no_error() {
     dir.run("write /dev/vmdisk2").expect(4).says("it is attached");
     sh(&dir, "ddsnap detach data && ! ls /dev/mapper/data* && printf x | ddsnap write /dev/vmdisk2");
     sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_what_a_killed_server_told_a_device_is_taken_up() {
+    const ROUNDS: u32 = 4;
+    let dir = volume();
+    let words = "/dev/vmdisk2 --verbose";
+    let mut server = Server::start(&dir, words);
+    sh(&dir, "ddsnap attach vol.sock --name data --wait 600; head -c 24M /dev/urandom >data");
+    assert_eq!(sh(&dir, "ls /run/ddsnap/*.journal | wc -l"), "1");
+    for round in 0..ROUNDS {
+        // All that is written must be copied out first, so it is held for a while, and nobody asks for a flush.
+        sh(&dir, &format!("ddsnap create vol.sock {round}"));
+        let line = "for part in $(seq 0 96 1440); do dd if=data of=/dev/mapper/data bs=16k oflag=direct \
+            conv=notrunc status=none skip=$part seek=$part count=96 & done; \
+            for dd in $(jobs -p); do wait $dd || exit 1; done";
+        let mut writes = Command::new("bash").args(["-c", line]).current_dir(dir.path("")).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(u64::from(round + 1) * 300));
+        server.kill();
+        server = Server::start(&dir, words);
+        sh(&dir, "ddsnap attach vol.sock");
+        assert!(writes.wait().unwrap().success(), "dd has met an error");
+        sh(&dir, "cmp -n 25165824 data /dev/mapper/data && head -c 24M /dev/urandom >data");
+    }
+    let landed =
+        sh(&dir, "grep -c '[1-9][0-9]* bytes that the last server held have landed' server.err || true");
+    assert_ne!(landed, "0", "nothing was held when it was killed");
+    sh(&dir, "ddsnap detach vol.sock; ddsnap stop vol.sock; ! ls /run/ddsnap/*.journal");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+    // Whose device is gone gets nothing of it.
+    drop(server);
+    let server = Server::start(&dir, words);
+    sh(&dir, "ddsnap attach vol.sock --name data && ddsnap create vol.sock 90");
+    sh(&dir, "dd if=data of=/dev/mapper/data bs=16k count=50 oflag=direct conv=notrunc status=none");
+    server.kill();
+    sh(&dir, "ls /run/ddsnap/*.journal; ddsnap detach data");
+    let _server = Server::start(&dir, words);
+    sh(&dir, "grep 'is dropped' server.err; ! ls /run/ddsnap/*.journal");
 }
 
 #[test]

@@ -285,9 +285,9 @@ pub fn open(live: &Arc<Live>, point: PointId) -> Result<Arc<dyn Export>> {
     open_for(live, point, false)
 }
 
-/// As [`open`], for a device of the kernel, which goes on with another server where this one is killed: when it returns,
-/// a write is in the journal, or has landed if there is none. A file system above would not know that what it has
-/// written, and not flushed, is gone.
+/// As [`open`], for a device of the kernel, which goes on with another server where this one is killed: when it
+/// returns, a write is in the journal, or has landed if there is none. A file system above would not know that what it
+/// has written, and not flushed, is gone.
 ///
 /// # Errors
 /// As [`open`].

@@ -179,13 +179,13 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
     let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
-    let control = {
-        let log = Arc::clone(&log);
-        control.outliving(move |live| journal::begin(live, &log))
-    };
     let control = match pair.cloned() {
+        // Reads go past a server that is inserted: what it tells of must have landed.
         Some(pair) => control.guarded(move || ensure_inserted(&pair)),
-        None => control,
+        None => {
+            let log = Arc::clone(&log);
+            control.outliving(move |live| journal::begin(live, &log))
+        }
     };
     // Who is above uses it, before the server is inserted as well, and while nothing is connected.
     let _above = pair.map(|_| live.open_origin()).transpose()?;

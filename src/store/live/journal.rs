@@ -20,10 +20,11 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// What the file begins with. It is read on the machine that wrote it, so numbers are as they are in memory.
-const MAGIC: u64 = u64::from_ne_bytes(*b"ddsnapj1");
+/// What the file begins with.
+const MAGIC: [u8; 8] = *b"ddsnapj1";
 /// Bytes before the first record: a page, of which no part is ever written alone.
 const START: u64 = 4096;
 /// Bytes of a record beside its data.
@@ -31,22 +32,22 @@ const AROUND: usize = size_of::<RawRecord>() + size_of::<u64>();
 /// `TMPFS_MAGIC` of the kernel.
 const TMPFS: FsWord = 0x0102_1994;
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawHeader {
-    magic: u64,
+    magic: [u8; 8],
     /// Where the oldest record lies, and its number; there is none if that one is not there.
-    position: u64,
-    number: u64,
+    position: U64,
+    number: U64,
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRecord {
-    number: u64,
+    number: U64,
     /// Of the origin.
-    offset: u64,
-    length: u64,
+    offset: U64,
+    length: U64,
 }
 
 /// A record that has not landed.
@@ -138,9 +139,10 @@ impl Journal {
         let position = self.place(data.len()).ok_or_else(full)?;
         let number = self.number;
         self.buf.clear();
-        self.buf.extend_from_slice(RawRecord { number, offset, length: data.len() as u64 }.as_bytes());
+        let [number_raw, offset, length] = [number, offset, data.len() as u64].map(U64::new);
+        self.buf.extend_from_slice(RawRecord { number: number_raw, offset, length }.as_bytes());
         self.buf.extend_from_slice(data);
-        self.buf.extend_from_slice(&number.to_ne_bytes());
+        self.buf.extend_from_slice(number_raw.as_bytes());
         self.device.write_at(&self.buf, position)?;
         self.entries.push_back(Entry { batch, position, number });
         self.position = position + self.buf.len() as u64;
@@ -166,7 +168,8 @@ impl Journal {
     fn note_oldest(&self) -> Result<()> {
         let (position, number) =
             self.entries.front().map_or((START, self.number), |entry| (entry.position, entry.number));
-        self.device.write_at(RawHeader { magic: MAGIC, position, number }.as_bytes(), 0)
+        let header = RawHeader { magic: MAGIC, position: U64::new(position), number: U64::new(number) };
+        self.device.write_at(header.as_bytes(), 0)
     }
 
     /// Takes the file away.
@@ -176,18 +179,19 @@ impl Journal {
     }
 }
 
-/// Calls `each` with every write that has not landed, oldest first: where on the origin, and the bytes. Returns how many
-/// bytes there were.
+/// Calls `each` with every write that has not landed, oldest first: where on the origin, and the bytes. Returns how
+/// many bytes there were.
 ///
 /// # Errors
 /// `Kind::Damaged` for what is no journal; `Kind::Io`; what `each` says.
 pub fn replay(device: &dyn ReadAt, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<u64> {
-    let mut header = RawHeader { magic: 0, position: 0, number: 0 };
+    let mut header = RawHeader::new_zeroed();
     device.read_at(header.as_mut_bytes(), 0)?;
     if header.magic != MAGIC {
         return Err(Error::damaged("is no journal of a server").at_path(device.path()));
     }
-    let (mut position, mut number, mut data, mut total) = (header.position, header.number, Vec::new(), 0);
+    let (mut position, mut number, mut data, mut total) =
+        (header.position.get(), header.number.get(), Vec::new(), 0);
     loop {
         let found = match read(device, position, number, &mut data)? {
             Some(offset) => Some((position, offset)),
@@ -203,19 +207,18 @@ pub fn replay(device: &dyn ReadAt, mut each: impl FnMut(u64, &[u8]) -> Result<()
 
 /// Where the record `number` at `position` belongs, with its bytes in `data`; `None` if it is not there.
 fn read(device: &dyn ReadAt, position: u64, number: u64, data: &mut Vec<u8>) -> Result<Option<u64>> {
-    let Some(room) = device.size().checked_sub(position).and_then(|room| room.checked_sub(AROUND as u64))
-    else {
-        return Ok(None);
-    };
-    let mut record = RawRecord { number: 0, offset: 0, length: 0 };
+    let room = device.size().checked_sub(position).and_then(|room| room.checked_sub(AROUND as u64));
+    let Some(room) = room else { return Ok(None) };
+    let mut record = RawRecord::new_zeroed();
     device.read_at(record.as_mut_bytes(), position)?;
-    if record.number != number || record.length > room {
+    let length = record.length.get();
+    if record.number.get() != number || length > room {
         return Ok(None);
     }
-    data.resize(index(record.length), 0);
+    data.resize(index(length), 0);
     let inside = position + size_of::<RawRecord>() as u64;
     device.read_at(data, inside)?;
-    let mut end = [0; size_of::<u64>()];
-    device.read_at(&mut end, inside + record.length)?;
-    Ok((u64::from_ne_bytes(end) == number).then_some(record.offset))
+    let mut end = U64::new(0);
+    device.read_at(end.as_mut_bytes(), inside + length)?;
+    Ok((end.get() == number).then_some(record.offset.get()))
 }

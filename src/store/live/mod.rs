@@ -259,9 +259,9 @@ impl Live {
         claim.hold(offset, data, &|| shared.core.try_read().ok().map(|core| core.room_in_log()))
     }
 
-    /// Has a journal at `path`, in memory that outlives this process, if there is none yet: writes that have returned are
-    /// not lost with this process alone, if the next takes the journal up. It is taken away when all has landed in the
-    /// end.
+    /// Has a journal at `path`, in memory that outlives this process, if there is none yet: writes that have returned
+    /// are not lost with this process alone, if the next takes the journal up. It is taken away when all has landed in
+    /// the end.
     ///
     /// # Errors
     /// As [`Journal::create`].
