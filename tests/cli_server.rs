@@ -1,6 +1,7 @@
 //! A running server: block devices over NBD, commands through its socket.
 
 use crate::harness::{DDSNAP, Dir, has_program, noise, skip, volume};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -11,11 +12,21 @@ pub struct Server(Child);
 
 impl Server {
     pub fn start(dir: &Dir) -> Self {
+        Self::start_saying(dir, "", Stdio::inherit())
+    }
+
+    /// A server with more `options`, which are split at blanks; what it says goes to the file `log`.
+    pub fn start_logging(dir: &Dir, options: &str) -> Self {
+        Self::start_saying(dir, options, File::create(dir.path("log")).unwrap().into())
+    }
+
+    fn start_saying(dir: &Dir, options: &str, stderr: Stdio) -> Self {
         let child = Command::new(DDSNAP)
             .args(["server", "data.snap", "--socket", "sock", "--nbd", "unix:nbd"])
+            .args(options.split_whitespace())
             .current_dir(dir.path(""))
             .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let server = Self(child);

@@ -314,11 +314,27 @@ pub fn refuse_special(vol: &Path) -> Result<()> {
     if !is_served(vol) {
         return Ok(());
     }
-    let hint =
-        format!("'ddsnap stop {}' ends the server; then name the snapshot store itself", vol.display());
+    // One that is about to end may not answer any more.
+    let store = Client::connect(vol).map_or_else(|_| vol.to_path_buf(), |client| client.store_path());
+    let hint = format!("{} ends the server; then name {} itself", stop_command(vol), store.display());
     Err(Error::new(Kind::Busy, "a server has it open, and this command needs it for itself")
         .at_path(vol)
         .hint(hint))
+}
+
+/// What ends the server of `vol`, as users type it.
+fn stop_command(vol: &Path) -> String {
+    format!("'ddsnap stop {}'", vol.display())
+}
+
+/// What accepts the tainted snapshots of `vol`, whose store is at `store`, as users type it.
+#[must_use]
+pub fn accept_taint_command(vol: &Path, store: &Path) -> String {
+    let accept = format!("'ddsnap fsck --accept-taint {}'", store.display());
+    match is_served(vol) {
+        true => format!("{}, then {accept}", stop_command(vol)),
+        false => accept,
+    }
 }
 
 /// True if either copy of the superblock of a snapshot store is at its place in the file or device at `path`, or will
@@ -446,8 +462,8 @@ pub fn readable_point(view: &dyn Volume, vol: &Path, name: &SnapName, accept: &A
         }
         if snapshot.tainted && !accept.accept_taint {
             return Err(Error::new(Kind::Refused, format!("{name} {TAINT}")).hint(format!(
-                "--accept-taint reads it all the same; 'ddsnap fsck --accept-taint {}' accepts it for good",
-                vol.display()
+                "--accept-taint reads it all the same; {} accepts it for good",
+                accept_taint_command(vol, &view.info().store_path)
             )));
         }
         PointId::Snapshot(snapshot.id)

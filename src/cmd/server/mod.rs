@@ -5,7 +5,7 @@ mod plan;
 mod service;
 mod ublk;
 
-use super::common::{OldArgs, VolArgs, parse_size};
+use super::common::{OldArgs, TAINT, VolArgs, parse_size, title};
 use super::daemon::{self, Stage};
 use super::open;
 use crate::block::counted::Counts;
@@ -209,7 +209,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let hangups = hangups.map_err(|error| Error::io("cannot listen to signals", error))?;
     let mut house = House { service, log, hangups, figures };
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
-    house.open(plan, ui)?;
+    house.open(plan, &live, ui)?;
     let outcome = keep(live, (&controls, &attached), fronts, &mut house, &stop);
     drop(pidfile);
     house.log.note("ended");
@@ -307,6 +307,20 @@ fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Re
     Live::start(writer, time::now_secs)
 }
 
+/// Says that snapshots may not be what they were. Clients of block devices have no other way to know.
+fn tell_taint(live: &Live, plan: &Plan, log: &Log) {
+    let mut tainted = live.look(|view| view.snapshots());
+    tainted.retain(|snapshot| snapshot.tainted);
+    let Some(newest) = tainted.last() else { return };
+    let others = match tainted.len() - 1 {
+        0 => String::new(),
+        count => format!(" ({count} older ones are, too)"),
+    };
+    let vol = plan.socket.as_ref().unwrap_or(&plan.store);
+    let accept = open::accept_taint_command(vol, &plan.store);
+    log.line(&format!("{} {TAINT}{others}; {accept} accepts that for good", title(newest)));
+}
+
 /// How often the end is looked for.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -374,8 +388,9 @@ struct House {
 
 impl House {
     /// Everything is up.
-    fn open(&self, plan: &Plan, ui: &Ui) -> Result<()> {
+    fn open(&self, plan: &Plan, live: &Live, ui: &Ui) -> Result<()> {
         self.log.switch()?;
+        tell_taint(live, plan, &self.log);
         if plan.in_background {
             if !self.log.has_file() {
                 daemon::silence()?;

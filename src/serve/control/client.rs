@@ -16,7 +16,7 @@ use crate::units::{Epoch, index};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A point that is served on a connection of its own: NBD without negotiation, simple replies.
@@ -131,6 +131,12 @@ impl Client {
     #[must_use]
     pub const fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Where the store is that the server has open.
+    #[must_use]
+    pub fn store_path(&self) -> PathBuf {
+        self.info.store_path.clone()
     }
 
     /// What the server has done.
