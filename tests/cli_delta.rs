@@ -340,7 +340,7 @@ fn a_torn_chunk_is_noticed() {
 }
 
 /// A replica volume whose origin lies beyond what `ulimit -f` lets be written, and a delta for it.
-fn replica() -> (Dir, Vec<u8>, Vec<u8>) {
+pub fn replica() -> (Dir, Vec<u8>, Vec<u8>) {
     let dir = Dir::new();
     let old = noise(1, 40 << 20);
     let mut new = old.clone();

@@ -1,5 +1,6 @@
 //! What a server looks at before it serves: what it refuses, and what it tells.
 
+use crate::cli_delta::replica;
 use crate::cli_server::Server;
 use crate::harness::{Dir, volume};
 
@@ -37,4 +38,40 @@ fn an_origin_that_was_changed_behind_its_back_is_told_at_the_start() {
     dir.ok("read sock 1");
     dir.ok("stop sock");
     assert_eq!((server.wait(), log(&dir).as_str()), (Some(0), ""));
+}
+
+/// The commands that the hint of a refused server names between quotes.
+fn ways_out(dir: &Dir, options: &str) -> Vec<String> {
+    let run = dir.run(&format!("server replica.snap --socket sock {options}"));
+    let run = run.expect(5).says("was begun and not ended");
+    let (_, hint) = run.stderr.split_once("hint: ").unwrap();
+    let quoted = hint.split('\'').skip(1).step_by(2);
+    quoted.map(|command| command.strip_prefix("ddsnap ").unwrap().to_owned()).collect()
+}
+
+#[test]
+fn an_operation_that_a_crash_cut_is_ended_by_the_commands_that_the_refusal_names() {
+    let (dir, old, new) = replica();
+    let cut = |command: &str| {
+        let limit = 30 << 10;
+        dir.shell(&format!("ulimit -f {limit}; trap '' XFSZ; ddsnap {command}")).expect(1);
+    };
+    cut("apply-delta x.delta replica.snap");
+    let [finish, back] = ways_out(&dir, "").try_into().unwrap();
+    assert_eq!(finish, "apply-delta DELTA replica.snap");
+    dir.ok(&back);
+    assert!(dir.read("replica.img") == old);
+    cut("apply-delta x.delta replica.snap");
+    dir.ok(&finish.replace("DELTA", "x.delta"));
+    assert!(dir.read("replica.img") == new);
+    cut("revert replica.snap 1");
+    std::fs::rename(dir.path("replica.img"), dir.path("moved.img")).unwrap();
+    let [finish, back] = ways_out(&dir, "--origin moved.img").try_into().unwrap();
+    assert_eq!(finish, "revert --origin moved.img replica.snap 1");
+    dir.ok(&back);
+    assert!(dir.read("moved.img") == new);
+    std::fs::rename(dir.path("moved.img"), dir.path("replica.img")).unwrap();
+    cut("revert replica.snap 1");
+    dir.ok(&ways_out(&dir, "")[0]);
+    assert!(dir.read("replica.img") == old);
 }

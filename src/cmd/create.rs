@@ -45,7 +45,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 fn create(args: &Args, ui: &Ui) -> Result<String> {
     let mut volume = open::changer_with_origin(&args.vol)?;
     let info = volume.info()?;
-    open::ensure_complete(&info, &args.vol.vol, false)?;
+    open::ensure_complete(&info, &volume.snapshots()?, &args.vol.vol, false)?;
     let result = volume.change(&Change::Create { tag: args.snap, name: args.name.clone() });
     // What was given up to make room is gone even if the room did not suffice.
     documents::warn_of_events(&info.events, &volume.info()?, &volume.snapshots()?, ui);

@@ -75,14 +75,14 @@ fn delete(args: &Args, ui: &Ui) -> Result<()> {
 
 /// The snapshots meant, each once, all of them deletable.
 fn choose(args: &Args, snapshots: &[SnapshotInfo]) -> Result<Vec<SnapshotInfo>> {
-    let mut chosen: Vec<SnapshotInfo> = Vec::new();
+    let (mut chosen, vol): (Vec<SnapshotInfo>, _) = (Vec::new(), args.vol.vol.display());
     for name in &args.snaps {
         let snapshot = name.snapshot(snapshots)?;
         if let Some(holder) = holder(snapshot).filter(|_| !args.force) {
             let (tag, count) = (snapshot.tag, snapshot.use_count);
             let hint = match snapshot.holds.first() {
-                Some(hold) => format!("'ddsnap release VOL {tag} {hold}' lets go of it; --force insists"),
-                None => format!("'ddsnap usecount VOL {tag} -{count}' lets go of it; --force insists"),
+                Some(hold) => format!("'ddsnap release {vol} {tag} {hold}' lets go of it; --force insists"),
+                None => format!("'ddsnap usecount {vol} {tag} -{count}' lets go of it; --force insists"),
             };
             return Err(Error::new(Kind::Busy, format!("{} is in use: {holder}", title(snapshot))).hint(hint));
         }

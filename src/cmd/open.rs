@@ -13,7 +13,7 @@ use crate::format::superblock;
 use crate::point::volume::{Administer, Rewrite, Volume};
 use crate::point::{Point, PointId};
 use crate::serve::control::Client;
-use crate::store::{SnapshotState, StoreInfo, View, Writer, switch};
+use crate::store::{PendingOperation, SnapshotInfo, SnapshotState, StoreInfo, View, Writer, switch};
 use crate::ui::{Ui, time};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -427,20 +427,38 @@ fn ensure_not_attached(info: &StoreInfo) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::Refused`.
-pub fn ensure_complete(info: &StoreInfo, vol: &Path, accept: bool) -> Result<()> {
+pub fn ensure_complete(
+    info: &StoreInfo,
+    snapshots: &[SnapshotInfo],
+    vol: &Path,
+    accept: bool,
+) -> Result<()> {
     match &info.pending {
         Some(pending) if !accept => {
-            let what =
-                format!("the origin is between two states: '{}' was begun and not ended", pending.label);
-            Err(Error::new(Kind::Refused, what).hint(format!(
-                "run the same {} again to resume it, or 'ddsnap revert --rollback {}'; \
-                 --accept-incomplete reads the origin as it is",
-                pending.label.split(' ').next().unwrap_or_default(),
-                vol.display()
-            )))
+            let ways = ways_out(pending, snapshots, &vol.display().to_string());
+            Err(incomplete(pending).hint(format!("{ways}; --accept-incomplete reads the origin as it is")))
         }
         _ => Ok(()),
     }
+}
+
+/// Says that the origin is what nobody wants it to be.
+#[must_use]
+pub fn incomplete(pending: &PendingOperation) -> Error {
+    let what = format!("the origin is between two states: '{}' was begun and not ended", pending.label);
+    Error::new(Kind::Refused, what)
+}
+
+/// The commands that finish what is pending, or go back to before it, as users type them; `vol` names the volume.
+#[must_use]
+pub fn ways_out(pending: &PendingOperation, snapshots: &[SnapshotInfo], vol: &str) -> String {
+    // Only a revert needs a snapshot: the one that it goes to.
+    let target = snapshots.iter().find(|snapshot| Some(snapshot.id) == pending.pinned);
+    let finish = match target {
+        Some(snapshot) => format!("'ddsnap revert {vol} {}'", snapshot.tag),
+        None => format!("'ddsnap apply-delta DELTA {vol}' with the same delta"),
+    };
+    format!("{finish} finishes it, 'ddsnap revert --rollback {vol}' goes back")
 }
 
 /// The point that `name` means, refused if it cannot be trusted and the user does not insist.
@@ -449,7 +467,7 @@ pub fn ensure_complete(info: &StoreInfo, vol: &Path, accept: bool) -> Result<()>
 /// `Kind::NotFound`, `Kind::Refused`.
 pub fn readable_point(view: &dyn Volume, vol: &Path, name: &SnapName, accept: &AcceptArgs) -> Result<Point> {
     let id = if *name == SnapName::Origin {
-        ensure_complete(&view.info(), vol, accept.accept_incomplete)?;
+        ensure_complete(&view.info(), &view.snapshots(), vol, accept.accept_incomplete)?;
         PointId::Origin
     } else {
         let snapshots = view.snapshots();

@@ -76,7 +76,10 @@ fn revert(args: &Args, snap: &SnapName, ui: &Ui) -> Result<()> {
     documents::warn_of_events(&before, &after, &volume.volume().snapshots(), ui);
     let closed = rewriter.close();
     let reverted = result.map_err(|error| match (after.pending.is_some(), error.hint_text()) {
-        (true, None) => error.hint("the same command resumes it, 'ddsnap revert --rollback VOL' undoes it"),
+        (true, None) => error.hint(format!(
+            "the same command resumes it, 'ddsnap revert --rollback {}' undoes it",
+            args.vol.vol.display()
+        )),
         _ => error,
     })?;
     closed?;

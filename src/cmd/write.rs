@@ -110,7 +110,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
 fn target(args: &Args, rewrite: &dyn Rewrite) -> Result<Target> {
     let view = rewrite.volume();
     let target = if args.snap == SnapName::Origin {
-        open::ensure_complete(&view.info(), &args.vol.vol, false)?;
+        open::ensure_complete(&view.info(), &view.snapshots(), &args.vol.vol, false)?;
         Target { snapshot: None, end: view.info().origin_size }
     } else {
         let snapshots = view.snapshots();

@@ -300,9 +300,12 @@ fn open_writer(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> 
 fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Live> {
     let writer = open_writer(plan, pair, devices)?;
     if let Some(pending) = writer.view().info().pending {
-        let what = format!("{} is incomplete on the origin", pending.label);
-        let hint = format!("finish it or go back first: 'ddsnap status {}' tells", plan.store.display());
-        return Err(Error::new(Kind::Refused, what).hint(hint));
+        let store = plan.store.display();
+        let vol = match &plan.origin {
+            Some(origin) => format!("--origin {} {store}", origin.display()),
+            None => store.to_string(),
+        };
+        return Err(open::incomplete(&pending).hint(open::ways_out(&pending, &writer.view().snapshots(), &vol)));
     }
     Live::start(writer, time::now_secs)
 }
