@@ -18,7 +18,8 @@ fn an_origin_that_was_changed_behind_its_back_is_told_at_the_start() {
     // What was found is still so at the next start.
     for _ in 0..2 {
         let server = Server::start_logging(&dir, "");
-        let read = dir.run("read sock 1").expect(5).says("'ddsnap stop sock', then 'ddsnap fsck --accept-taint /");
+        let read =
+            dir.run("read sock 1").expect(5).says("'ddsnap stop sock', then 'ddsnap fsck --accept-taint /");
         assert!(read.stderr.contains("/data.snap' accepts it for good"), "{}", read.describe());
         let told = log(&dir);
         assert_eq!(told.lines().count(), 1, "{told}");

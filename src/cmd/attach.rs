@@ -404,10 +404,7 @@ fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
     }
     device::detach(others)?;
     let server = connect(what)?;
-    pair.take_out(true, || {
-        server.stop()?;
-        server.wait_for_end()
-    })
+    pair.take_out(true, || server.stop())
 }
 
 fn connect(socket: &Path) -> Result<Client> {

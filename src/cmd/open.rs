@@ -427,12 +427,7 @@ fn ensure_not_attached(info: &StoreInfo) -> Result<()> {
 ///
 /// # Errors
 /// `Kind::Refused`.
-pub fn ensure_complete(
-    info: &StoreInfo,
-    snapshots: &[SnapshotInfo],
-    vol: &Path,
-    accept: bool,
-) -> Result<()> {
+pub fn ensure_complete(info: &StoreInfo, snapshots: &[SnapshotInfo], vol: &Path, accept: bool) -> Result<()> {
     match &info.pending {
         Some(pending) if !accept => {
             let ways = ways_out(pending, snapshots, &vol.display().to_string());

@@ -11,7 +11,8 @@ const EXAMPLES: &str = "Examples:
 
 /// End a server
 ///
-/// Requests under way are done, then the store is closed; the command returns when that has happened.
+/// Requests under way are done, then the store is closed; the command returns when that has happened, and fails if the
+/// store could not be closed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -23,14 +24,12 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// `Kind::NotFound` if no server listens there; `Kind::Io`.
+/// `Kind::NotFound` if no server listens there; what the server says; `Kind::Io`.
 pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
-    let stop = || {
-        let server = Client::connect(&args.socket)?;
-        server.stop()?;
-        server.wait_for_end()
-    };
-    stop().map_err(|error| error.doing(format!("cannot end the server at {}", args.socket.display())))?;
+    let socket = args.socket.display();
+    let server = Client::connect(&args.socket)
+        .map_err(|error| error.doing(format!("cannot end the server at {socket}")))?;
+    server.stop().map_err(|error| error.doing(format!("the server at {socket} has not ended well")))?;
     ui.explain("the server has ended");
     Ok(Exit::Done)
 }

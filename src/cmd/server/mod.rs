@@ -12,7 +12,7 @@ use crate::block::counted::Counts;
 use crate::dm::device;
 use crate::dm::insert::Pair;
 use crate::error::{Error, Kind, Result};
-use crate::serve::control::{Control, Devices, store_name};
+use crate::serve::control::{Control, store_name};
 use crate::serve::export::{Exports, Volume};
 use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
@@ -189,7 +189,6 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     };
     // Who is above uses it, before the server is inserted as well, and while nothing is connected.
     let _above = pair.map(|_| live.open_origin()).transpose()?;
-    let attached = control.devices();
     let mut listeners = vec![listener];
     listeners.extend(listener_of_store(&live)?);
     if let Some(agent) = &plan.agent {
@@ -210,7 +209,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let mut house = House { service, log, hangups, figures };
     let pidfile = plan.pidfile.as_deref().map(PidFile::write).transpose()?;
     house.open(plan, &live, ui)?;
-    let outcome = keep(live, (&controls, &attached), fronts, &mut house, &stop);
+    let outcome = keep(live, (&controls, &control), fronts, &mut house, &stop);
     drop(pidfile);
     house.log.note("ended");
     outcome.map(|()| Exit::Done)
@@ -305,7 +304,11 @@ fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Re
             Some(origin) => format!("--origin {} {store}", origin.display()),
             None => store.to_string(),
         };
-        return Err(open::incomplete(&pending).hint(open::ways_out(&pending, &writer.view().snapshots(), &vol)));
+        return Err(open::incomplete(&pending).hint(open::ways_out(
+            &pending,
+            &writer.view().snapshots(),
+            &vol,
+        )));
     }
     Live::start(writer, time::now_secs)
 }
@@ -330,7 +333,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Serves until `stop` is set, then ends everything.
 fn keep(
     mut live: Arc<Live>,
-    (controls, attached): (&[Box<dyn Serve>], &Devices),
+    (controls, control): (&[Box<dyn Serve>], &Control),
     fronts: Vec<Box<dyn Serve>>,
     house: &mut House,
     stop: &AtomicBool,
@@ -343,7 +346,7 @@ fn keep(
         if let Err(error) = device::suspend_loops(&device::identity(&uuid.to_string(), "")) {
             house.log.line(&error.to_string());
         }
-        attached.end();
+        control.devices().end();
         // Commands that are under way have the store for a moment; new ones are refused.
         let live = loop {
             match Arc::try_unwrap(live) {
@@ -357,10 +360,12 @@ fn keep(
             house.look_after(PAUSE);
         }
         let closed = closing.join().unwrap_or_else(|_| Err(Error::new(Kind::Io, "closing the store failed")));
+        let outcome = outcome.and(closed);
         // Who ended it by a command has waited until now.
+        control.ending().is_over(&outcome);
         controls.iter().for_each(|control| control.stop());
         let commands = commands.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())));
-        outcome.and(commands).and(closed)
+        outcome.and(commands)
     })
 }
 

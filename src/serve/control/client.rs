@@ -150,22 +150,12 @@ impl Client {
         }
     }
 
-    /// Ends the server.
+    /// Ends the server, and waits until its store is closed.
     ///
     /// # Errors
-    /// `Kind::Io`.
+    /// Why the store was not closed, as the server says it; `Kind::Io` if it goes without a word.
     pub fn stop(&self) -> Result<()> {
-        self.ask(&Request::Stop).map(|_| ())
-    }
-
-    /// Waits until the server is gone.
-    ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn wait_for_end(&self) -> Result<()> {
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = stream.read(&mut [0; 1]);
-        gone.map(|_| ()).map_err(|error| Error::io("cannot wait for the server", error))
+        self.done(&Request::Stop)
     }
 
     fn ask(&self, request: &Request) -> Result<Reply> {

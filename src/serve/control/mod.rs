@@ -9,12 +9,14 @@
 
 mod client;
 mod devices;
+mod ending;
 mod server;
 #[cfg(test)]
 mod tests;
 
 pub use client::{Client, Served, serve_ublk, show};
 pub use devices::Devices;
+pub use ending::Ending;
 pub use server::Control;
 
 use crate::error::{Error, Kind, Result};
@@ -94,7 +96,7 @@ enum Request {
     Ublk { point: PointId, number: u32, depth: u16 },
     /// A point as the only file, `name`, in this empty folder. Shown until it is unmounted, or the server ends.
     Show { point: PointId, folder: PathBuf, name: String },
-    /// The end of the server.
+    /// The end of the server. The answer comes when its store is closed, or why it is not.
     Stop,
 }
 

@@ -1,6 +1,6 @@
 //! The server's side.
 
-use super::{Devices, Place, READ_MAX, REQUEST_MAX, Reply, Request, receive, send};
+use super::{Devices, Ending, Place, READ_MAX, REQUEST_MAX, Reply, Request, receive, send};
 use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::{Administer, Change, Changed, StoreInfo};
@@ -30,6 +30,7 @@ pub struct Control {
     /// Bytes that clients have sent or will be sent, now in memory.
     memory: Arc<AtomicUsize>,
     devices: Arc<Devices>,
+    ending: Arc<Ending>,
     guard: Option<Guard>,
     outlive: Option<Outlive>,
 }
@@ -45,6 +46,9 @@ static CLIENTS: AtomicU64 = AtomicU64::new(1);
 
 /// How often it is looked whether a file is still shown.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client may take to hear how the server has ended.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// Most bytes for all clients together.
 const MEMORY_MAX: usize = 256 << 20;
@@ -134,8 +138,9 @@ impl Control {
     /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
     #[must_use]
     pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
-        let (memory, devices) = (Arc::default(), Arc::default());
-        Self { live: Arc::downgrade(live), figures, stop, memory, devices, guard: None, outlive: None }
+        let (memory, devices, ending) = (Arc::default(), Arc::default(), Arc::default());
+        let live = Arc::downgrade(live);
+        Self { live, figures, stop, memory, devices, ending, guard: None, outlive: None }
     }
 
     /// Makes snapshots, hidden ones too, only where `guard` has nothing against it.
@@ -154,6 +159,20 @@ impl Control {
     #[must_use]
     pub fn outliving(self, outlive: impl Fn(&Live) + Send + Sync + 'static) -> Self {
         Self { outlive: Some(Arc::new(outlive)), ..self }
+    }
+
+    /// Who is told how the server has ended.
+    #[must_use]
+    pub fn ending(&self) -> Arc<Ending> {
+        Arc::clone(&self.ending)
+    }
+
+    /// Ends the server, and tells how that went.
+    fn end<S: Stream>(&self, mut stream: S) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let failed = |error: std::io::Error| Error::io(format!("connection: {error}"), error);
+        stream.set_limit(Some(LAST_WORD)).map_err(failed)?;
+        self.ending.tell(|outcome| send(&mut stream, outcome))
     }
 
     fn ensure_unguarded(&self) -> Result<()> {
@@ -293,18 +312,14 @@ impl Control {
                 }
                 Ok(Reply::Done)
             }
-            Request::Serve(_) | Request::Ublk { .. } | Request::Show { .. } => {
-                Err(Error::new(Kind::Usage, "a device has a connection of its own"))
+            Request::Serve(_) | Request::Ublk { .. } | Request::Show { .. } | Request::Stop => {
+                Err(Error::new(Kind::Usage, "this takes a connection of its own"))
             }
             Request::Change(change) => {
                 if matches!(change, Change::Create { .. }) {
                     self.ensure_unguarded()?;
                 }
                 make(&live, &change).map(|changed| Reply::Changed(Box::new(changed)))
-            }
-            Request::Stop => {
-                self.stop.store(true, Ordering::Relaxed);
-                Ok(Reply::Done)
             }
             Request::Hold(_) | Request::Freeze | Request::Attach | Request::Release => {
                 self.need(request, &live, needs, (data, share))
@@ -431,6 +446,10 @@ impl Service for Control {
                 Request::Show { point, folder, name } => {
                     drop(needs);
                     return self.serve_file(stream, point, (&folder, name));
+                }
+                Request::Stop => {
+                    drop(needs);
+                    return self.end(stream);
                 }
                 _ => {}
             }
