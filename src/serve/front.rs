@@ -146,6 +146,8 @@ pub struct Nbd {
     pub exports: Arc<dyn Exports>,
     /// Where clients are counted.
     pub traffic: Arc<Traffic>,
+    /// What requests are kept in.
+    pub memory: Arc<nbd::Memory>,
     /// How connections are encrypted, and whether they must be.
     pub tls: Option<(Tls, bool)>,
 }
@@ -157,7 +159,7 @@ impl Nbd {
         stream.set_limit(None).map_err(failed)?;
         let _open = self.traffic.open();
         let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
-        nbd::serve(session, stream, sender, || ender.end())
+        nbd::serve(session, &self.memory, (stream, sender), || ender.end())
     }
 }
 

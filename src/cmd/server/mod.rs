@@ -19,6 +19,7 @@ use crate::serve::front::{Front, Nbd, Report, Serve};
 use crate::serve::fuse::Fuse;
 use crate::serve::listen::{Address, Listener, Reach};
 use crate::serve::metrics::Metrics;
+use crate::serve::nbd;
 use crate::serve::tls::Tls;
 use crate::store::{Live, Writer};
 use crate::ui::exit::Exit;
@@ -243,12 +244,14 @@ impl Ways<'_> {
         let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(self.live)));
         let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
         let bound = plan.nbd.iter().map(|address| bind(address, Reach::Anywhere, self.log));
+        let memory: Arc<nbd::Memory> = Arc::default();
         for listener in bound.collect::<Result<Vec<_>>>()?.into_iter().chain(inherited) {
             plan.ensure_secure(&listener)?;
             let required = matches!(listener.address(), Address::Tcp(_)) && !plan.insecure;
             let tls = self.tls.clone().map(|tls| (tls, required));
-            let nbd = Nbd { exports: Arc::clone(&exports), traffic: self.figures.traffic(), tls };
-            fronts.push(Box::new(Front::new(listener, nbd, Arc::clone(&self.report))));
+            let (exports, memory) = (Arc::clone(&exports), Arc::clone(&memory));
+            let service = Nbd { exports, traffic: self.figures.traffic(), memory, tls };
+            fronts.push(Box::new(Front::new(listener, service, Arc::clone(&self.report))));
         }
         for folder in &plan.fuse {
             fronts.push(Box::new(Fuse::mount(Arc::clone(&exports), folder, false)?));

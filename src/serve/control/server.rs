@@ -31,6 +31,8 @@ pub struct Control {
     memory: Arc<AtomicUsize>,
     devices: Arc<Devices>,
     ending: Arc<Ending>,
+    /// What requests of devices are kept in: not what clients of the network can use up.
+    requests: Arc<nbd::Memory>,
     guard: Option<Guard>,
     outlive: Option<Outlive>,
 }
@@ -138,9 +140,9 @@ impl Control {
     /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
     #[must_use]
     pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
-        let (memory, devices, ending) = (Arc::default(), Arc::default(), Arc::default());
+        let (memory, requests, devices, ending) = Default::default();
         let live = Arc::downgrade(live);
-        Self { live, figures, stop, memory, devices, ending, guard: None, outlive: None }
+        Self { live, figures, stop, memory, requests, devices, ending, guard: None, outlive: None }
     }
 
     /// Makes snapshots, hidden ones too, only where `guard` has nothing against it.
@@ -201,8 +203,8 @@ impl Control {
                 send(&mut stream, &Reply::Device { size: export.size(), flags })?;
                 nbd::serve(
                     &nbd::Session { export, structured: false, contexts: Vec::new() },
-                    stream,
-                    sender,
+                    &self.requests,
+                    (stream, sender),
                     || ender.end(),
                 )
             }

@@ -6,9 +6,11 @@
 
 mod context;
 mod handshake;
+mod memory;
 mod transmission;
 
 pub use handshake::{Agreed, Encryption, negotiate, negotiate_encrypted, transmission_flags};
+pub use memory::Memory;
 pub use transmission::{Session, serve};
 
 #[cfg(test)]

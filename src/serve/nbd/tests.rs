@@ -1,10 +1,15 @@
 //! Clients of every kind: right, wrong, hostile.
 
-use super::{Agreed, Encryption, Session, negotiate, negotiate_encrypted, serve};
+use super::{Agreed, Encryption, Memory, Session, negotiate, negotiate_encrypted, serve};
 use crate::error::{Error, Kind, Result};
 use crate::serve::export::{Export, Exports};
+use crate::units::index;
 use std::io::{Cursor, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 struct Nothing;
 
@@ -161,7 +166,7 @@ fn write(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
 fn transmit(structured: bool, says: impl Read + Send) -> (Vec<u8>, Vec<(u64, usize)>, Option<Kind>) {
     let (noted, mut hears) = (Arc::new(Noted::default()), Vec::new());
     let session = Session { export: Arc::clone(&noted) as Arc<dyn Export>, structured, contexts: Vec::new() };
-    let outcome = serve(&session, says, &mut hears, || {});
+    let outcome = serve(&session, &Memory::default(), (says, &mut hears), || {});
     let mut written = std::mem::take(&mut *noted.0.lock().unwrap());
     written.sort_unstable();
     (hears, written, outcome.err().map(|error| error.kind()))
@@ -193,4 +198,128 @@ fn a_write_that_is_too_long_is_answered_and_the_next_one_is_done() {
     let cut = Cursor::new(write(1, 0, u32::MAX)).chain(std::io::repeat(7).take(70_000));
     let (hears, written, error) = transmit(false, cut);
     assert_eq!((hears, written, error), (vec![], vec![], Some(Kind::Io)));
+}
+
+/// Four MiB that can be told apart by their place, and the most memory that was taken when they were used.
+struct Placed {
+    bytes: Mutex<Vec<u8>>,
+    memory: Arc<Memory>,
+    peak: AtomicUsize,
+}
+
+const PLACED: usize = 4 << 20;
+const MIB: usize = 1 << 20;
+
+impl Placed {
+    fn new(memory: &Arc<Memory>) -> Arc<Self> {
+        let bytes = (0..PLACED as u32 / 4).flat_map(u32::to_le_bytes).collect();
+        Arc::new(Self { bytes: Mutex::new(bytes), memory: Arc::clone(memory), peak: AtomicUsize::new(0) })
+    }
+}
+
+impl Export for Placed {
+    fn size(&self) -> u64 {
+        PLACED as u64
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn preferred_size(&self) -> u32 {
+        4096
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
+        let bytes = self.bytes.lock().unwrap();
+        buf.copy_from_slice(&bytes[index(offset)..][..buf.len()]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
+        self.bytes.lock().unwrap()[index(offset)..][..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A request to read.
+fn read(cookie: u64, offset: u64, length: usize) -> Vec<u8> {
+    let mut request = write(cookie, offset, u32::try_from(length).unwrap());
+    request[7] = 0;
+    request
+}
+
+/// The bytes that follow a head of `head` bytes, which is no error.
+fn hear_bytes(stream: &mut UnixStream, head: usize, length: usize) -> Vec<u8> {
+    let mut reply = vec![0; head + length];
+    stream.read_exact(&mut reply).unwrap();
+    reply.split_off(head)
+}
+
+#[test]
+fn who_takes_no_replies_keeps_nobody_from_going_on() {
+    let memory = Arc::new(Memory::of(2 * MIB));
+    let placed = Placed::new(&memory);
+    let image = placed.bytes.lock().unwrap().clone();
+    let session = |structured| {
+        let export = Arc::clone(&placed) as Arc<dyn Export>;
+        Session { export, structured, contexts: Vec::new() }
+    };
+    std::thread::scope(|scope| {
+        let start = |structured| {
+            let (client, server) = UnixStream::pair().unwrap();
+            let (session, memory) = (session(structured), &memory);
+            scope.spawn(move || {
+                let (sender, ender) = (server.try_clone().unwrap(), server.try_clone().unwrap());
+                serve(&session, memory, (server, sender), || ender.shutdown(Shutdown::Both).unwrap())
+            });
+            client
+        };
+        let mut greedy = start(false);
+        (0..4).for_each(|at| greedy.write_all(&read(at, at << 20, MIB)).unwrap());
+        let begun = Instant::now();
+        while memory.used() < 2 * MIB {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it has not taken what it may");
+            std::thread::yield_now();
+        }
+        for (structured, head) in [(false, 16), (true, 28)] {
+            let mut other = start(structured);
+            other.write_all(&read(9, 0, PLACED)).unwrap();
+            assert!(hear_bytes(&mut other, head, PLACED) == image, "{structured}");
+            let done = if structured { 20 } else { 16 };
+            other.write_all(&write(9, 512, 3 << 20)).unwrap();
+            other.write_all(&image[512..][..3 << 20]).unwrap();
+            assert_eq!(hear_bytes(&mut other, done, 0), b"");
+            // Past its end: all of it is taken from the connection, and nothing is written.
+            other.write_all(&write(9, 2 << 20, 3 << 20)).unwrap();
+            other.write_all(&vec![7; 3 << 20]).unwrap();
+            let answer = hear_bytes(&mut other, 0, if structured { 26 } else { 16 });
+            if structured {
+                let text = u16::from_be_bytes([answer[24], answer[25]]);
+                hear_bytes(&mut other, 0, usize::from(text));
+            }
+            other.write_all(&read(9, 0, PLACED)).unwrap();
+            assert!(hear_bytes(&mut other, head, PLACED) == image, "{structured}");
+        }
+        let mut heard = vec![Vec::new(); 4];
+        for _ in 0..4 {
+            let mut head = [0; 16];
+            greedy.read_exact(&mut head).unwrap();
+            heard[usize::from(head[15])] = hear_bytes(&mut greedy, 0, MIB);
+        }
+        assert!(heard.concat() == image);
+    });
+    // Two connections at a time, a slice for each.
+    assert!(placed.peak.load(Ordering::Relaxed) <= 4 * MIB);
+    assert_eq!(memory.used(), 0);
 }

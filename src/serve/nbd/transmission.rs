@@ -1,6 +1,7 @@
 //! Requests and replies: several threads take turns at reading a request, do it, and take turns at replying.
 
 use super::context::Context;
+use super::memory::{Account, Memory, Share};
 use crate::error::{Error, Kind, Result};
 use crate::format::nbd::block_status;
 use crate::format::nbd::{
@@ -11,14 +12,14 @@ use crate::serve::export::Export;
 use crate::units::index;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Threads of one connection, at most: as many requests are done at a time.
 const THREADS_MAX: usize = 128;
-/// Bytes of requests and replies of one connection that are in memory at a time, beside one more request.
-const BYTES_MAX: usize = 64 << 20;
-/// Bytes that a thread keeps for its next request.
-const KEPT_MAX: usize = 1 << 20;
+/// Bytes that a thread keeps for its next request: nobody counts them.
+const KEPT_MAX: usize = 64 << 10;
+/// Bytes that telling what is where takes.
+const STATUS_BYTES: usize = 512 << 10;
 /// A thread waits for memory with a stack that holds no more than calls.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -32,15 +33,16 @@ pub struct Session {
     pub contexts: Vec<(u32, Context)>,
 }
 
-/// Serves requests until the client disconnects or goes away. `receiver` and `sender` are the two directions of one
-/// connection, which `end` ends: whoever reads it must not wait for a client that no reply reaches.
+/// Serves requests until the client disconnects or goes away, with some of `memory`. `receiver` and `sender` are the
+/// two directions of one connection, which `end` ends: whoever reads it must not wait for a client that no reply
+/// reaches.
 ///
 /// # Errors
 /// `Kind::Damaged` for what is no request; `Kind::Io`.
 pub fn serve<R: Read + Send, W: Write + Send>(
     session: &Session,
-    receiver: R,
-    sender: W,
+    memory: &Memory,
+    (receiver, sender): (R, W),
     end: impl Fn() + Sync,
 ) -> Result<()> {
     let connection = Connection {
@@ -50,13 +52,21 @@ pub fn serve<R: Read + Send, W: Write + Send>(
         waiting: AtomicUsize::new(0),
         threads: AtomicUsize::new(1),
         ended: AtomicBool::new(false),
-        memory: Budget { used: Mutex::new(0), freed: Condvar::new() },
+        memory: Account::new(memory),
         failure: Mutex::new(None),
         end: &end,
     };
     std::thread::scope(|scope| connection.work(scope));
     let failure = connection.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     failure.map_or(Ok(()), Err)
+}
+
+/// A request, with the memory for it.
+struct Received<'a> {
+    request: Request,
+    share: Share<'a>,
+    /// What became of it, where its data had to be written as they came.
+    written: Option<Result<()>>,
 }
 
 struct Connection<'a, R, W> {
@@ -67,42 +77,9 @@ struct Connection<'a, R, W> {
     waiting: AtomicUsize,
     threads: AtomicUsize,
     ended: AtomicBool,
-    memory: Budget,
+    memory: Account<'a>,
     failure: Mutex<Option<Error>>,
     end: &'a (dyn Fn() + Sync),
-}
-
-/// Bounds the bytes of requests that are being served.
-struct Budget {
-    used: Mutex<usize>,
-    freed: Condvar,
-}
-
-impl Budget {
-    /// Waits until there is room for `bytes`, or nothing else is in memory.
-    fn take(&self, bytes: usize) -> Share<'_> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        while *used > 0 && used.saturating_add(bytes) > BYTES_MAX {
-            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
-        }
-        *used = used.saturating_add(bytes);
-        Share { budget: self, bytes }
-    }
-}
-
-/// Bytes taken from a budget.
-struct Share<'a> {
-    budget: &'a Budget,
-    bytes: usize,
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        let mut used = self.budget.used.lock().unwrap_or_else(PoisonError::into_inner);
-        *used = used.saturating_sub(self.bytes);
-        drop(used);
-        self.budget.freed.notify_one();
-    }
 }
 
 impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
@@ -121,7 +98,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
                 received
             };
             let left = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
-            let (request, share) = match received {
+            let received = match received {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
                 Err(error) => return self.fail(error),
@@ -134,10 +111,9 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
                     self.threads.fetch_sub(1, Ordering::AcqRel);
                 }
             }
-            if let Err(error) = self.answer(request, &mut buf) {
+            if let Err(error) = self.answer(received, &mut buf) {
                 return self.fail(error);
             }
-            drop(share);
             if buf.capacity() > KEPT_MAX {
                 buf = Vec::new();
             }
@@ -145,7 +121,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
     }
 
     /// The next request, with its data in `buf`; `None` if no more will come.
-    fn receive(&self, receiver: &mut R, buf: &mut Vec<u8>) -> Result<Option<(Request, Share<'_>)>> {
+    fn receive(&self, receiver: &mut R, buf: &mut Vec<u8>) -> Result<Option<Received<'_>>> {
         if self.ended.load(Ordering::Acquire) {
             return Ok(None);
         }
@@ -165,20 +141,50 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
                 0
             }
             Command::Read | Command::Write => index(u64::from(request.length.min(PAYLOAD_MAX))),
+            Command::BlockStatus => STATUS_BYTES,
             _ => 0,
         };
         let share = self.memory.take(length);
-        if request.command == Command::Write {
+        let mut written = None;
+        if request.command == Command::Write && share.bytes < length {
+            written = Some(self.write_slices(request, receiver, buf, share.bytes)?);
+        } else if request.command == Command::Write {
             buf.resize(length, 0);
             receiver.read_exact(buf).map_err(cut_short)?;
         }
-        Ok(Some((request, share)))
+        Ok(Some(Received { request, share, written }))
+    }
+
+    /// Writes data as they come, at most `slice` bytes at a time. An error of the export is what this returns inside.
+    fn write_slices(
+        &self,
+        request: Request,
+        receiver: &mut R,
+        buf: &mut Vec<u8>,
+        slice: usize,
+    ) -> Result<Result<()>> {
+        let export = self.session.export.as_ref();
+        let length = u64::from(request.length);
+        let is_inside = request.offset.checked_add(length).is_some_and(|end| end <= export.size());
+        let mut outcome = match is_inside {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Usage, "it ends past the end")),
+        };
+        let mut at = 0;
+        while at < length {
+            buf.resize(index((length - at).min(slice as u64)), 0);
+            receiver.read_exact(buf).map_err(cut_short)?;
+            outcome = outcome.and_then(|()| export.write(request.offset + at, buf));
+            at += buf.len() as u64;
+        }
+        Ok(outcome)
     }
 
     /// Does what `request` asks for, and replies. An error of the export is an answer.
-    fn answer(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
+    fn answer(&self, received: Received<'_>, buf: &mut Vec<u8>) -> Result<()> {
+        let Received { request, share, written } = received;
         match request.command {
-            Command::Read => return self.read(request, buf),
+            Command::Read => return self.read(request, buf, share.bytes),
             Command::BlockStatus => return self.tell_status(request),
             _ => {}
         }
@@ -190,7 +196,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         };
         let outcome = match request.command {
             Command::Write if request.length > PAYLOAD_MAX => Err(too_long(request)),
-            Command::Write => durable(export.write(offset, buf)),
+            Command::Write => durable(written.unwrap_or_else(|| export.write(offset, buf))),
             Command::WriteZeroes => durable(export.write_zeroes(offset, length)),
             Command::Trim => durable(export.discard(offset, length)),
             Command::Flush => export.flush(),
@@ -203,16 +209,20 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         }
     }
 
-    fn read(&self, request: Request, buf: &mut Vec<u8>) -> Result<()> {
+    /// Answers a read, with at most `slice` bytes of it in memory at a time.
+    fn read(&self, request: Request, buf: &mut Vec<u8>, slice: usize) -> Result<()> {
         if request.length > PAYLOAD_MAX {
             return self.refuse(request, &too_long(request));
         }
-        // The reply is one write: what begins it lies before the bytes.
+        let export = self.session.export.as_ref();
+        let length = index(u64::from(request.length));
+        // A reply that is whole is one write: what begins it lies before the bytes.
         let head = if self.session.structured { CHUNK_SIZE + 8 } else { 16 };
         buf.clear();
-        buf.resize(head + index(u64::from(request.length)), 0);
+        buf.resize(head + length.min(slice), 0);
         let (begin, bytes) = buf.split_at_mut(head);
-        if let Err(error) = self.session.export.read(request.offset, bytes) {
+        let mut at = bytes.len();
+        if let Err(error) = export.read(request.offset, bytes) {
             return self.refuse(request, &error);
         }
         match self.session.structured {
@@ -223,7 +233,17 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
             }
             false => begin.copy_from_slice(&simple_reply(0, request.cookie)),
         }
-        self.send(buf)
+        let mut sender = self.sender();
+        write(&mut *sender, buf)?;
+        // What was promised must come: from here on an error ends the connection.
+        while at < length {
+            buf.clear();
+            buf.resize(slice.min(length - at), 0);
+            export.read(request.offset + at as u64, buf)?;
+            write(&mut *sender, buf)?;
+            at += buf.len();
+        }
+        Ok(())
     }
 
     /// Tells what is where, in each of the contexts that were chosen.
@@ -265,9 +285,11 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
-        let mut sender: MutexGuard<'_, W> = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sender.write_all(bytes).and_then(|()| sender.flush());
-        sent.map_err(|error| Error::io("cannot answer the client", error))
+        write(&mut *self.sender(), bytes)
+    }
+
+    fn sender(&self) -> MutexGuard<'_, W> {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fail(&self, error: Error) {
@@ -275,6 +297,11 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         (self.end)();
     }
+}
+
+fn write(sender: &mut impl Write, bytes: &[u8]) -> Result<()> {
+    let sent = sender.write_all(bytes).and_then(|()| sender.flush());
+    sent.map_err(|error| Error::io("cannot answer the client", error))
 }
 
 /// Reads `length` bytes that nobody wants, without room for them.
