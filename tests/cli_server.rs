@@ -38,6 +38,10 @@ impl Server {
         server
     }
 
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     pub fn wait(mut self) -> Option<i32> {
         self.0.wait().unwrap().code()
     }
@@ -82,6 +86,12 @@ impl Nbd {
 
     /// As [`Nbd::ask`], of a server that may be gone.
     pub fn try_ask(&mut self, command: u16, offset: u64, length: usize, data: &[u8]) -> std::io::Result<u32> {
+        self.send(command, offset, length, data)?;
+        self.hear()
+    }
+
+    /// Sends a request and waits for nothing.
+    pub fn send(&mut self, command: u16, offset: u64, length: usize, data: &[u8]) -> std::io::Result<()> {
         let length = u32::try_from(length).unwrap();
         let parts = [
             &0x2560_9513u32.to_be_bytes()[..],
@@ -92,7 +102,11 @@ impl Nbd {
             &length.to_be_bytes(),
             data,
         ];
-        self.stream.write_all(&parts.concat())?;
+        self.stream.write_all(&parts.concat())
+    }
+
+    /// The error number of the next reply.
+    pub fn hear(&mut self) -> std::io::Result<u32> {
         let mut reply = [0; 16];
         self.stream.read_exact(&mut reply)?;
         Ok(u32::from_be_bytes(reply[4..8].try_into().unwrap()))
@@ -100,6 +114,11 @@ impl Nbd {
 
     pub fn read(&mut self, offset: u64, length: usize) -> Vec<u8> {
         assert_eq!(self.ask(0, offset, length, &[]), 0);
+        self.hear_data(length)
+    }
+
+    /// What follows the reply to a read.
+    pub fn hear_data(&mut self, length: usize) -> Vec<u8> {
         let mut data = vec![0; length];
         self.stream.read_exact(&mut data).unwrap();
         data

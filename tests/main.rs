@@ -32,6 +32,7 @@ mod cli_resize;
 mod cli_restore;
 mod cli_resume;
 mod cli_server;
+mod cli_server_failures;
 mod cli_server_start;
 mod cli_service;
 mod cli_signals;

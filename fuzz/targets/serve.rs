@@ -11,6 +11,7 @@ use ddsnap::serve::figures::Collector;
 use ddsnap::serve::front::Service as _;
 use ddsnap::serve::listen::Stream;
 use ddsnap::serve::nbd as protocol;
+use ddsnap::serve::watched::Watch;
 use ddsnap::store::{Live, View, Writer};
 use std::io::{Cursor, Read, Write};
 use std::sync::atomic::AtomicBool;
@@ -108,7 +109,8 @@ pub fn nbd(data: &[u8]) {
             return;
         };
         let _ = client.take_heard();
-        let _ = protocol::serve(&session, client.clone(), client.clone(), || client.end());
+        let memory = protocol::Memory::default();
+        let _ = protocol::serve(&session, &memory, (client.clone(), client.clone()), || client.end());
         let heard = client.take_heard();
         let mut rest = heard.as_slice();
         while session.structured && !rest.is_empty() {
@@ -126,7 +128,11 @@ pub fn control(data: &[u8]) {
     serve(|live| {
         let client = Client::new(data);
         let figures = Arc::new(Collector::new(live, &Arc::default(), &Arc::default()));
-        let _ = Control::new(live, figures, Arc::new(AtomicBool::new(false))).serve(client.clone());
+        let watch = Arc::new(Watch::new(|_| {}));
+        let control = Control::new(live, figures, Arc::new(AtomicBool::new(false)), watch);
+        // Who asks for the end would wait for it.
+        control.ending().is_over(&Ok(()));
+        let _ = control.serve(client.clone());
         let heard = client.take_heard();
         let mut rest = heard.as_slice();
         while let Some((length, after)) = rest.split_first_chunk::<4>() {

@@ -29,3 +29,4 @@ pub mod nbd;
 pub mod notify;
 pub mod tls;
 pub mod ublk;
+pub mod watched;

@@ -21,6 +21,7 @@ use crate::serve::listen::{Address, Listener, Reach};
 use crate::serve::metrics::Metrics;
 use crate::serve::nbd;
 use crate::serve::tls::Tls;
+use crate::serve::watched::{Watch, WatchedExports};
 use crate::store::{Live, Writer};
 use crate::ui::exit::Exit;
 use crate::ui::log::Log;
@@ -179,7 +180,11 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
         (None, None) => return Err(Error::new(Kind::Usage, "there is no socket for commands")),
     };
     let figures = Arc::new(Collector::new(&live, &devices[0], &devices[1]));
-    let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop));
+    let watch = {
+        let log = Arc::clone(&log);
+        Arc::new(Watch::new(move |text| log.line(text)))
+    };
+    let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop), Arc::clone(&watch));
     let control = match pair.cloned() {
         // Reads go past a server that is inserted: what it tells of must have landed.
         Some(pair) => control.guarded(move || ensure_inserted(&pair)),
@@ -199,7 +204,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
         Box::new(Front::new(listener, control.clone(), Arc::clone(&report)))
     });
     let controls: Vec<_> = controls.collect();
-    let ways = Ways { live: &live, tls, figures: &figures, report, log: &log };
+    let ways = Ways { live: &live, tls, figures: &figures, watch, report, log: &log };
     let fronts = ways.open(plan, inherited.nbd)?;
     let service = Service::of_environment(&log);
     let hangups = match plan.hangup {
@@ -234,6 +239,7 @@ struct Ways<'a> {
     live: &'a Arc<Live>,
     tls: Option<Tls>,
     figures: &'a Arc<Collector>,
+    watch: Arc<Watch>,
     report: Report,
     log: &'a Arc<Log>,
 }
@@ -241,7 +247,8 @@ struct Ways<'a> {
 impl Ways<'_> {
     /// Makes every front end but that for commands.
     fn open(self, plan: &Plan, inherited: Vec<Listener>) -> Result<Vec<Box<dyn Serve>>> {
-        let exports: Arc<dyn Exports> = Arc::new(Volume(Arc::clone(self.live)));
+        let exports = Arc::new(Volume(Arc::clone(self.live)));
+        let exports: Arc<dyn Exports> = Arc::new(WatchedExports { exports, watch: self.watch });
         let mut fronts: Vec<Box<dyn Serve>> = Vec::new();
         let bound = plan.nbd.iter().map(|address| bind(address, Reach::Anywhere, self.log));
         let memory: Arc<nbd::Memory> = Arc::default();

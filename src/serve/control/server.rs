@@ -11,6 +11,7 @@ use crate::serve::figures::Collector;
 use crate::serve::front::{Serve, Service};
 use crate::serve::fuse::Fuse;
 use crate::serve::listen::Stream;
+use crate::serve::watched::Watch;
 use crate::serve::{frozen, nbd, ublk};
 use crate::store::{Live, Pin, User};
 use crate::units::Epoch;
@@ -27,6 +28,7 @@ pub struct Control {
     live: Weak<Live>,
     figures: Arc<Collector>,
     stop: Arc<AtomicBool>,
+    watch: Arc<Watch>,
     /// Bytes that clients have sent or will be sent, now in memory.
     memory: Arc<AtomicUsize>,
     devices: Arc<Devices>,
@@ -137,12 +139,13 @@ impl Needs {
 }
 
 impl Control {
-    /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server.
+    /// Answers for `live`, whose figures `figures` has; `stop` is set when a client ends the server, and `watch` tells
+    /// what devices fail.
     #[must_use]
-    pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(live: &Arc<Live>, figures: Arc<Collector>, stop: Arc<AtomicBool>, watch: Arc<Watch>) -> Self {
         let (memory, requests, devices, ending) = Default::default();
         let live = Arc::downgrade(live);
-        Self { live, figures, stop, memory, requests, devices, ending, guard: None, outlive: None }
+        Self { live, figures, stop, watch, memory, requests, devices, ending, guard: None, outlive: None }
     }
 
     /// Makes snapshots, hidden ones too, only where `guard` has nothing against it.
@@ -268,7 +271,11 @@ impl Control {
         if let (PointId::Origin, Some(outlive)) = (point, &self.outlive) {
             outlive(&live);
         }
-        export::open_outlived(&live, point)
+        let export = export::open_outlived(&live, point)?;
+        let snapshots = live.look(|view| view.snapshots());
+        let tag = snapshots.iter().find(|snapshot| PointId::Snapshot(snapshot.id) == point);
+        let name = tag.map_or("origin".to_owned(), |snapshot| format!("snap/{}", snapshot.tag));
+        Ok(self.watch.over(&name, export))
     }
 
     /// Answers `request`, which came with `data`; what goes with the answer is in it afterwards. `share` counts both.

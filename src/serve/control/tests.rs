@@ -10,6 +10,7 @@ use crate::progress::Silent;
 use crate::serve::export;
 use crate::serve::figures::Collector;
 use crate::serve::front::Service;
+use crate::serve::watched::Watch;
 use crate::store::{InitOptions, Live, Writer};
 use crate::units::{Tag, index};
 use std::os::unix::net::UnixListener;
@@ -49,7 +50,7 @@ fn served(folder: &Path) -> (Arc<Live>, Client, JoinHandle<Result<()>>) {
     let origin: Arc<dyn WriteAt> = Arc::new(FileWriter::open(&origin).unwrap());
     let live = Arc::new(Live::start(Writer::open(device, Some(origin), 1).unwrap(), || 1).unwrap());
     let figures = Arc::new(Collector::new(&live, &Arc::default(), &Arc::default()));
-    let control = Control::new(&live, figures, Arc::default());
+    let control = Control::new(&live, figures, Arc::default(), Arc::new(Watch::new(|_| {})));
     let listener = UnixListener::bind(folder.join("sock")).unwrap();
     let thread = std::thread::spawn(move || control.serve(listener.accept().unwrap().0));
     let client = Client::connect(&folder.join("sock")).unwrap();
@@ -139,7 +140,7 @@ fn a_device_of_ublk_that_is_not_there_is_an_error_and_holds_nothing() {
     drop(client);
     thread.join().unwrap().unwrap();
     let figures = Arc::new(Collector::new(&live, &Arc::default(), &Arc::default()));
-    let control = Control::new(&live, figures, Arc::default());
+    let control = Control::new(&live, figures, Arc::default(), Arc::new(Watch::new(|_| {})));
     let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
     let thread = std::thread::spawn(move || control.serve(far));
     super::send(&mut near, &Request::Ublk { point: PointId::Origin, number: u32::MAX, depth: 8 }).unwrap();
