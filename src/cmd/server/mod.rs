@@ -320,6 +320,11 @@ fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Re
             &vol,
         )));
     }
+    let origin = match pair {
+        Some(pair) => pair.lower_path(),
+        None => plan.origin.clone().unwrap_or_else(|| writer.view().info().origin_path),
+    };
+    plan.ensure_outputs_elsewhere(&origin)?;
     Live::start(writer, time::now_secs)
 }
 

@@ -1,6 +1,7 @@
 //! What a command line asks for, of today or of 2008.
 
 use super::Args;
+use crate::cmd::overlap;
 use crate::error::{Error, Kind, Result};
 use crate::serve::listen::{Address, Listener};
 use crate::ui::{Ui, signals};
@@ -121,6 +122,19 @@ impl Plan {
         let what = format!("other machines can reach {}, and read and write everything", listener.address());
         Err(Error::new(Kind::Refused, what)
             .hint("--tls CERTDIR encrypts and can tell clients apart; --insecure insists"))
+    }
+
+    /// Refuses to write messages or the process id over the store, its `origin`, or each other.
+    ///
+    /// # Errors
+    /// `Kind::Usage`.
+    pub fn ensure_outputs_elsewhere(&self, origin: &Path) -> Result<()> {
+        let mut taken = vec![self.store.as_path(), origin];
+        for output in [&self.logfile, &self.pidfile].into_iter().flatten() {
+            overlap::ensure_output_elsewhere(output, &taken)?;
+            taken.push(output);
+        }
+        Ok(())
     }
 
     /// Makes all paths absolute and goes to the root, so that no file system is kept from being unmounted.
