@@ -44,10 +44,11 @@ impl Fuse {
     /// Mounts `exports` at `folder`: only this process's user sees them. `read_only` takes no writes at all.
     ///
     /// # Errors
-    /// `Kind::NotFound` without the folder; `Kind::Unsupported` where FUSE is not to be had; `Kind::Io`.
+    /// As [`ensure_empty_folder`]; `Kind::Unsupported` where FUSE is not to be had; `Kind::Io`.
     pub fn mount(exports: Arc<dyn Exports>, folder: &Path, read_only: bool) -> Result<Self> {
         let folder = std::fs::canonicalize(folder)
             .map_err(|error| Error::io(format!("cannot mount there: {error}"), error).at_path(folder))?;
+        ensure_empty_folder(&folder)?;
         let tree = Arc::new(Tree::new(exports));
         let mut config = Config::default();
         let access = if read_only { MountOption::RO } else { MountOption::RW };
@@ -82,6 +83,23 @@ impl Fuse {
     #[must_use]
     pub fn is_over(&self) -> bool {
         lock(&self.session).as_ref().is_none_or(|session| session.guard.is_finished())
+    }
+}
+
+/// Refuses to mount where that would hide something.
+///
+/// # Errors
+/// `Kind::NotFound` if there is nothing; `Kind::Usage` if it is no folder, or not empty; `Kind::Io`.
+pub fn ensure_empty_folder(folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotADirectory => Error::new(Kind::Usage, "this is no folder to mount at"),
+        _ => Error::io(format!("cannot mount there: {error}"), error),
+    });
+    match entries.map_err(|error| error.at_path(folder))?.next() {
+        None => Ok(()),
+        Some(_) => Err(Error::new(Kind::Usage, "the folder is not empty: what lies in it would be hidden")
+            .at_path(folder)
+            .hint("name an empty folder")),
     }
 }
 

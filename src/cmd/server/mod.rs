@@ -16,7 +16,7 @@ use crate::serve::control::{Control, store_name};
 use crate::serve::export::{Exports, Volume};
 use crate::serve::figures::Collector;
 use crate::serve::front::{Front, Nbd, Report, Serve};
-use crate::serve::fuse::Fuse;
+use crate::serve::fuse::{self, Fuse};
 use crate::serve::listen::{Address, Listener, Reach};
 use crate::serve::metrics::Metrics;
 use crate::serve::nbd;
@@ -166,6 +166,8 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
         );
     }
     let tls = plan.tls.as_deref().map(|folder| Tls::of_folder(folder, plan.verify_peer)).transpose()?;
+    // Before anything begins.
+    plan.fuse.iter().try_for_each(|folder| fuse::ensure_empty_folder(folder))?;
     let devices = [Arc::new(Counts::default()), Arc::new(Counts::default())];
     let live = Arc::new(open_live(plan, pair, &devices)?);
     journal::take_up(&live, &log)?;
