@@ -140,9 +140,9 @@ fn a_volume_is_rewritten_through_a_server() {
     dir.ok("create sock 51");
     // A dry run changes nothing, whether the server can tell what would happen or not.
     let told = dir.ok("list sock").stdout;
-    dir.run_with("write --dry-run sock", b"never").expect(2).says("--dry-run needs the store itself");
-    dir.run_with("write --dry-run sock 50", b"never").expect(2).says("--dry-run needs the store itself");
-    dir.run("resize --dry-run sock -o 4M").expect(2).says("makes no plans");
+    dir.run_with("write --dry-run sock", b"never").expect(4).says("--dry-run needs the store itself");
+    dir.run_with("write --dry-run sock 50", b"never").expect(4).says("--dry-run needs the store itself");
+    dir.run("resize --dry-run sock -o 4M").expect(4).says("makes no plans").says("'ddsnap stop sock'");
     dir.ok("revert --dry-run sock 50");
     assert!(dir.ok("read sock origin").stdout == written && dir.ok("read sock 50").stdout == snapshot);
     assert!(dir.ok("list sock").stdout == told);
@@ -172,7 +172,7 @@ fn a_volume_is_rewritten_through_a_server() {
 fn sizes_change_while_a_volume_is_served() {
     let (dir, before) = larger();
     let server = Server::start(&dir);
-    dir.run("resize --dry-run sock -s 1G").expect(2).says("makes no plans");
+    dir.run("resize --dry-run sock -s 1G").expect(4).says("makes no plans");
     dir.ok("resize sock -s 128M -o 9M");
     assert_eq!(dir.ok("status --size sock").text(), dir.ok("status --size data.snap").text());
     let mut origin = Nbd::open(&dir, "origin");

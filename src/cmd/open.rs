@@ -311,15 +311,19 @@ fn server(vol: &Path, old: &OldArgs, origin: Option<&Path>) -> Result<Client> {
 /// # Errors
 /// `Kind::Busy`.
 pub fn refuse_special(vol: &Path) -> Result<()> {
-    if !is_served(vol) {
-        return Ok(());
+    match is_served(vol) {
+        true => Err(held_by_server(vol, "a server has it open, and this command needs it for itself")),
+        false => Ok(()),
     }
+}
+
+/// What only the store itself can do is refused, as `what` says, for its server has it.
+#[must_use]
+pub fn held_by_server(vol: &Path, what: &str) -> Error {
     // One that is about to end may not answer any more.
     let store = Client::connect(vol).map_or_else(|_| vol.to_path_buf(), |client| client.store_path());
     let hint = format!("{} ends the server; then name {} itself", stop_command(vol), store.display());
-    Err(Error::new(Kind::Busy, "a server has it open, and this command needs it for itself")
-        .at_path(vol)
-        .hint(hint))
+    Error::new(Kind::Busy, what).at_path(vol).hint(hint)
 }
 
 /// What ends the server of `vol`, as users type it.

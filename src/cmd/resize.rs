@@ -100,7 +100,7 @@ fn change(args: &Args, writer: &mut Writer, ui: &Ui) -> Result<()> {
 fn resize_served(args: &Args, ui: &Ui) -> Result<()> {
     if args.dry_run {
         let what = "a server makes no plans: --dry-run needs the store itself";
-        return Err(Error::new(Kind::Usage, what));
+        return Err(open::held_by_server(&args.vol.vol, what));
     }
     let client = open::served(&args.vol)?;
     let info = Volume::info(&client);

@@ -63,7 +63,7 @@ fn write(args: &Args, ui: &Ui) -> Result<()> {
     let mut rewriter = open::rewriter(&args.vol, args.dry_run)?;
     if args.dry_run && matches!(rewriter, Rewriter::Server(_)) {
         let what = "a server writes what it is given: --dry-run needs the store itself";
-        return Err(Error::new(Kind::Usage, what));
+        return Err(open::held_by_server(&args.vol.vol, what));
     }
     let volume = rewriter.volume();
     let target = target(args, volume)?;

@@ -26,10 +26,14 @@ impl FromStr for Address {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(PathBuf::from(path))),
-            Some(("tcp", address)) if address.contains(':') => Ok(Self::Tcp(address.to_owned())),
+            Some(("tcp", address)) if has_port(address) => Ok(Self::Tcp(address.to_owned())),
             _ => Err(format!("'{text}' is no address: write unix:PATH or tcp:HOST:PORT")),
         }
     }
+}
+
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 impl std::fmt::Display for Address {
@@ -252,9 +256,19 @@ impl Drop for Listener {
     }
 }
 
+/// Why nothing can be done `what` says with the socket at `path`. A path can be too long for one.
+#[must_use]
+pub fn socket_error(what: &str, error: std::io::Error, path: &Path) -> Error {
+    let what = format!("{what}: {error}");
+    match error.kind() {
+        std::io::ErrorKind::InvalidInput => Error::new(Kind::Usage, what),
+        _ => Error::io(what, error),
+    }
+    .at_path(path)
+}
+
 fn bind_unix(path: &Path) -> Result<UnixListener> {
-    let failed =
-        |error: std::io::Error| Error::io(format!("cannot listen there: {error}"), error).at_path(path);
+    let failed = |error: std::io::Error| socket_error("cannot listen there", error, path);
     if let Ok(meta) = std::fs::symlink_metadata(path) {
         if !meta.file_type().is_socket() {
             return Err(Error::new(Kind::Exists, "exists and is no socket").at_path(path));

@@ -10,7 +10,7 @@ use crate::point::volume::{
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
 use crate::progress::Progress;
 use crate::serve::figures::ServerFigures;
-use crate::serve::listen::Stream;
+use crate::serve::listen::{Stream, socket_error};
 use crate::store::{Preserved, StorePlan, View};
 use crate::units::{Epoch, index};
 use std::io::{Read, Write};
@@ -302,7 +302,7 @@ fn dial(path: &Path) -> Result<UnixStream> {
         std::io::ErrorKind::ConnectionRefused => {
             Error::new(Kind::NotFound, "no server listens there: it has ended").at_path(path)
         }
-        _ => Error::io(format!("cannot connect: {error}"), error).at_path(path),
+        _ => socket_error("cannot connect", error, path),
     })
 }
 
