@@ -140,7 +140,7 @@ fn a_server_that_is_killed_under_a_command_leaves_what_can_be_finished_or_undone
             let is_pending = site.is_pending();
             pending += u32::from(is_pending);
             if is_pending {
-                site.dir.run("server data.snap --socket sock").expect(5).says("incomplete");
+                site.dir.run("server data.snap --socket sock").expect(5).says("was begun and not ended");
             }
             // By itself, or through the next server.
             let next = (!is_pending && round % 2 == 0).then(|| Server::start(&site.dir));

@@ -1,7 +1,7 @@
 //! What a server looks at before it serves: what it refuses, and what it tells.
 
 use crate::cli_delta::replica;
-use crate::cli_server::Server;
+use crate::cli_server::{Nbd, Server};
 use crate::harness::{Dir, volume};
 
 fn log(dir: &Dir) -> String {
@@ -75,4 +75,93 @@ fn an_operation_that_a_crash_cut_is_ended_by_the_commands_that_the_refusal_names
     cut("revert replica.snap 1");
     dir.ok(&ways_out(&dir, "")[0]);
     assert!(dir.read("replica.img") == old);
+}
+
+#[test]
+fn messages_go_neither_to_the_store_nor_to_the_origin() {
+    let dir = volume();
+    std::os::unix::fs::symlink("data.img", dir.path("link")).unwrap();
+    let refused = |options: &str| {
+        let run = dir.untouched(|dir| dir.run(&format!("server data.snap --socket sock {options}")));
+        run.expect(2).says("would overwrite its own input");
+        assert!(!dir.path("sock").exists());
+    };
+    for output in ["data.snap", "data.img", "link"] {
+        refused(&format!("--logfile {output}"));
+        refused(&format!("--pidfile {output}"));
+        refused(&format!("--daemonize --logfile {output}"));
+    }
+    // Not where the store remembers it.
+    dir.copy("data.img", "moved.img");
+    refused("--origin moved.img --pidfile moved.img");
+    dir.write("log", b"");
+    refused("--logfile log --pidfile log");
+    dir.ok("create data.snap 3");
+}
+
+#[test]
+fn files_are_shown_in_an_empty_folder_only() {
+    let dir = volume();
+    std::fs::create_dir(dir.path("full")).unwrap();
+    dir.write("full/file", b"not to be hidden");
+    for (folder, says) in [("full", "not empty"), ("block.bin", "no folder"), ("none", "none")] {
+        let code = if folder == "none" { 1 } else { 2 };
+        let serve = format!("server data.snap --socket sock --fuse {folder}");
+        dir.untouched(|dir| dir.run(&serve)).expect(code).says(says);
+        dir.untouched(|dir| dir.run(&format!("mount data.snap 1 {folder}"))).expect(code).says(says);
+    }
+    assert_eq!(dir.read("full/file"), b"not to be hidden");
+}
+
+#[test]
+fn wrong_addresses_are_wrong_usage() {
+    let dir = volume();
+    let long = "x".repeat(120);
+    for options in [
+        "--nbd tcp:localhost:99999",
+        "--nbd tcp:localhost:http",
+        "--nbd tcp::10809",
+        "--nbd tcp:localhost",
+        "--nbd unix:",
+        "--metrics localhost:99999",
+        &format!("--nbd unix:{long}"),
+        &format!("--metrics unix:{long}"),
+    ] {
+        dir.run(&format!("server data.snap --socket sock {options}")).expect(2);
+    }
+    dir.run(&format!("server data.snap --socket {long}")).expect(2).says(&long);
+    dir.run(&format!("stop {long}")).expect(2);
+    dir.run("stop none").expect(1);
+}
+
+#[test]
+fn an_origin_that_is_served_is_written_by_nobody_else() {
+    let dir = volume();
+    dir.copy("data.snap", "second.snap");
+    dir.ok("create-delta --compare data.img new.img -o x.delta");
+    let server = Server::start(&dir);
+    let _client = Nbd::open(&dir, "origin");
+    let before = dir.read("data.img");
+    let command = |args: &str| dir.run_with(args, b"something else").expect(4);
+    for args in [
+        // Past the server, and through it while it has a client.
+        "write second.snap",
+        "write data.snap",
+        "write sock",
+        "apply-delta x.delta data.img",
+        "apply-delta x.delta second.snap",
+        "apply-delta x.delta data.snap",
+        "revert second.snap 1 --accept-taint",
+        "initialize -y data.img new.img",
+        "initialize -y data.snap new.img",
+        "server second.snap --socket other",
+        "server data.snap --socket other",
+    ] {
+        command(args);
+        assert!(dir.read("data.img") == before, "{args}");
+    }
+    dir.run("server second.snap --socket other --pidfile data.img").expect(4);
+    assert!(dir.read("data.img") == before);
+    drop(server);
+    dir.ok("fsck -n data.snap");
 }
