@@ -2,7 +2,7 @@
 
 use crate::cli_delta::replica;
 use crate::cli_server::{Nbd, Server};
-use crate::harness::{Dir, volume};
+use crate::harness::{Dir, noise, volume};
 
 fn log(dir: &Dir) -> String {
     String::from_utf8(dir.read("log")).unwrap()
@@ -65,16 +65,21 @@ fn an_operation_that_a_crash_cut_is_ended_by_the_commands_that_the_refusal_names
     cut("apply-delta x.delta replica.snap");
     dir.ok(&finish.replace("DELTA", "x.delta"));
     assert!(dir.read("replica.img") == new);
-    cut("revert replica.snap 1");
+    dir.ok("create replica.snap 2");
+    for offset in ["1M", "38M"] {
+        dir.ok_with(&format!("write replica.snap --offset {offset}"), &noise(9, 70_000));
+    }
+    let newest = dir.read("replica.img");
+    cut("revert replica.snap 2");
     std::fs::rename(dir.path("replica.img"), dir.path("moved.img")).unwrap();
     let [finish, back] = ways_out(&dir, "--origin moved.img").try_into().unwrap();
-    assert_eq!(finish, "revert --origin moved.img replica.snap 1");
+    assert_eq!(finish, "revert --origin moved.img replica.snap 2");
     dir.ok(&back);
-    assert!(dir.read("moved.img") == new);
+    assert!(dir.read("moved.img") == newest);
     std::fs::rename(dir.path("moved.img"), dir.path("replica.img")).unwrap();
-    cut("revert replica.snap 1");
+    cut("revert replica.snap 2");
     dir.ok(&ways_out(&dir, "")[0]);
-    assert!(dir.read("replica.img") == old);
+    assert!(dir.read("replica.img") == new);
 }
 
 #[test]
