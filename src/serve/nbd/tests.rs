@@ -212,7 +212,7 @@ const MIB: usize = 1 << 20;
 
 impl Placed {
     fn new(memory: &Arc<Memory>) -> Arc<Self> {
-        let bytes = (0..PLACED as u32 / 4).flat_map(u32::to_le_bytes).collect();
+        let bytes = (0..1u32 << 20).flat_map(u32::to_le_bytes).collect();
         Arc::new(Self { bytes: Mutex::new(bytes), memory: Arc::clone(memory), peak: AtomicUsize::new(0) })
     }
 }
