@@ -5,7 +5,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`file`] | regular files and block devices, opened and locked |
+//! | [`file`] | regular files and block devices |
+//! | `open` | what is taken for one of them, and for whom it is locked |
 //! | `lock` | locks that end with the process |
 //! | [`sparse`] | holes of a file, and reading it without displacing what the system has cached |
 //! | [`shared`] | which bytes of a file lie on blocks that other files share |
@@ -32,6 +33,7 @@ pub mod file;
 mod lock;
 pub mod memory;
 pub mod mount;
+mod open;
 pub mod overlay;
 mod pages;
 pub mod part;
