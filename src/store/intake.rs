@@ -148,7 +148,7 @@ impl Intake {
         snapshots: &[SnapshotInfo],
         now_secs: i64,
     ) -> Result<Self> {
-        super::writer::forget_checkpoints(device.as_ref())?;
+        super::initialize::forget_checkpoints(device.as_ref())?;
         Self::fill(Unpublished::new(device)?, options, None, (policy, snapshots, now_secs))
     }
 

@@ -10,6 +10,7 @@
 //! | `state` | what every record means; liveness |
 //! | `index`, `changes` | look-ups and unions over memory table and runs |
 //! | `view` | reading points |
+//! | `initialize` | an empty store |
 //! | `writer`, `origin`, `snapshots` | commits: the log's end, copy-out, the snapshot table |
 //! | `operation`, `revert`, `origin_size` | long operations, back to a snapshot, another size of the origin |
 //! | `users`, `pins`, `picture` | who has a snapshot open; who reads tables as they were; these, for another process |
@@ -28,6 +29,7 @@ mod copied;
 mod fingerprint;
 pub mod fsck;
 mod index;
+mod initialize;
 pub mod inspect;
 mod intake;
 mod live;
@@ -59,6 +61,7 @@ mod writer;
 pub use crate::point::volume::{
     FullPolicy, PendingOperation, Sharing, SnapshotInfo, SnapshotState, StoreInfo,
 };
+pub use initialize::segment_bits;
 pub use intake::{Intake, Preserve, Room, Taken, Whole, is_unfinished, room_beside, size_for};
 pub use live::{Journal, Live};
 pub use origin_size::Preserved;
@@ -70,4 +73,4 @@ pub use types::{InitOptions, Kept};
 pub use users::User;
 pub use view::View;
 pub use work::Figures;
-pub use writer::{Writer, segment_bits};
+pub use writer::Writer;

@@ -4,12 +4,13 @@
 //! the new end moves below it, a piece at a time, each step a store in its own right; then a checkpoint that
 //! knows fewer segments; then the device. A crash in between leaves the old or the new store, whole.
 
+use super::initialize::SEGMENTS_MIN;
 use super::origin_size::Preserved;
 use super::publish::Plan;
 use super::relocate::{batch_bytes, movable};
 use super::room::{PLAIN, SWEEP};
 use super::state::State;
-use super::writer::{Draft, SEGMENTS_MIN, Writer};
+use super::writer::{Draft, Writer};
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{PART_HEADER_SIZE, Role};
 use crate::format::record::{Record, RecordKind};
