@@ -5,7 +5,7 @@
 use super::export::Export;
 use crate::error::{Error, Kind, Result};
 use crate::format::ublk::{Operation, Request};
-use crate::ublk::queue::{Bell, Data, Event, Queue};
+use crate::ublk::queue::{Bell, Data, Event, Queue, Rest};
 use crate::units::index;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
@@ -43,9 +43,14 @@ impl End {
 
 /// A device that is about to be served.
 pub struct Device {
-    queue: Queue,
-    export: Arc<dyn Export>,
-    end: Arc<End>,
+    /// Its number.
+    pub number: u32,
+    /// Requests that it takes at a time.
+    pub depth: u16,
+    /// What is behind it.
+    pub export: Arc<dyn Export>,
+    /// Ends it.
+    pub end: Arc<End>,
 }
 
 /// A request for the threads.
@@ -58,46 +63,59 @@ struct Job {
 type Done = Mutex<Vec<(u16, i32)>>;
 
 impl Device {
-    /// Serves `export` as device `number`, which takes `depth` requests at a time, until `end` is told.
-    ///
-    /// # Errors
-    /// As [`Queue::open`].
-    pub fn open(number: u32, depth: u16, export: Arc<dyn Export>, end: &Arc<End>) -> Result<Self> {
-        Ok(Self { queue: Queue::open(number, depth, &end.bell)?, export, end: Arc::clone(end) })
-    }
-
-    /// Serves until the device is taken away, or [`End::end`]. `begun` is called once the device can be started.
+    /// Serves until the device is taken away, or [`End::end`]. `begun` is called when the device can be started, or
+    /// with what [`Queue::open`] says.
     ///
     /// # Errors
     /// `Kind::Io`; what `begun` says.
-    pub fn serve(mut self, begun: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.queue.begin()?;
-        begun()?;
+    pub fn serve(&self, begun: impl FnOnce(Result<()>) -> Result<()> + Send) -> Result<()> {
+        let (_rest, served) = std::thread::scope(|scope| {
+            let taker = thread().spawn_scoped(scope, || self.take(begun));
+            let taker = taker.map_err(|error| Error::io("cannot start a thread", error))?;
+            taker.join().map_err(|_| Error::new(Kind::Io, "the thread that takes requests has failed"))
+        })?;
+        served
+    }
+
+    /// Serves in this thread, which ends then: see [`Queue::end`].
+    fn take(&self, begun: impl FnOnce(Result<()>) -> Result<()>) -> (Option<Rest>, Result<()>) {
+        match Queue::open(self.number, self.depth, &self.end.bell) {
+            Err(error) => (None, begun(Err(error))),
+            Ok(mut queue) => {
+                let served = begun(Ok(())).and_then(|()| self.take_from(&mut queue));
+                (Some(queue.end()), served)
+            }
+        }
+    }
+
+    fn take_from(&self, queue: &mut Queue) -> Result<()> {
         let (jobs, todo) = crossbeam_channel::unbounded();
         let done = Done::default();
-        let worker = Worker {
-            export: self.export,
-            data: self.queue.data(),
+        let own = Worker {
+            export: Arc::clone(&self.export),
+            data: queue.data(),
             todo,
             done: &done,
             bell: Arc::clone(&self.end.bell),
         };
         std::thread::scope(|scope| {
             let more = || {
-                let worker = worker.clone();
-                let thread = std::thread::Builder::new().name("ublk".into()).stack_size(STACK_BYTES);
-                thread.spawn_scoped(scope, move || worker.work()).map(|_| ())
+                let worker = own.clone();
+                thread().spawn_scoped(scope, move || worker.work()).map(|_| ())
             };
-            let own = worker.clone();
-            let (queue, end) = (self.queue, self.end.as_ref());
-            Taker { queue, end, own, jobs, done: &done, threads: 0, running: 0 }.take(&more)
+            let own = own.clone();
+            Taker { queue, end: &self.end, own, jobs, done: &done, threads: 0, running: 0 }.take(&more)
         })
     }
 }
 
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().name("ublk".into()).stack_size(STACK_BYTES)
+}
+
 /// The thread that takes requests.
 struct Taker<'a> {
-    queue: Queue,
+    queue: &'a mut Queue,
     end: &'a End,
     /// For what it does itself.
     own: Worker<'a>,
@@ -142,7 +160,7 @@ impl Taker<'_> {
             }
             let is_over = present == 0 || self.end.ended.load(Ordering::Acquire);
             if is_over && self.running == 0 {
-                return self.queue.settle();
+                return Ok(());
             }
         }
     }

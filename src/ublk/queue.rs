@@ -68,9 +68,13 @@ pub enum Event {
     Gone,
 }
 
+/// What is left of a queue: see [`Queue::end`].
+pub struct Rest {
+    _ring: Ring,
+}
+
 /// Where the requests of a device come.
 pub struct Queue {
-    // In this order they end: the ring lets go of what it was told.
     ring: Ring,
     descriptors: Descriptors,
     device: Arc<File>,
@@ -80,8 +84,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Opens the queue of device `number`, which takes `depth` requests at a time. What is done with it afterwards is
-    /// for one thread, and [`Bell::ring`] wakes it.
+    /// Opens the queue of device `number`, which takes `depth` requests at a time, and asks for them: only then can the
+    /// device be started. What is done with it afterwards is for this thread, and [`Bell::ring`] wakes it.
     ///
     /// # Errors
     /// `Kind::Refused` if this process may not; `Kind::Busy` if another one serves it; `Kind::NotFound`, `Kind::Io`.
@@ -99,25 +103,15 @@ impl Queue {
         // One more, for the bell.
         let ring = Ring::new(u32::from(depth).saturating_add(1)).map_err(failed)?;
         let (device, bell) = (Arc::new(device), Arc::clone(bell));
-        Ok(Self { ring, descriptors, device, depth, bell, done: Vec::new() })
+        let mut queue = Self { ring, descriptors, device, depth, bell, done: Vec::new() };
+        queue.begin()?;
+        Ok(queue)
     }
 
     /// Data of its requests.
     #[must_use]
     pub fn data(&self) -> Data {
         Data(Arc::clone(&self.device))
-    }
-
-    /// Asks for requests. Only then can the device be started.
-    ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn begin(&mut self) -> Result<()> {
-        for tag in 0..self.depth {
-            self.hand_over(QueueCommand::Fetch { tag }, tag)?;
-        }
-        self.ring.watch(&self.bell.0, BELL).map_err(failed)?;
-        self.ring.submit().map_err(failed)
     }
 
     /// How many tags there are.
@@ -148,7 +142,7 @@ impl Queue {
     }
 
     /// Tells that the request with `tag` is done: bytes read or written, or a negative error number. It is handed over
-    /// with the next [`Queue::wait`] or [`Queue::settle`].
+    /// with the next [`Queue::wait`] or [`Queue::end`].
     ///
     /// # Errors
     /// `Kind::Io`.
@@ -156,11 +150,23 @@ impl Queue {
         self.hand_over(QueueCommand::Commit { tag, result }, tag)
     }
 
-    /// Hands over what was told done.
+    /// Hands over what was told done, and lets go of all but what may only be dropped when this thread has ended.
     ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn settle(&mut self) -> Result<()> {
+    /// Of a thread that ends, the kernel takes back itself, there and then, what it has asked for. If the ring ends
+    /// before, a worker of the kernel does, beside requests that come to the thread at the same time: before Linux 6.15
+    /// both can end the same command, and the kernel dies of it (CVE-2025-37906).
+    #[must_use]
+    pub fn end(mut self) -> Rest {
+        // The next server is given what the kernel was not told of.
+        let _ = self.ring.submit();
+        Rest { _ring: self.ring }
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        for tag in 0..self.depth {
+            self.hand_over(QueueCommand::Fetch { tag }, tag)?;
+        }
+        self.ring.watch(&self.bell.0, BELL).map_err(failed)?;
         self.ring.submit().map_err(failed)
     }
 

@@ -227,9 +227,12 @@ impl Control {
             None => Err(ended()),
             Some(_) => self.open(point),
         };
-        match opened.and_then(|export| ublk::Device::open(device.0, device.1, export, &end)) {
-            Err(error) => send(&mut stream, &Reply::from(&error)),
-            Ok(device) => device.serve(|| send(&mut stream, &Reply::Done)),
+        let mut tell = |begun: Result<()>| {
+            send(&mut stream, &begun.map_or_else(|error| Reply::from(&error), |()| Reply::Done))
+        };
+        match opened {
+            Err(error) => tell(Err(error)),
+            Ok(export) => ublk::Device { number: device.0, depth: device.1, export, end }.serve(tell),
         }
     }
 
