@@ -5,7 +5,7 @@ use super::{SHAPES, Side, ensure_overwritten, in_turns};
 use crate::bench::data::{Pattern, patch};
 use crate::bench::lab::{Lab, finish, need};
 use crate::bench::sheet::{Goal, Line, Row, figure, time};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -177,8 +177,29 @@ fn ublk_loop<T>(lab: &Lab, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     fill(lab)?;
     finish(&mut lab.program("rublk", &["add", "loop", "-f", VOLUME, "-n", "7", "-q", "1"]))?;
     let found = work(Path::new("/dev/ublkb7"));
-    finish(&mut lab.program("rublk", &["del", "-n", "7"]))?;
+    end_loop(lab)?;
     found
+}
+
+/// How often rublk is told to take its device away: now and then it fails, and the device stays.
+const ENDS: u32 = 5;
+
+fn end_loop(lab: &Lab) -> Result<()> {
+    let mut told = None;
+    for _ in 0..ENDS {
+        if let Err(error) = finish(&mut lab.program("rublk", &["del", "-n", "7"])) {
+            eprintln!("{error:#}");
+            told = Some(error);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            if !Path::new("/dev/ublkc7").exists() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    Err(told.unwrap_or_else(|| anyhow!("rublk does not take its device away")))
 }
 
 /// The figures of both sides, ours and the other's; the reason if there is no other.
