@@ -1,6 +1,7 @@
 //! ublk: an export as a block device of the kernel. One thread takes requests and tells them done, as the kernel wants
-//! it; others do them, for a flush must not keep reads waiting. Only what comes alone, and small reads of what is in
-//! memory, are done at once: to hand them to another thread and back costs more than most reads and writes.
+//! it; others do them, for a flush must not keep reads waiting. Only what comes alone, small reads of what is in memory
+//! and small writes that need no copy are done at once: to hand them to another thread and back costs more than most
+//! reads and writes.
 
 use super::export::Export;
 use crate::error::{Error, Kind, Result};
@@ -11,11 +12,14 @@ use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Threads of one device, at most: as many requests are done at a time.
 const THREADS_MAX: usize = 64;
-/// Bytes of a read that is done at once if it is in memory: copying more costs more than another thread does.
+/// Bytes of a read or write that is done at once if it is in memory: copying more costs more than another thread does.
 const SMALL: u32 = 64 << 10;
+/// For so long small writes are done at once, one after the other: they wait where memory is full of what others wrote.
+const PATIENCE: Duration = Duration::from_millis(2);
 /// A thread waits with a stack that holds no more than calls.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -133,13 +137,13 @@ impl Taker<'_> {
         let mut buf = Vec::new();
         loop {
             let events = self.queue.wait()?;
-            let is_alone = self.running == 0 && events.len() == 1;
+            let batch = (events.len(), Instant::now());
             for event in events {
                 match event {
                     Event::Gone => present = present.saturating_sub(1),
                     // The next server gets it.
                     _ if self.end.ended.load(Ordering::Acquire) => {}
-                    Event::Request(tag, Ok(request)) if is_alone && is_quick(&request) => {
+                    Event::Request(tag, Ok(request)) if self.is_done_here(&request, batch) => {
                         let result = self.own.result(&Job { tag, request }, &mut buf);
                         self.queue.commit(tag, result)?;
                     }
@@ -163,6 +167,16 @@ impl Taker<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// True for what is done at once, while no thread does anything: what comes alone, and of a batch of so many that
+    /// came then, small writes where nothing is copied out before, as long as they need not wait.
+    fn is_done_here(&self, request: &Request, (count, came): (usize, Instant)) -> bool {
+        let is_small_write = || {
+            let is_small = request.operation == Operation::Write && request.length <= SMALL;
+            is_small && came.elapsed() < PATIENCE && self.own.export.bases().is_empty()
+        };
+        self.running == 0 && is_quick(request) && (count == 1 || is_small_write())
     }
 
     /// Gives a request to a thread, a new one if all are busy.
