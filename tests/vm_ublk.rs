@@ -1,5 +1,5 @@
 //! Devices of ublk. These tests run in a machine of their own, and count as skipped where its kernel has none:
-//! `cargo xtask vmtest --kernel FILE` takes one that has.
+//! `cargo xtask vmtest` takes one that has where somebody has put it into its cache.
 
 use crate::harness::{Dir, skip};
 use crate::vm_attach::{FIO, Server, sh, volume};
@@ -119,6 +119,29 @@ fn vm_ublk_a_server_that_is_killed_and_started_again_is_no_error() {
     // A server that does not come back: the devices can still be taken away.
     server.kill();
     sh(&dir, "ddsnap detach data && ! ls /dev/mapper/data* /dev/ublkb* /dev/ublkc*");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_ublk_servers_that_end_under_load_lose_nothing() {
+    let Some(dir) = volume_for_ublk() else { return };
+    let mut server = Server::start(&dir, "/dev/vmdisk2");
+    sh(&dir, "ddsnap attach vol.sock --name data");
+    // Many at a time: the kernel takes back what the server waits for while more comes.
+    let line = "exec fio --name=v --rw=randrw --bs=4k-64k --size=32M --direct=1 --ioengine=libaio --iodepth=16 \
+        --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=14 --output=/dev/null \
+        --filename=/dev/mapper/data";
+    let mut load = Command::new("bash").args(["-c", line]).current_dir(dir.path("")).spawn().unwrap();
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(700));
+        sh(&dir, "ddsnap stop vol.sock");
+        drop(server);
+        server = Server::start(&dir, "/dev/vmdisk2 --ublk");
+    }
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    sh(&dir, "ddsnap detach data && ddsnap stop vol.sock && ! ls /dev/ublkb* /dev/ublkc*");
+    drop(server);
     sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
 }
 
