@@ -1,5 +1,5 @@
 //! The kernel of the guest: Debian's package user-mode-linux, fetched by apt and kept in the user's cache, or a
-//! binary that somebody has built.
+//! binary that somebody has built and may have put there, too.
 
 use crate::shell::has;
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,9 @@ use std::process::Command;
 /// What tests of block devices need, where the kernel has it as a module.
 const MODULES: [&str; 10] =
     ["overlay", "dm-mod", "dm-delay", "dm-flakey", "dm-log-writes", "loop", "nbd", "ext4", "xfs", "fuse"];
+
+/// Debian's package, and where it is kept.
+const PACKAGED: &str = "user-mode-linux";
 
 /// Something that boots.
 pub struct Kernel {
@@ -25,9 +28,18 @@ impl Kernel {
         Ok(Self { image, modules: None })
     }
 
+    /// Those that somebody has built and put into the cache, as `NAME/linux`.
+    pub fn cached() -> Result<Vec<Self>> {
+        let mut folders: Vec<_> =
+            std::fs::read_dir(cache()?).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        folders.sort();
+        folders.retain(|folder| !folder.ends_with(PACKAGED) && folder.join("linux").is_file());
+        folders.iter().map(|folder| Self::built(&folder.join("linux"))).collect()
+    }
+
     /// Debian's; fetched where it is not there yet.
     pub fn packaged() -> Result<Self> {
-        let folder = cache()?.join("user-mode-linux");
+        let folder = cache()?.join(PACKAGED);
         if !folder.join("linux").exists() {
             fetch(&folder)?;
         }
@@ -60,7 +72,7 @@ fn fetch(folder: &Path) -> Result<()> {
     let work = temporary.path();
     let download = || {
         let mut get = Command::new("apt-get");
-        get.args(["-q", "-o", "APT::Sandbox::User=root", "download", "user-mode-linux"]).current_dir(work);
+        get.args(["-q", "-o", "APT::Sandbox::User=root", "download", PACKAGED]).current_dir(work);
         quietly(&mut get)
     };
     if download().is_err() {
