@@ -554,7 +554,6 @@ fn told_writes_land(seed: u64, changes: Changes, beside: bool) -> bool {
 }
 
 #[test]
-#[ignore = "changes of the snapshot table take log that held writes were promised"]
 fn what_was_told_lands_whatever_the_snapshot_table_goes_through() {
     let mut found = Vec::new();
     for changes in [Changes::None, Changes::Priority, Changes::CreateAndDelete] {

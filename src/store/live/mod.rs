@@ -59,10 +59,13 @@ use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, mpsc,
 };
 use std::thread::JoinHandle;
-use turns::Turns;
+use turns::{Spent, Turns};
 
 /// Bytes of log that a change of the snapshot table takes, at most.
 const CHANGE_BYTES: u64 = 32 << 10;
+
+/// More chunks than any log takes.
+const ALL: u64 = u64::MAX / 2;
 
 /// Bytes of one write that are held or written at a time, at most.
 const WRITE_SLICE: usize = 1 << 20;
@@ -256,7 +259,7 @@ impl Live {
             return shared.origin.write_at(data, offset);
         }
         let _waiting = shared.work.queue();
-        claim.hold(offset, data, &|| shared.core.try_read().ok().map(|core| core.room_in_log()))
+        claim.hold(offset, data, &|| shared.room())
     }
 
     /// Has a journal at `path`, in memory that outlives this process, if there is none yet: writes that have returned
@@ -336,6 +339,7 @@ impl Live {
         for _ in 0..2 {
             shared.origin.flush()?;
         }
+        let _spent = shared.spend_change();
         loop {
             let stopped = shared.turns.stop()?;
             if let Some((log, mut core)) = shared.try_ready() {
@@ -406,6 +410,8 @@ impl Live {
     /// # Errors
     /// As [`Live::settle`]; what `work` says.
     pub fn change<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
+        // How much of the log `work` takes is not known: nobody is told anything meanwhile.
+        let _spent = self.shared.spend(ALL);
         loop {
             self.shared.make_ready()?;
             let stopped = self.shared.turns.stop()?;
@@ -424,6 +430,7 @@ impl Live {
     /// What `work` says.
     pub fn change_table<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         self.shared.make_ready()?;
+        let _spent = self.shared.spend_change();
         let publishing = self.shared.publishing();
         self.run(&publishing, work)
     }
@@ -517,6 +524,20 @@ impl Shared {
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// Chunks that the log surely takes, where that can be told at once.
+    fn room(&self) -> Option<u64> {
+        self.core.try_read().ok().map(|core| core.room_in_log())
+    }
+
+    fn spend(&self, chunks: u64) -> Spent<'_> {
+        self.turns.spend(chunks, &|| self.room())
+    }
+
+    /// What a change of the snapshot table takes of the log, with what it leaves unused of a segment.
+    fn spend_change(&self) -> Spent<'_> {
+        self.spend((2 * CHANGE_BYTES).div_ceil(1 << self.chunk_bits))
     }
 
     /// Makes a checkpoint that would else be made while nobody writes.

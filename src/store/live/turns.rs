@@ -39,8 +39,10 @@ struct Table {
     direct: usize,
     /// Writers are stopped; that many batches land before they are let go.
     stopped: Option<usize>,
-    /// Chunks that the log surely takes, those counted that are held.
+    /// Chunks that the log surely takes, those counted that are held, but for what others take of it meanwhile.
     room: u64,
+    /// How much that is, in chunks.
+    spent: u64,
     /// Why the oldest batch has not landed, and how often that went wrong.
     failure: Option<Error>,
     failures: u64,
@@ -65,6 +67,9 @@ pub struct Claim<'a> {
 
 /// Writers are stopped, and everything they began before has landed, until this is dropped.
 pub struct Stopped<'a>(&'a Turns);
+
+/// So many chunks of the log are somebody's who changes the tables, until this is dropped.
+pub struct Spent<'a>(&'a Turns, u64);
 
 /// What a writer that comes first in line does next.
 enum Step {
@@ -93,6 +98,7 @@ impl Turns {
             direct: 0,
             stopped: None,
             room: 0,
+            spent: 0,
             failure: None,
             failures: 0,
             try_again: false,
@@ -202,6 +208,24 @@ impl Turns {
         Ok(stopped)
     }
 
+    /// Takes room in the log from what writers are promised, and waits until what they were promised is left beside it.
+    /// What fails to land keeps nobody waiting: it may need what is to be done.
+    pub fn spend(&self, chunks: u64, room: Room<'_>) -> Spent<'_> {
+        let mut table = self.table();
+        table.spent = table.spent.saturating_add(chunks);
+        loop {
+            let count = table.held.count() as u64;
+            if count > table.promised() {
+                table.room = room().unwrap_or(table.room);
+            }
+            if count <= table.promised() || count == 0 || table.failure.is_some() || table.ended {
+                return Spent(self, chunks);
+            }
+            self.call_lander(&table);
+            table = wait(&self.landed, table);
+        }
+    }
+
     /// The chunks of the next batch to land, oldest first; waits for one. `None` when there will be no more.
     pub fn next_batch(&self) -> Option<Vec<u64>> {
         let mut table = self.table();
@@ -306,6 +330,11 @@ impl Table {
         }
     }
 
+    /// Chunks that may be held.
+    fn promised(&self) -> u64 {
+        self.room.saturating_sub(self.spent)
+    }
+
     /// Wakes who comes first in line.
     fn call_first(&self) {
         if let Some((_, thread)) = self.line.front() {
@@ -329,10 +358,10 @@ impl Table {
         }
         let total = (count + cost) as u64;
         // While writers are stopped the tables are not to be looked at: that would be to wait for who stopped them.
-        if total > self.room && self.stopped.is_none() {
+        if total > self.promised() && self.stopped.is_none() {
             self.room = room().unwrap_or(self.room);
         }
-        if total <= self.room {
+        if total <= self.promised() {
             let now = Instant::now();
             if let Some(wait) = self.pace.wait(now, count) {
                 return Ok(Step::Pause(wait));
@@ -454,6 +483,16 @@ impl Drop for Claim<'_> {
         if table.stopped.is_some() {
             self.turns.landed.notify_all();
         }
+    }
+}
+
+impl Drop for Spent<'_> {
+    fn drop(&mut self) {
+        let mut table = self.0.table();
+        table.spent -= self.1;
+        // The log was asked before, perhaps.
+        table.room = table.room.saturating_sub(self.1);
+        table.call_first();
     }
 }
 
