@@ -1,6 +1,7 @@
 //! A device over a point of a volume: found again by what is behind it, made where it is not there.
 
-use super::{loops, mapper, nbd};
+use super::{RUN, loops, mapper, nbd};
+use crate::block::file::FileWriter;
 use crate::block::mount;
 use crate::error::{Error, Kind, Result};
 use crate::ublk::device as ublk;
@@ -239,8 +240,25 @@ pub fn detach(devices: &[Device]) -> Result<()> {
             node.disconnect()?;
         }
         loops::clear(&device.identity);
+        clear_journal(&device.identity);
     }
     Ok(())
+}
+
+/// Where a server keeps what it was told by the device with `identity`, so that the next one has it.
+#[must_use]
+pub fn journal(identity: &str) -> PathBuf {
+    Path::new(RUN).join(format!("{identity}.journal"))
+}
+
+/// Takes away what a server that was killed left of a device that is gone.
+fn clear_journal(identity: &str) {
+    let path = journal(identity);
+    // A server that runs has it locked, and goes on using it.
+    if FileWriter::open(&path).is_ok() {
+        // The next server would not use it either.
+        let _ = std::fs::remove_file(&path);
+    }
 }
 
 /// Makes requests to the loop devices of a volume wait, whose identities begin with `begin`: for the server that is

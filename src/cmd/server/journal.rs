@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 fn place(live: &Live) -> (PathBuf, String) {
     let uuid = live.look(|view| view.info().uuid);
     let identity = device::identity(&uuid.to_string(), device::ORIGIN);
-    (Path::new(dm::RUN).join(format!("{identity}.journal")), identity)
+    (device::journal(&identity), identity)
 }
 
 /// Lands what a server that was killed held. Without a device that waits for it, its users are gone too: nobody is told
