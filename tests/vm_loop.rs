@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Loop devices, folders of FUSE and names that are left.
-const LEFT: &str = "losetup -n -O NAME; ls -d /run/ddsnap/*/ 2>/dev/null; grep fuse.ddsnap /proc/mounts; dmsetup ls | grep -v '^No'; true";
+const LEFT: &str = "losetup -n -O NAME; ls -d /run/ddsnap/*/ 2>/dev/null; grep fuse.ddsnap /proc/mounts; \
+    dmsetup ls | grep -v '^No'; true";
 
 #[test]
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
