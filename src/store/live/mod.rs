@@ -64,9 +64,6 @@ use turns::{Spent, Turns};
 /// Bytes of log that a change of the snapshot table takes, at most.
 const CHANGE_BYTES: u64 = 32 << 10;
 
-/// More chunks than any log takes.
-const ALL: u64 = u64::MAX / 2;
-
 /// Bytes of one write that are held or written at a time, at most.
 const WRITE_SLICE: usize = 1 << 20;
 
@@ -411,7 +408,7 @@ impl Live {
     /// As [`Live::settle`]; what `work` says.
     pub fn change<T>(&self, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
         // How much of the log `work` takes is not known: nobody is told anything meanwhile.
-        let _spent = self.shared.spend(ALL);
+        let _spent = self.shared.turns.spend_all();
         loop {
             self.shared.make_ready()?;
             let stopped = self.shared.turns.stop()?;
@@ -531,13 +528,9 @@ impl Shared {
         self.core.try_read().ok().map(|core| core.room_in_log())
     }
 
-    fn spend(&self, chunks: u64) -> Spent<'_> {
-        self.turns.spend(chunks, &|| self.room())
-    }
-
-    /// What a change of the snapshot table takes of the log, with what it leaves unused of a segment.
+    /// Takes from the promised log what a change of the snapshot table takes, with what it leaves unused of a segment.
     fn spend_change(&self) -> Spent<'_> {
-        self.spend((2 * CHANGE_BYTES).div_ceil(1 << self.chunk_bits))
+        self.turns.spend((2 * CHANGE_BYTES).div_ceil(1 << self.chunk_bits), &|| self.room())
     }
 
     /// Makes a checkpoint that would else be made while nobody writes.

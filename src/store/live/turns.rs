@@ -15,6 +15,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+/// More chunks than any log takes.
+const ALL: u64 = 1 << 40;
+
 /// Writers, the lander, and what is between them.
 pub struct Turns {
     table: Mutex<Table>,
@@ -212,7 +215,7 @@ impl Turns {
     /// What fails to land keeps nobody waiting: it may need what is to be done.
     pub fn spend(&self, chunks: u64, room: Room<'_>) -> Spent<'_> {
         let mut table = self.table();
-        table.spent = table.spent.saturating_add(chunks);
+        table.spent += chunks;
         loop {
             let count = table.held.count() as u64;
             if count > table.promised() {
@@ -224,6 +227,12 @@ impl Turns {
             self.call_lander(&table);
             table = wait(&self.landed, table);
         }
+    }
+
+    /// Has no writer be promised anything; what they were promised before is landed by [`Turns::stop`].
+    pub fn spend_all(&self) -> Spent<'_> {
+        self.table().spent += ALL;
+        Spent(self, ALL)
     }
 
     /// The chunks of the next batch to land, oldest first; waits for one. `None` when there will be no more.
