@@ -209,7 +209,7 @@ fn vm_the_six_commands_of_the_readme_work() {
     };
     // What a hand does between: a second passes before the server is asked, and a file is written.
     sh(&dir, "head -c 1M /dev/zero >/dev/vmdisk1; head -c 1M /dev/zero >/dev/vmdisk2; mkdir m s");
-    let started = format!("({server}) 2>server.err; until test -S vol.sock; do sleep 0.1; done");
+    let started = format!("({server}) >server.err 2>&1; until test -S vol.sock; do sleep 0.1; done");
     sh(&dir, &format!("{initialize}\n{started}\n{attach}\n{mkfs}\n{mount}\necho before >m/file; sync"));
     sh(&dir, &format!("{create}\necho after >m/file; sync; ddsnap attach vol.sock --snap 0"));
     sh(&dir, "mount -o ro,noload '/dev/mapper/vol(0)' s");
