@@ -452,13 +452,22 @@ mod tests {
                     left.push((offset, data.to_vec()));
                     Ok(())
                 };
-                journal::replay(file.as_ref(), each).map(|bytes| (bytes, left)).ok()
+                journal::replay(file.as_ref(), each).map(|bytes| (bytes, left)).unwrap()
             };
             let all = (30, vec![(0, vec![1; 10]), (16, vec![2; 16]), (40, vec![3; 4])]);
-            assert_eq!(left(&file), journaled.then_some(all));
+            assert_eq!(left(&file), if journaled { all } else { (0, vec![]) });
             held.retire();
             assert!(!held.touches(0, 2));
-            assert_eq!(left(&file), journaled.then_some((4, vec![(40, vec![3; 4])])));
+            assert_eq!(left(&file), if journaled { (4, vec![(40, vec![3; 4])]) } else { (0, vec![]) });
         }
+    }
+
+    #[test]
+    fn a_journal_that_was_never_begun_has_nothing() {
+        let replay = |device: &Memory| journal::replay(device, |_, _| panic!("there is nothing"));
+        for size in [0, 100, 8192] {
+            assert_eq!(replay(&Memory::new(size)).unwrap(), 0);
+        }
+        assert_eq!(replay(&Memory::from_bytes(&[1; 8192])).unwrap_err().kind(), Kind::Damaged);
     }
 }

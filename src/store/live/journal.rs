@@ -186,7 +186,13 @@ impl Journal {
 /// `Kind::Damaged` for what is no journal; `Kind::Io`; what `each` says.
 pub fn replay(device: &dyn ReadAt, mut each: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<u64> {
     let mut header = RawHeader::new_zeroed();
-    device.read_at(header.as_mut_bytes(), 0)?;
+    if device.size() >= START {
+        device.read_at(header.as_mut_bytes(), 0)?;
+    }
+    // Killed before there was a header, its process has told nobody anything.
+    if header.as_bytes() == RawHeader::new_zeroed().as_bytes() {
+        return Ok(0);
+    }
     if header.magic != MAGIC {
         return Err(Error::damaged("is no journal of a server").at_path(device.path()));
     }
