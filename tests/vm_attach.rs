@@ -190,36 +190,6 @@ fn vm_the_page_on_scripts_of_2008_is_true() {
     assert_eq!(found, page);
 }
 
-#[test]
-#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
-fn vm_the_six_commands_of_the_readme_work() {
-    let dir = Dir::new();
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, after) = readme.split_once("Online, six commands").unwrap();
-    let lines = after.lines().skip(2).take_while(|line| !line.is_empty()).map(str::trim);
-    let commands: Vec<_> = lines
-        .map(|line| {
-            let line =
-                line.replace("/dev/vg/vol.snap", "/dev/vmdisk2").replace("/dev/vg/vol", "/dev/vmdisk1");
-            line.replace("/mnt", "m")
-        })
-        .collect();
-    let [initialize, server, attach, mkfs, mount, create] = commands.as_slice() else {
-        panic!("these are not six: {commands:?}")
-    };
-    // What a hand does between: a second passes before the server is asked, and a file is written.
-    sh(&dir, "head -c 1M /dev/zero >/dev/vmdisk1; head -c 1M /dev/zero >/dev/vmdisk2; mkdir m s");
-    let started = format!("({server}) >server.err 2>&1; until test -S vol.sock; do sleep 0.1; done");
-    sh(&dir, &format!("{initialize}\n{started}\n{attach}\n{mkfs}\n{mount}\necho before >m/file; sync"));
-    sh(&dir, &format!("{create}\necho after >m/file; sync; ddsnap attach vol.sock --snap 0"));
-    sh(&dir, "mount -o ro,noload '/dev/mapper/vol(0)' s");
-    assert_eq!(sh(&dir, "cat m/file s/file"), "after\nbefore");
-    sh(
-        &dir,
-        "umount m s && ddsnap detach vol.sock && ddsnap stop vol.sock && ddsnap fsck -n --data /dev/vmdisk2",
-    );
-}
-
 /// A mounted device of device-mapper on the first disk, as a logical volume would be, under load.
 fn busy_volume(dir: &Dir) -> Child {
     sh(dir, "dmsetup create lv --table \"0 $(blockdev --getsz /dev/vmdisk1) linear /dev/vmdisk1 0\"");
