@@ -300,10 +300,22 @@ fn clients_that_make_no_sense_do_no_harm() {
         let _ = stream.write_all(bytes);
         let _ = stream.read_to_end(&mut Vec::new());
     }
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    let before = descriptors();
     let idle: Vec<_> = (0..200).map(|_| UnixStream::connect(dir.path("nbd")).unwrap()).collect();
     assert_eq!(Nbd::open(&dir, "snap/1").read(0, 100).len(), 100);
     dir.ok("list sock");
     drop(idle);
+    // Nobody needs to come for that.
+    let begun = Instant::now();
+    while descriptors() > before {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{} descriptors of clients that went",
+            descriptors()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
     dir.ok("stop sock");
     assert_eq!(server.wait(), Some(0));
 }

@@ -86,11 +86,12 @@ fn an_operation_that_a_crash_cut_is_ended_by_the_commands_that_the_refusal_names
 fn messages_go_neither_to_the_store_nor_to_the_origin() {
     let dir = volume();
     std::os::unix::fs::symlink("data.img", dir.path("link")).unwrap();
-    let refused = |options: &str| {
+    let refused_because = |options: &str, why: &str| {
         let run = dir.untouched(|dir| dir.run(&format!("server data.snap --socket sock {options}")));
-        run.expect(2).says("would overwrite its own input");
+        run.expect(2).says(why);
         assert!(!dir.path("sock").exists());
     };
+    let refused = |options: &str| refused_because(options, "would overwrite its own input");
     for output in ["data.snap", "data.img", "link"] {
         refused(&format!("--logfile {output}"));
         refused(&format!("--pidfile {output}"));
@@ -100,7 +101,13 @@ fn messages_go_neither_to_the_store_nor_to_the_origin() {
     dir.copy("data.img", "moved.img");
     refused("--origin moved.img --pidfile moved.img");
     dir.write("log", b"");
-    refused("--logfile log --pidfile log");
+    std::fs::hard_link(dir.path("log"), dir.path("same")).unwrap();
+    refused("--logfile log --pidfile same");
+    for options in
+        ["--logfile log --pidfile log", "--pidfile sock", "--nbd unix:sock", "--nbd unix:n --metrics unix:n"]
+    {
+        refused_because(options, "it is given for two things");
+    }
     dir.ok("create data.snap 3");
 }
 
@@ -129,6 +136,7 @@ fn wrong_addresses_are_wrong_usage() {
         "--nbd tcp:localhost",
         "--nbd unix:",
         "--metrics localhost:99999",
+        "--metrics 0.0.0.0:0",
         &format!("--nbd unix:{long}"),
         &format!("--metrics unix:{long}"),
     ] {

@@ -190,6 +190,34 @@ fn vm_the_page_on_scripts_of_2008_is_true() {
     assert_eq!(found, page);
 }
 
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_the_six_commands_of_the_readme_work() {
+    let dir = Dir::new();
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, after) = readme.split_once("Online, six commands").unwrap();
+    let here = |line: &str| {
+        let names = [("/dev/vg/vol.snap", "/dev/vmdisk2"), ("/dev/vg/vol", "/dev/vmdisk1"), ("/mnt", "m")];
+        names.iter().fold(line.trim().to_owned(), |line, (there, here)| line.replace(there, here))
+    };
+    let lines = after.lines().skip(2).take_while(|line| !line.is_empty());
+    let commands: Vec<_> = lines.map(here).collect();
+    let [initialize, server, attach, mkfs, mount, create] = commands.as_slice() else {
+        panic!("these are not six: {commands:?}")
+    };
+    // New disks hold nothing that a command would ask about.
+    sh(&dir, "blkdiscard -fz /dev/vmdisk1 && blkdiscard -fz /dev/vmdisk2 && mkdir m s");
+    // What a hand does between: a moment passes before the server is asked, and a file is written.
+    let wait = "for moment in $(seq 600); do test -S vol.sock && break; sleep 0.1; done";
+    let [before, after] = ["before", "after"].map(|word| format!("echo {word} >m/file; sync"));
+    let begin = format!("({server}) >server.err 2>&1\n{wait}");
+    sh(&dir, &["set -e", initialize, &begin, attach, mkfs, mount, &before, create, &after].join("\n"));
+    sh(&dir, "ddsnap attach vol.sock --snap 0 && mount -o ro,noload '/dev/mapper/vol(0)' s");
+    assert_eq!(sh(&dir, "cat m/file s/file"), "after\nbefore");
+    sh(&dir, "umount m s && ddsnap detach vol.sock && ddsnap stop vol.sock");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
+
 /// A mounted device of device-mapper on the first disk, as a logical volume would be, under load.
 fn busy_volume(dir: &Dir) -> Child {
     sh(dir, "dmsetup create lv --table \"0 $(blockdev --getsz /dev/vmdisk1) linear /dev/vmdisk1 0\"");

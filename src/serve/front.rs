@@ -2,13 +2,14 @@
 
 use super::export::Exports;
 use super::figures::Traffic;
-use super::listen::{Accepted, Listener, Stream};
+use super::listen::{Accepted, Listener, Stream, is_gone};
 use super::nbd::{self, Agreed, Encryption};
 use super::tls::Tls;
 use crate::error::{Error, Result};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 /// How long a client may take to choose what it wants.
@@ -32,15 +33,6 @@ fn is_passing(error: &std::io::Error) -> bool {
     )
 }
 
-/// True if the other side has ended the connection.
-fn is_gone(error: &Error) -> bool {
-    use std::io::ErrorKind;
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    source.is_some_and(|source| {
-        matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof)
-    })
-}
-
 /// Tells of connections that failed.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
 
@@ -50,12 +42,32 @@ pub struct Front<T> {
     service: Arc<T>,
     report: Report,
     stopping: AtomicBool,
-    connections: Mutex<Vec<Connection>>,
+    connections: Arc<Connections>,
 }
 
 struct Connection {
     end: Box<dyn Fn() + Send>,
     thread: JoinHandle<()>,
+}
+
+/// Those that have not ended, by their threads.
+#[derive(Default)]
+struct Connections(Mutex<HashMap<ThreadId, Connection>>);
+
+impl Connections {
+    fn table(&self) -> MutexGuard<'_, HashMap<ThreadId, Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the connection of this thread out of the table, however it ends: with it go its descriptors.
+struct Leaving(Arc<Connections>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let gone = self.0.table().remove(&std::thread::current().id());
+        drop(gone);
+    }
 }
 
 /// Something that serves until it is stopped.
@@ -74,7 +86,7 @@ impl<T: Service> Front<T> {
     /// Serves at `listener`.
     #[must_use]
     pub fn new(listener: Listener, service: T, report: Report) -> Self {
-        let (stopping, connections) = (AtomicBool::new(false), Mutex::default());
+        let (stopping, connections) = (AtomicBool::new(false), Arc::default());
         Self { listener, service: Arc::new(service), report, stopping, connections }
     }
 
@@ -82,7 +94,11 @@ impl<T: Service> Front<T> {
     fn start<S: Stream>(&self, stream: S) -> std::io::Result<()> {
         let (service, report) = (Arc::clone(&self.service), Arc::clone(&self.report));
         let (ender, last) = (stream.again()?, stream.again()?);
+        let connections = Arc::clone(&self.connections);
         let run = move || {
+            let _leaving = Leaving(connections);
+            // Both are let go of before.
+            let (service, last) = (service, last);
             match service.serve(stream) {
                 Err(error) if !is_gone(&error) => report(&error),
                 // Who goes away, at whatever moment, needs no word.
@@ -90,14 +106,14 @@ impl<T: Service> Front<T> {
             }
             last.end();
         };
+        // It is in the table before it can leave.
+        let mut connections = self.connections.table();
         let thread = std::thread::Builder::new().name("connection".into()).spawn(run)?;
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|connection| !connection.thread.is_finished());
         // One that came while `stop` was taking those there are: nobody else would end it.
         if self.stopping.load(Ordering::Acquire) {
             ender.end();
         }
-        connections.push(Connection { end: Box::new(move || ender.end()), thread });
+        connections.insert(thread.thread().id(), Connection { end: Box::new(move || ender.end()), thread });
         Ok(())
     }
 }
@@ -130,10 +146,9 @@ impl<T: Service> Serve for Front<T> {
     fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.listener.end();
-        let connections =
-            std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
-        connections.iter().for_each(|connection| (connection.end)());
-        for connection in connections {
+        let connections = std::mem::take(&mut *self.connections.table());
+        connections.values().for_each(|connection| (connection.end)());
+        for connection in connections.into_values() {
             // A panic in it has been told already.
             let _ = connection.thread.join();
         }

@@ -45,6 +45,16 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// True if the other side has ended the connection.
+#[must_use]
+pub fn is_gone(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|source| {
+        matches!(source.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof)
+    })
+}
+
 /// From where a socket may be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
@@ -141,7 +151,7 @@ impl Listener {
     /// over, and its file is removed with the listener.
     ///
     /// # Errors
-    /// `Kind::Refused` if it could be reached from further than `reach`; `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
+    /// `Kind::Usage` if it could be reached from further than `reach`; `Kind::Exists`, `Kind::Busy`, `Kind::Io`.
     pub fn bind(address: &Address, reach: Reach) -> Result<Self> {
         match address {
             Address::Unix(path) => Self::new(Socket::Unix(bind_unix(path)?), Some(path.clone()))
@@ -150,8 +160,11 @@ impl Listener {
                 let failed = |error| Error::io(format!("cannot listen at tcp:{address}: {error}"), error);
                 let list: Vec<_> = address.to_socket_addrs().map_err(failed)?.collect();
                 if reach == Reach::ThisMachine && !list.iter().all(|address| address.ip().is_loopback()) {
-                    let what = format!("other machines can reach tcp:{address}");
-                    return Err(Error::new(Kind::Refused, what));
+                    let what =
+                        format!("other machines can reach tcp:{address}, and this is for programs here");
+                    return Err(
+                        Error::new(Kind::Usage, what).hint("127.0.0.1 and localhost are of this machine")
+                    );
                 }
                 Self::new(Socket::Tcp(TcpListener::bind(list.as_slice()).map_err(failed)?), None)
             }

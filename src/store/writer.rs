@@ -43,8 +43,8 @@ pub struct Writer {
     pub(super) origin_touched: bool,
     /// The sequence of that record.
     pub(super) touched_at: u64,
-    /// A failed write left the tables in doubt: nothing more is written.
-    pub(super) failed: bool,
+    /// Why the tables are in doubt, after a write that failed: nothing more is written.
+    failure: Option<String>,
     /// The last fingerprint, kept for a session that never sees the origin.
     pub(super) last_fingerprint: Option<Fingerprint>,
     /// Chunks that need no copy-out, as far as they were asked for.
@@ -158,7 +158,7 @@ impl Writer {
             origin_dirty: unclean,
             origin_touched: false,
             touched_at: 0,
-            failed: false,
+            failure: None,
             last_fingerprint,
             copied: Copied::default(),
             writing: None,
@@ -197,11 +197,21 @@ impl Writer {
     }
 
     pub(super) fn ensure_sound(&self) -> Result<()> {
-        match self.failed {
-            true => Err(Error::new(Kind::Io, "an earlier write failed; open the store again to recover it")
-                .at_path(self.device.path())),
-            false => Ok(()),
+        match &self.failure {
+            Some(why) => {
+                let what = format!("an earlier write failed ({why}); open the store again to recover it");
+                Err(Error::new(Kind::Io, what).at_path(self.device.path()))
+            }
+            None => Ok(()),
         }
+    }
+
+    /// What became of a write: a failed one is remembered, the first for good.
+    pub(super) fn remember<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            self.failure.get_or_insert_with(|| error.what().to_owned());
+        }
+        outcome
     }
 
     /// True if a record of `length` bytes fits into the promised log, with the reserve kept if `need` says so.
@@ -222,8 +232,7 @@ impl Writer {
     pub(super) fn append(&mut self, draft: Draft) -> Result<()> {
         self.ensure_sound()?;
         let outcome = self.start().and_then(|()| self.append_started(draft));
-        self.failed |= outcome.is_err();
-        outcome
+        self.remember(outcome)
     }
 
     /// Makes it durable that the store is open: whatever happens to the origin from now on, happens under its eyes.
@@ -233,8 +242,7 @@ impl Writer {
         }
         self.ensure_space(self.block(), Need::Reserve)?;
         let outcome = self.start();
-        self.failed |= outcome.is_err();
-        outcome?;
+        self.remember(outcome)?;
         self.commit()
     }
 
@@ -345,8 +353,7 @@ impl Writer {
     pub(super) fn commit(&mut self) -> Result<()> {
         self.ensure_sound()?;
         let outcome = self.device.flush();
-        self.failed |= outcome.is_err();
-        outcome?;
+        self.remember(outcome)?;
         self.view.state.durable = self.view.state.chain.position.sequence;
         Ok(())
     }
@@ -370,14 +377,11 @@ impl Writer {
         next.keep = keep;
         change(&mut next);
         let outcome = publish::publish(self.device.as_ref(), reader, &mut next, plan);
-        match &outcome {
-            Ok(()) => {
-                *state = next;
-                self.published = true;
-            }
-            Err(_) => self.failed = true,
+        if outcome.is_ok() {
+            *state = next;
+            self.published = true;
         }
-        outcome
+        self.remember(outcome)
     }
 
     /// Appends a record without chunks that may use the reserve, and makes it durable.

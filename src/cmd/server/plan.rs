@@ -5,6 +5,7 @@ use crate::cmd::overlap;
 use crate::error::{Error, Kind, Result};
 use crate::serve::listen::{Address, Listener};
 use crate::ui::{Ui, signals};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// What to serve, and how.
@@ -124,17 +125,32 @@ impl Plan {
             .hint("--tls CERTDIR encrypts and can tell clients apart; --insecure insists"))
     }
 
-    /// Refuses to write messages or the process id over the store, its `origin`, or each other.
+    /// Refuses to write messages or the process id over the store, its `origin`, a socket, or each other, and two
+    /// sockets in one place.
     ///
     /// # Errors
     /// `Kind::Usage`.
     pub fn ensure_outputs_elsewhere(&self, origin: &Path) -> Result<()> {
+        let outputs = [&self.logfile, &self.pidfile].into_iter().flatten().map(PathBuf::as_path);
+        let mut places = HashSet::new();
+        if let Some(twice) = self.sockets().chain(outputs.clone()).find(|place| !places.insert(*place)) {
+            return Err(Error::new(Kind::Usage, "it is given for two things").at_path(twice));
+        }
         let mut taken = vec![self.store.as_path(), origin];
-        for output in [&self.logfile, &self.pidfile].into_iter().flatten() {
+        for output in outputs {
             overlap::ensure_output_elsewhere(output, &taken)?;
             taken.push(output);
         }
         Ok(())
+    }
+
+    /// The paths of all sockets that are made.
+    fn sockets(&self) -> impl Iterator<Item = &Path> {
+        let addresses = self.nbd.iter().chain(&self.metrics).filter_map(|address| match address {
+            Address::Unix(path) => Some(path),
+            Address::Tcp(_) => None,
+        });
+        self.socket.iter().chain(&self.agent).chain(addresses).map(PathBuf::as_path)
     }
 
     /// Makes all paths absolute and goes to the root, so that no file system is kept from being unmounted.

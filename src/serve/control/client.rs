@@ -10,7 +10,7 @@ use crate::point::volume::{
 use crate::point::{Changes, ChunkRange, Identity, Point, PointId, PointSource};
 use crate::progress::Progress;
 use crate::serve::figures::ServerFigures;
-use crate::serve::listen::{Stream, socket_error};
+use crate::serve::listen::{Stream, is_gone, socket_error};
 use crate::store::{Preserved, StorePlan, View};
 use crate::units::{Epoch, index};
 use std::io::{Read, Write};
@@ -181,12 +181,17 @@ impl Client {
             return Err(unexpected());
         }
         let mut bytes = Vec::new();
-        let ended = |error| Error::io("the server has ended", error);
-        let got = (&mut *stream).take(length as u64).read_to_end(&mut bytes).map_err(ended)?;
+        let got = (&mut *stream).take(length as u64).read_to_end(&mut bytes).map_err(cut)?;
         if got != length {
-            return Err(Error::new(Kind::Io, "the server has ended"));
+            return Err(ended());
         }
         View::from_picture(&bytes, open(&store)?, open(&origin)?)
+    }
+
+    /// What was read here of the tables and what they name. What the server no longer keeps for this client may look
+    /// damaged: then the error is that.
+    fn kept<T>(&self, read: Result<T>) -> Result<T> {
+        read.map_err(|error| self.done(&Request::Kept).err().unwrap_or(error))
     }
 
     /// What `point` is called where it is read.
@@ -219,7 +224,8 @@ impl Client {
         let everything = |_| vec![ChunkRange { start: window.start, end: window.end }];
         // First the holes, then the tables: what somebody made a hole was preserved before, and they say so.
         let data = self.attached()?.data_within(window).unwrap_or_else(everything);
-        self.attach()?.nonzero_within(id, data, window)
+        let tables = self.attach()?;
+        self.kept(tables.nonzero_within(id, data, window))
     }
 
     /// All chunks where snapshot `id` may have other than zeroes.
@@ -336,6 +342,20 @@ fn open(place: &Place) -> Result<Arc<dyn ReadAt>> {
     Ok(Arc::new(device))
 }
 
+/// Nobody is there any more who would answer.
+fn ended() -> Error {
+    Error::new(Kind::Io, "the server has ended")
+        .hint("give the command again when it runs, or with the store itself")
+}
+
+fn lost(error: Error) -> Error {
+    if is_gone(&error) { ended() } else { error }
+}
+
+fn cut(error: std::io::Error) -> Error {
+    lost(Error::io("the connection to the server is cut", error))
+}
+
 fn unexpected() -> Error {
     Error::damaged("the server answered something else")
 }
@@ -345,7 +365,7 @@ fn ask(stream: &Mutex<UnixStream>, request: &Request, more: &[u8], data: Option<
     let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
     match (converse(&mut stream, request, more)?, data) {
         (Reply::Data, Some(data)) => {
-            stream.read_exact(data).map_err(|error| Error::io("the server has ended", error))?;
+            stream.read_exact(data).map_err(cut)?;
             Ok(Reply::Data)
         }
         (reply, _) => Ok(reply),
@@ -353,9 +373,9 @@ fn ask(stream: &Mutex<UnixStream>, request: &Request, more: &[u8], data: Option<
 }
 
 fn converse(stream: &mut UnixStream, request: &Request, more: &[u8]) -> Result<Reply> {
-    send(stream, request)?;
-    stream.write_all(more).map_err(|error| Error::io("cannot write to the control socket", error))?;
-    match receive(stream, ANSWER_MAX)?.ok_or_else(|| Error::new(Kind::Io, "the server has ended"))? {
+    send(stream, request).map_err(lost)?;
+    stream.write_all(more).map_err(cut)?;
+    match receive(stream, ANSWER_MAX).map_err(lost)?.ok_or_else(ended)? {
         Reply::Failed { kind, what, hint } => {
             let error = Error::new(kind, what);
             Err(match hint {
@@ -404,7 +424,7 @@ impl Volume for Client {
     }
 
     fn sharing(&self) -> Result<Vec<Sharing>> {
-        self.attached()?.sharing()
+        self.kept(self.attached()?.sharing())
     }
 
     fn hold(&self, points: &[PointId]) -> Result<()> {
@@ -440,7 +460,10 @@ impl PointSource for Client {
     fn changed(&self, from: Option<PointId>, to: PointId) -> Result<Changes<'_>> {
         match (from.map(|point| self.stands_for(point)), self.stands_for(to)) {
             (None, PointId::Snapshot(id)) => self.nonzero(id),
-            (from, to) => self.attached()?.changed(from, to),
+            (from, to) => {
+                let changes = self.kept(self.attached()?.changed(from, to))?;
+                Ok(Box::new(changes.map(|change| self.kept(change))))
+            }
         }
     }
 
@@ -459,7 +482,7 @@ impl PointSource for Client {
     }
 
     fn known_crc(&self, point: PointId, chunk: u64) -> Result<Option<u32>> {
-        self.attached()?.known_crc(self.stands_for(point), chunk)
+        self.kept(self.attached()?.known_crc(self.stands_for(point), chunk))
     }
 }
 
@@ -481,7 +504,8 @@ impl Rewrite for Client {
 
     fn differing(&self, point: PointId, from: u64, most: usize) -> Result<Vec<ChunkRange>> {
         // As it is now, not when something was first read.
-        self.attach()?.differing(point, from, most)
+        let tables = self.attach()?;
+        self.kept(tables.differing(point, from, most))
     }
 
     fn read_now(&self, point: PointId, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -65,6 +65,8 @@ enum Request {
     Freeze,
     /// The tables as they are now, and where to read what they name, until the connection ends.
     Attach,
+    /// Whether all that was attached is still kept.
+    Kept,
     /// Which of these bytes of a snapshot the origin no longer has.
     Preserved { id: Epoch, ranges: Vec<(u64, u64)> },
     /// Bytes of a point.
@@ -185,6 +187,9 @@ fn receive<T: DeserializeOwned>(stream: &mut impl Read, most: u32) -> Result<Opt
     let mut text = Vec::new();
     // Room is made as the bytes come, not as a length promises them.
     stream.take(u64::from(length)).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 != u64::from(length) {
+        return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+    }
     let document = serde_json::from_slice(&text);
     let wrong = |error| Error::damaged(format!("no request or answer came from the control socket: {error}"));
     document.map(Some).map_err(wrong)

@@ -293,6 +293,7 @@ impl Control {
         match request {
             Request::Describe => Ok(describe(&live)),
             Request::Figures => Ok(Reply::Figures(Box::new(self.figures.collect()?))),
+            Request::Kept => needs.ensure_good().map(|()| Reply::Done),
             Request::Preserved { id, ranges } => {
                 needs.ensure_good()?;
                 let bytes = ranges.iter().map(|(start, end)| end.saturating_sub(*start));

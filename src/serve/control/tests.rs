@@ -4,7 +4,7 @@ use super::{Client, Control, REQUEST_MAX, Request, receive};
 use crate::block::WriteAt;
 use crate::block::file::FileWriter;
 use crate::error::{Kind, Result};
-use crate::point::volume::{Begin, Rewrite};
+use crate::point::volume::{Begin, Rewrite, Volume};
 use crate::point::{ChunkRange, PointId, PointSource};
 use crate::progress::Silent;
 use crate::serve::export;
@@ -13,6 +13,8 @@ use crate::serve::front::Service;
 use crate::serve::watched::Watch;
 use crate::store::{InitOptions, Live, Writer};
 use crate::units::{Tag, index};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ fn what_is_no_request_is_an_error() {
     for text in [&b""[..], b"\"Destroy\"", b"{\"Read\":{}}", b"\xff\xff", &[b'['; 10_000]] {
         assert_eq!(receive(&document(text)).unwrap_err().kind(), Kind::Damaged);
     }
+    assert_eq!(receive(&document(b"\"Describe\"")[..9]).unwrap_err().kind(), Kind::Io, "it was cut short");
     // A length that is never met takes no room.
     assert!(receive(&REQUEST_MAX.to_be_bytes()).is_err());
     assert!(receive(&(REQUEST_MAX + 1).to_be_bytes()).is_err());
@@ -86,6 +89,30 @@ fn what_becomes_a_hole_of_the_origin_is_still_listed_and_read_of_a_snapshot() {
         picture.view.changed(None, PointId::Snapshot(later)).unwrap().map(Result::unwrap).collect();
     assert_eq!(half, [ChunkRange { start: 0, end: 32 }]);
     drop(picture);
+    drop(client);
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn tables_that_the_server_keeps_no_more_are_not_called_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, client, thread) = served(folder.path());
+    let id = live.create_snapshot(Tag(1), None).unwrap().id;
+    live.write_origin(0, &[2; 16384]).unwrap();
+    // From then on the tables are read from the store.
+    live.resize_store(17 << 20, &Silent).unwrap();
+    let look = || {
+        let changed =
+            client.changed(Some(PointId::Snapshot(id)), PointId::Origin)?.collect::<Result<Vec<_>>>();
+        changed.and(client.sharing().map(|_| ()))
+    };
+    let store = File::options().write(true).open(folder.path().join("store")).unwrap();
+    store.write_all_at(&vec![0xdb; 12 << 20], 1 << 20).unwrap();
+    assert_eq!(look().unwrap_err().kind(), Kind::Damaged, "it is");
+    // From here on others write where the tables were.
+    drop(live);
+    let outdated = look().unwrap_err();
+    assert_eq!((outdated.kind(), outdated.what()), (Kind::Busy, "the server is being ended"));
     drop(client);
     thread.join().unwrap().unwrap();
 }

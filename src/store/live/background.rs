@@ -62,7 +62,7 @@ impl Shared {
         let joined = published.and_then(|()| self.join(copy));
         let mut core = self.core_mut();
         core.since = None;
-        core.failed |= joined.is_err();
+        let joined = core.remember(joined);
         drop(core);
         // Old tables are large.
         joined.map(drop)

@@ -159,7 +159,7 @@ impl Shared {
         };
         let outcome = write();
         if outcome.is_err() {
-            self.core_mut().failed = true;
+            return self.core_mut().remember(outcome);
         }
         outcome
     }
@@ -177,8 +177,7 @@ impl Shared {
         };
         let outcome = self.store.flush();
         let mut core = self.core_mut();
-        core.failed |= outcome.is_err();
-        outcome?;
+        core.remember(outcome)?;
         let durable = &mut core.view.state.durable;
         *durable = (*durable).max(sequence);
         Ok(())
