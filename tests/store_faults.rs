@@ -109,6 +109,23 @@ fn after_a_failed_call_the_writer_still_reads_no_wrong_byte() {
 }
 
 #[test]
+fn what_failed_first_is_told_with_all_that_is_refused_afterwards() {
+    let (store, origin, _) = sample(5, 5 << 19);
+    for operation in [Operation::Write, Operation::Flush] {
+        let faulty = Arc::new(Faulty::new(store.snapshot()));
+        let mut writer = Writer::open(faulty.clone(), Some(Arc::new(origin.snapshot())), 3).expect("open");
+        faulty.fail_nth(operation, faulty.count(operation) + 1, Kind::NoSpace);
+        let first = writer.create_snapshot(Tag(2000), None).expect_err("it fails");
+        assert_eq!(first.kind(), Kind::NoSpace);
+        for _ in 0..2 {
+            let later = writer.create_snapshot(Tag(2000), None).expect_err("nothing is written any more");
+            assert_eq!(later.kind(), Kind::Io);
+            assert!(later.what().contains(&format!("an earlier write failed ({})", first.what())), "{later}");
+        }
+    }
+}
+
+#[test]
 fn a_flipped_bit_anywhere_is_an_error_or_harmless() {
     for seed in seeds(3) {
         let (store, origin, model) = sample(seed, 5 << 19);

@@ -9,8 +9,6 @@ mod claim;
 #[cfg(test)]
 mod tests;
 
-pub use claim::Claim;
-
 use super::held::Held;
 use super::journal::Journal;
 use super::pace::Pace;
@@ -19,7 +17,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// More chunks than any log takes.
 const ALL: u64 = 1 << 40;

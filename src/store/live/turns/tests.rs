@@ -2,6 +2,7 @@
 
 use super::*;
 use std::sync::Mutex;
+use std::time::Duration;
 
 const BYTES: usize = 64 << 10;
 
