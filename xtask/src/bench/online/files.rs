@@ -6,6 +6,7 @@ use crate::bench::data::{Pattern, sparse};
 use crate::bench::lab::{Lab, Missing, finish, need};
 use crate::bench::sheet::{Goal, Line, Row, mib, time};
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,9 +29,12 @@ pub fn rows() -> Vec<Row> {
             volumes: 24,
             commands: "tar -xf tree.tar -C ext4; sync -f ext4\n\
                        ext4 on a loop device with direct I/O on the file that the server shows\n\
-                       the same on the file itself, without server and snapshots",
+                       the same on the file itself, without server and snapshots\n\
+                       the bytes alone: the same on the file itself, then dd bs=8M oflag=dsync of as many as our \
+                       store has taken",
             limit: "The historical benchmark of snapshots. What the tree overwrites is copied out once, however many \
-                    snapshots there are; flushes of the file system's journal wait for it.",
+                    snapshots there are; flushes of the file system's journal wait for it. The last line is what \
+                    nobody can save on this device who keeps what was there.",
             measure: unpack,
         },
     ]
@@ -98,6 +102,17 @@ impl Drop for Loop {
     }
 }
 
+/// Seconds that saving so many bytes of the volume takes at least: in one piece, as fast as can be.
+fn save(lab: &Lab, bytes: u64) -> Result<f64> {
+    let (count, from) = (format!("count={bytes}"), "iflag=count_bytes,fullblock");
+    let begun = Instant::now();
+    let args = ["if=data.img", "of=saved.img", "bs=8M", &count, from, "oflag=dsync", "status=none"];
+    finish(&mut lab.program("dd", &args))?;
+    let took = begun.elapsed().as_secs_f64();
+    fs::remove_file(lab.path("saved.img"))?;
+    Ok(took)
+}
+
 /// Seconds that unpacking takes on the file system in `file`.
 fn unpack_on(lab: &Lab, file: &Path) -> Result<f64> {
     let device = Loop::new(file)?;
@@ -140,6 +155,13 @@ fn unpack_bare(lab: &Lab, size: u64) -> Result<f64> {
     unpack_on(lab, &lab.path("data.img"))
 }
 
+/// Bytes of chunks in the store.
+fn preserved(lab: &Lab) -> Result<u64> {
+    let status = finish(&mut lab.ddsnap(&["status", "--json", "data.snap"]))?;
+    let status: Value = serde_json::from_slice(&status.stdout)?;
+    status["store"]["data_bytes"].as_u64().context("no bytes of data are told")
+}
+
 fn unpack(lab: &Lab) -> Result<Vec<Line>> {
     const COUNTS: [u32; 4] = [0, 1, 10, 100];
     need("mkfs.ext4")?;
@@ -160,5 +182,14 @@ fn unpack(lab: &Lab) -> Result<Vec<Line>> {
             Goal::AtMost(1.3),
         )
     };
-    Ok(names.iter().zip(ours).map(line).collect())
+    let mut lines: Vec<Line> = names.iter().zip(ours).map(line).collect();
+    // The side that came last had snapshots.
+    let kept = preserved(lab)?;
+    let alone = || Ok(unpack_bare(lab, size)? + save(lab, kept)?);
+    let found = in_turns(lab, &[("the bytes alone", &alone)])?.into_iter().next().context("no side")?;
+    let alone = found.map_err(Missing)?;
+    let what = format!("the bytes alone, {} of them saved", mib(kept));
+    let line = Line::new(what, time(alone), "the file itself", time(*bare));
+    lines.push(line.judged(alone / bare, "x", Goal::Told));
+    Ok(lines)
 }
