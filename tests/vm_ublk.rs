@@ -32,10 +32,16 @@ fn load(dir: &Dir, device: &str, secs: u32) -> Child {
 
 #[test]
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
-fn vm_ublk_attach_prefers_it_and_a_file_system_lives_on_it() {
+fn vm_ublk_a_file_system_lives_on_it() {
     let Some(dir) = volume_for_ublk() else { return };
     let server = Server::start(&dir, "/dev/vmdisk2");
-    assert_eq!(sh(&dir, "ddsnap attach vol.sock"), "origin /dev/mapper/vol");
+    // Where nobody asks for it, only on kernels that outlive a killed server.
+    sh(
+        &dir,
+        "case $(uname -r) in 6.[789].* | 6.1[0-4].*) n=nbd0;; *) n=ublkb0;; esac; ddsnap attach vol.sock && \
+        test \"$(dmsetup deps -o devname vol)\" = \"$(printf '1 dependencies\\t: (%s)' $n)\" && ddsnap detach vol",
+    );
+    assert_eq!(sh(&dir, "ddsnap attach vol.sock --by ublk"), "origin /dev/mapper/vol");
     assert_eq!(sh(&dir, "dmsetup deps -o devname vol"), "1 dependencies\t: (ublkb0)");
     assert_eq!(sh(&dir, "blockdev --getsize64 /dev/ublkb0"), sh(&dir, "blockdev --getsize64 /dev/vmdisk1"));
     assert_eq!(sh(&dir, "cat /sys/block/ublkb0/queue/{write_cache,fua}"), "write back\n1");
@@ -44,7 +50,10 @@ fn vm_ublk_attach_prefers_it_and_a_file_system_lives_on_it() {
     sh(&dir, "mkfs.ext4 -q /dev/mapper/vol && mkdir m s && mount /dev/mapper/vol m && echo one >m/file");
     sh(&dir, "fsfreeze -f m && ddsnap create vol.sock 1 && fsfreeze -u m");
     sh(&dir, "echo two >m/file && sync && cp -r /usr/share/perl5 m/ && sync && fstrim m");
-    assert_eq!(sh(&dir, "ddsnap attach vol.sock --snap 1"), "origin /dev/mapper/vol\n1 /dev/mapper/vol(1)");
+    assert_eq!(
+        sh(&dir, "ddsnap attach vol.sock --by ublk --snap 1"),
+        "origin /dev/mapper/vol\n1 /dev/mapper/vol(1)"
+    );
     sh(&dir, "mount -o ro,noload '/dev/mapper/vol(1)' s");
     assert_eq!(sh(&dir, "cat s/file m/file && ls s"), "one\ntwo\nfile\nlost+found");
     assert_eq!(sh(&dir, "cat /sys/block/ublkb1/ro && blockdev --getro '/dev/mapper/vol(1)'"), "1\n1");
@@ -80,7 +89,10 @@ fn vm_ublk_reads_writes_flushes_and_zeroes() {
     sh(&dir, "cmp -n 8388608 data /dev/ublkb0 && cmp data <(ddsnap read vol.sock origin --length 8M)");
     sh(&dir, "cmp before <(ddsnap read vol.sock 7 --length 8M)");
     // One of a snapshot cannot be written.
-    sh(&dir, "ddsnap attach vol.sock --name v --snap 7 && cmp -n 8388608 before '/dev/mapper/v(7)'");
+    sh(
+        &dir,
+        "ddsnap attach vol.sock --by ublk --name v --snap 7 && cmp -n 8388608 before '/dev/mapper/v(7)'",
+    );
     sh(&dir, "! dd if=data of=/dev/ublkb1 bs=4k count=1 oflag=direct status=none");
     // The end, and nothing past it.
     sh(&dir, "dd if=data of=/dev/ublkb0 bs=4k count=1 seek=65535 oflag=direct status=none");
@@ -100,7 +112,7 @@ fn vm_ublk_reads_writes_flushes_and_zeroes() {
 fn vm_ublk_a_server_that_is_killed_and_started_again_is_no_error() {
     let Some(dir) = volume_for_ublk() else { return };
     let server = Server::start(&dir, "/dev/vmdisk2");
-    sh(&dir, "ddsnap create vol.sock 1 && ddsnap attach vol.sock --name data --snap 1");
+    sh(&dir, "ddsnap create vol.sock 1 && ddsnap attach vol.sock --by ublk --name data --snap 1");
     let mut load = load(&dir, "/dev/mapper/data", 14);
     std::thread::sleep(Duration::from_secs(2));
     server.kill();
@@ -127,7 +139,7 @@ fn vm_ublk_a_server_that_is_killed_and_started_again_is_no_error() {
 fn vm_ublk_servers_that_end_under_load_lose_nothing() {
     let Some(dir) = volume_for_ublk() else { return };
     let mut server = Server::start(&dir, "/dev/vmdisk2");
-    sh(&dir, "ddsnap attach vol.sock --name data");
+    sh(&dir, "ddsnap attach vol.sock --by ublk --name data");
     // Many at a time: the kernel takes back what the server waits for while more comes.
     let line = "exec fio --name=v --rw=randrw --bs=4k-64k --size=32M --direct=1 --ioengine=libaio --iodepth=16 \
         --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=14 --output=/dev/null \

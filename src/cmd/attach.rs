@@ -22,7 +22,8 @@ const EXAMPLES: &str = "Examples:
 ///
 /// The devices are /dev/mapper/VOL for the origin and '/dev/mapper/VOL(TAG)' for a snapshot; where the kernel has no
 /// device-mapper, /dev/nbdN. Behind them are devices of ublk, or of NBD where the kernel or the server has no ublk, or
-/// loop devices over files of the server (FUSE) where there is neither.
+/// the kernel (Linux 6.7 to 6.14) may crash when a server of such devices is killed, or loop devices over files of the
+/// server (FUSE) where there is neither.
 /// Each line printed is a point and its device. What is attached already gets a new connection if its server was
 /// another one: give the command again after the server was started again.
 #[derive(Debug, clap::Args)]
@@ -41,7 +42,8 @@ pub struct Args {
     /// started with --beneath
     #[arg(long, value_name = "DEV", conflicts_with = "name")]
     insert: Option<PathBuf>,
-    /// What new devices are made of: the first of these that kernel and server have, if not given
+    /// What new devices are made of: the first of these that kernel and server have, if not given; NBD comes first on
+    /// Linux 6.7 to 6.14
     #[arg(long, value_name = "WAY", conflicts_with = "insert")]
     by: Option<Way>,
     /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices
@@ -50,7 +52,7 @@ pub struct Args {
     wait: Option<u64>,
 }
 
-/// What devices can be made of, the best one first.
+/// What devices can be made of, the best one first where the kernel outlives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Way {
     /// A device of ublk
@@ -248,7 +250,10 @@ impl Served {
             (Some(Node::Loop(_)), ..) => Ok(vec![Way::Fuse]),
             (None, Some(way), is_named) if is_named || way == Way::Nbd => Ok(vec![way]),
             (None, Some(_), _) => Err(Error::new(Kind::NotFound, "there is no device-mapper to name it")),
-            (None, None, true) if self.wait_secs.is_none() => Ok(vec![Way::Ublk, Way::Nbd, Way::Fuse]),
+            (None, None, true) if self.wait_secs.is_none() => Ok(match ublk::outlives_kills() {
+                true => vec![Way::Ublk, Way::Nbd, Way::Fuse],
+                false => vec![Way::Nbd, Way::Ublk, Way::Fuse],
+            }),
             (None, None, _) => Ok(vec![Way::Nbd]),
         }
     }

@@ -39,6 +39,20 @@ pub fn mark(identity: &str) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// True if this kernel surely goes on when a server of such devices is killed while they are in use. Linux 6.7 to 6.14
+/// may end a command twice then, and die of it (CVE-2025-37906).
+#[must_use]
+pub fn outlives_kills() -> bool {
+    let system = rustix::system::uname();
+    is_mended(&system.release().to_string_lossy())
+}
+
+fn is_mended(release: &str) -> bool {
+    let mut numbers = release.split(|sign: char| !sign.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+    !((6, 7)..(6, 15)).contains(&(major, minor))
+}
+
 /// A device that is wanted.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish<'a> {
@@ -324,6 +338,16 @@ fn refused(error: std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_that_a_killed_server_may_take_along_are_known() {
+        for release in ["6.5.0", "6.6.99-generic", "6.15.0-rc1", "6.16", "7.1.2", "10.0.1"] {
+            assert!(is_mended(release), "{release}");
+        }
+        for release in ["6.7.0", "6.12.107", "6.12.9+deb13-amd64", "6.14-rc3", "", "6", "six.twelve"] {
+            assert!(!is_mended(release), "{release}");
+        }
+    }
 
     #[test]
     fn marks_differ() {

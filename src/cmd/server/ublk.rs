@@ -25,6 +25,9 @@ impl Ublk {
     /// `Kind::NotFound` if the kernel has no such devices; `Kind::Refused` without the right to.
     pub fn new(store: PathBuf, log: Arc<Log>) -> Result<Self> {
         ublk::ensure_available()?;
+        if !ublk::outlives_kills() {
+            log.line("this kernel may crash if the server is killed while its ublk devices are used: Linux 6.15 is mended");
+        }
         Ok(Self { store, log, stopped: Mutex::default(), stop: Condvar::new() })
     }
 

@@ -17,6 +17,8 @@ const VOLUME: &str = "/dev/vmdisk1";
 const STORE: &str = "/dev/vmdisk2";
 /// Begins a line with a name and a figure for the host.
 const MARK: &str = "measured";
+/// Asks `attach` for a device of ublk.
+const UBLK: [&str; 2] = ["--by", "ublk"];
 /// Name of ours.
 const ATTACHED: &str = "attached";
 
@@ -39,7 +41,7 @@ pub fn rows() -> Vec<Row> {
             what: "a device of ublk",
             volumes: 24,
             commands: "in user-mode Linux: fio --ioengine=libaio --direct=1, otherwise as rows 4 and 5\n\
-                       ddsnap server /dev/vmdisk2; ddsnap attach\n\
+                       ddsnap server /dev/vmdisk2; ddsnap attach --by ublk\n\
                        rublk add loop -f /dev/vmdisk1",
             limit: "As row 9. The other side hands the file's reads and writes to the kernel, many with one call; ours \
                     looks into the tables before each.",
@@ -87,20 +89,22 @@ pub fn inside(lab: &Lab, row: u8) -> Result<()> {
         }
     };
     if row == 9 {
-        let sides: [Side<'_>; 2] =
-            [(ATTACHED, &|| overwrite_attached(lab, 1)), ("dm-snapshot", &|| overwrite_dm_snapshot(lab))];
+        let sides: [Side<'_>; 2] = [
+            (ATTACHED, &|| overwrite_attached(lab, 1, &[])),
+            ("dm-snapshot", &|| overwrite_dm_snapshot(lab)),
+        ];
         print("overwrites", in_turns(lab, &sides)?);
-        print("way", in_turns(lab, &[(ATTACHED, &|| overwrite_attached(lab, 0))])?);
+        print("way", in_turns(lab, &[(ATTACHED, &|| overwrite_attached(lab, 0, &[]))])?);
         return Ok(());
     }
     for shape in SHAPES {
         let read = |place: &Path| -> Result<f64> { shape.measure(lab, &device(place)) };
-        let ours = || attached(lab, 0, |device| read(device));
+        let ours = || attached(lab, 0, &UBLK, |device| read(device));
         let theirs = || ublk_loop(lab, |device| read(device));
         print(shape.what, in_turns(lab, &[(ATTACHED, &ours), ("ublk loop", &theirs)])?);
     }
     let theirs = || ublk_loop(lab, |there| Ok(fio(lab, &device(there), &OVERWRITE)?.1));
-    let sides: [Side<'_>; 2] = [(ATTACHED, &|| overwrite_attached(lab, 0)), ("ublk loop", &theirs)];
+    let sides: [Side<'_>; 2] = [(ATTACHED, &|| overwrite_attached(lab, 0, &UBLK)), ("ublk loop", &theirs)];
     print("overwrites", in_turns(lab, &sides)?);
     Ok(())
 }
@@ -121,8 +125,9 @@ impl Drop for Server {
     }
 }
 
-/// What `work` returns of a device that is attached to a server of a new volume with so many snapshots.
-fn attached<T>(lab: &Lab, snapshots: u32, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+/// What `work` returns of a device that is attached, in a certain `way`, to a server of a new volume with so many
+/// snapshots.
+fn attached<T>(lab: &Lab, snapshots: u32, way: &[&str], work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     fill(lab)?;
     lab.run(&["initialize", "--yes", STORE, VOLUME])?;
     (1..=snapshots).try_for_each(|tag| lab.run(&["create", STORE, &tag.to_string()]))?;
@@ -133,7 +138,7 @@ fn attached<T>(lab: &Lab, snapshots: u32, work: impl FnOnce(&Path) -> Result<T>)
         ensure!(begun.elapsed() < Duration::from_secs(60), "no server");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let told = finish(&mut lab.ddsnap(&["attach", "sock", "--name", "v"]))?;
+    let told = finish(lab.ddsnap(&["attach", "sock", "--name", "v"]).args(way))?;
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let there = told.lines().find_map(|line| line.strip_prefix("origin ")).context("no device")?;
     let found = work(Path::new(there));
@@ -144,8 +149,8 @@ fn attached<T>(lab: &Lab, snapshots: u32, work: impl FnOnce(&Path) -> Result<T>)
     found
 }
 
-fn overwrite_attached(lab: &Lab, snapshots: u32) -> Result<f64> {
-    let took = attached(lab, snapshots, |there| Ok(fio(lab, &device(there), &OVERWRITE)?.1))?;
+fn overwrite_attached(lab: &Lab, snapshots: u32, way: &[&str]) -> Result<f64> {
+    let took = attached(lab, snapshots, way, |there| Ok(fio(lab, &device(there), &OVERWRITE)?.1))?;
     ensure_overwritten(lab, Path::new(VOLUME))?;
     Ok(took)
 }
