@@ -101,6 +101,7 @@ fn volume() -> Volume {
         volume: Uuid([2; 16]),
         origin_size: 1 << 30,
         squash_when_full: false,
+        unwatched: false,
         generation: 1,
         equals: Some((Uuid([3; 16]), 4, 0)),
         path: b"/dev/vg/lv".to_vec(),

@@ -58,6 +58,7 @@ mod store_hold;
 mod store_live;
 mod store_model;
 mod store_rebuild;
+mod store_unwatched;
 mod vm_attach;
 mod vm_log_writes;
 mod vm_loop;

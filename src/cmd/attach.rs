@@ -1,7 +1,6 @@
-//! `attach` and `detach`: points of a served volume as devices of this machine.
+//! `attach`: points of a served volume as devices of this machine.
 
 use super::common::{SnapName, parse_device_name};
-use super::open;
 use crate::dm::device::{self, Device, Node};
 use crate::dm::insert::{self, Pair};
 use crate::dm::{loops, mapper, nbd};
@@ -77,7 +76,7 @@ fn first_there<T>(ways: &[Way], mut connect: impl FnMut(Way) -> Result<T>) -> Re
 }
 
 /// Long enough to start a server again by hand, short enough that a machine can still be shut down.
-const WAIT_SECS: u64 = 600;
+pub(super) const WAIT_SECS: u64 = 600;
 
 /// Runs the command.
 ///
@@ -335,123 +334,6 @@ impl Served {
     fn has_lost(&self, device: &Device) -> bool {
         let snapshots = self.snapshots.iter().map(Some);
         !snapshots.chain([None]).any(|point| self.identity_of(point) == device.identity)
-    }
-}
-
-const DETACH_EXAMPLES: &str = "Examples:
-  ddsnap detach data
-  ddsnap detach 'data(3)'
-  ddsnap detach data.sock";
-
-/// Take devices away that attach has made
-///
-/// Takes all devices of the volume, or none if one of them is in use. The server need not run any more. A server that
-/// was slipped under a device (attach --insert) is taken out from under it, mounted or not, and ended.
-#[derive(Debug, clap::Args)]
-#[command(after_help = DETACH_EXAMPLES)]
-pub struct DetachArgs {
-    /// What attach has called the origin, or a path of its device, or the socket of the server: all devices of the
-    /// volume; 'VOL(TAG)': the one of that snapshot
-    #[arg(value_name = "VOL|SOCK")]
-    what: PathBuf,
-}
-
-/// Runs `detach`.
-///
-/// # Errors
-/// `Kind::Busy` if a device is in use; `Kind::NotFound` if there is none.
-pub fn detach(args: &DetachArgs, ui: &Ui) -> Result<Exit> {
-    let doing = || format!("cannot detach {}", args.what.display());
-    take_away(&args.what, ui).map_err(|error| error.doing(doing()))?;
-    Ok(Exit::Done)
-}
-
-fn take_away(what: &Path, ui: &Ui) -> Result<()> {
-    let pair = inserted(what)?;
-    let mut devices = chosen(what, pair.is_some())?;
-    if let Some(pair) = pair {
-        devices.retain(|device| !device.identity.ends_with("-origin"));
-        take_out(&pair, what, &devices)?;
-        ui.explain(&format!("nothing is beneath {} any more", pair.upper));
-    } else {
-        device::detach(&devices)?;
-    }
-    for device in devices {
-        ui.explain(&format!("{} is gone", device.path().unwrap_or_default().display()));
-    }
-    Ok(())
-}
-
-/// The device under which a server was slipped, if that is what `what` means.
-fn inserted(what: &Path) -> Result<Option<Pair>> {
-    let pair = match open::is_served(what) {
-        true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
-        false => {
-            let path =
-                if what.is_absolute() { what.to_path_buf() } else { mapper::path(&what.to_string_lossy()) };
-            Pair::of(&path).ok()
-        }
-    };
-    Ok(match pair {
-        Some(pair) if pair.is_inserted()? => Some(pair),
-        _ => None,
-    })
-}
-
-/// Takes a server out from under a device, and ends it: from then on it does not see what is written.
-fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
-    if !open::is_served(what) {
-        if pair.is_served()? {
-            let what = "a server is beneath it, which must be ended with it";
-            return Err(Error::new(Kind::Busy, what).hint("'ddsnap detach SOCK' does both"));
-        }
-        return pair.take_out(false, || Ok(()));
-    }
-    device::detach(others)?;
-    let server = connect(what)?;
-    pair.take_out(true, || server.stop())
-}
-
-fn connect(socket: &Path) -> Result<Client> {
-    Client::connect(socket).map_err(hint_at_names)
-}
-
-fn hint_at_names(error: Error) -> Error {
-    error.hint("without the server, name the volume as attach has called it")
-}
-
-/// The devices that `what` means; there may be none if `may_be_none`.
-pub(super) fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
-    let found = match open::is_served(what) {
-        true => Served::find(what).map_err(hint_at_names)?.devices()?,
-        false if may_be_none => Vec::new(),
-        false => {
-            let all = device::all("", &[])?;
-            let Some(one) = all.iter().find(|device| is_called(device, what)) else {
-                return Err(nothing(what));
-            };
-            match device::siblings(&one.identity).filter(|_| one.identity.ends_with("-origin")) {
-                Some(begin) => device::all(begin, &[])?,
-                None => vec![one.clone()],
-            }
-        }
-    };
-    if found.is_empty() && !may_be_none { Err(nothing(what)) } else { Ok(found) }
-}
-
-fn is_called(device: &Device, what: &Path) -> bool {
-    let name = device.mapped.as_ref().map(|mapped| mapped.name.as_str());
-    name == what.to_str()
-        || device.path().as_deref() == Some(what)
-        || device.node.map(Node::path).as_deref() == Some(what)
-}
-
-fn nothing(what: &Path) -> Error {
-    let name =
-        what.to_str().filter(|name| mapper::is_available() && matches!(mapper::find(name), Ok(Some(_))));
-    match name {
-        Some(_) => Error::new(Kind::Refused, "this device is not one that attach has made"),
-        None => Error::new(Kind::NotFound, "nothing of that name is attached"),
     }
 }
 

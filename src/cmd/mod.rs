@@ -14,6 +14,7 @@ mod delete;
 mod delta;
 mod delta_invert;
 mod delta_merge;
+mod detach;
 mod dmsetup;
 mod documents;
 mod dump;
@@ -112,7 +113,7 @@ enum Command {
     Upgrade(upgrade::Args),
     Server(server::Args),
     Attach(attach::Args),
-    Detach(attach::DetachArgs),
+    Detach(detach::Args),
     Stop(stop::Args),
     Mount(mount::Args),
     Dmsetup(dmsetup::Args),
@@ -161,7 +162,7 @@ impl Command {
             Self::Upgrade(args) => upgrade::run(args, ui),
             Self::Server(args) => server::run(args, ui),
             Self::Attach(args) => attach::run(args, ui),
-            Self::Detach(args) => attach::detach(args, ui),
+            Self::Detach(args) => detach::run(args, ui),
             Self::Stop(args) => stop::run(args, ui),
             Self::Mount(args) => mount::run(args, ui),
             Self::Dmsetup(args) => dmsetup::run(args, ui),

@@ -143,22 +143,25 @@ fn writer_on(
     writer.with_origin(origin).map_err(|error| error.at_path(&args.vol))
 }
 
-/// As [`counted_writer`], with an origin that was made for this and that others read meanwhile.
+/// As [`counted_writer`], with an origin that was made for this and that others read meanwhile. Beneath them is the
+/// device with the identity `inserted`, which leads to a server, or none.
 ///
 /// # Errors
 /// As [`writer_with_origin`].
 pub fn writer_beneath(
     vol: &Path,
-    origin: &Path,
-    of_store: &Arc<Counts>,
-    of_origin: &Arc<Counts>,
+    (origin, inserted): (&Path, Option<&str>),
+    [of_store, of_origin]: &[Arc<Counts>; 2],
 ) -> Result<Writer> {
     let store = Arc::new(Counting::new(store_writer(vol, &OldArgs::default())?, of_store));
     let writer = Writer::open(store, None, time::now_secs()).map_err(|error| error.at_path(vol))?;
     let origin = FileWriter::open_shared_origin(origin)?;
+    // Not that of another store.
+    let is_inserted =
+        inserted == Some(&device::identity(&writer.view().info().uuid.to_string(), device::ORIGIN));
     ensure_origin_size(&origin, &writer.view().info())?;
     let origin = Arc::new(Counting::new(origin, of_origin));
-    writer.with_origin(origin).map_err(|error| error.at_path(vol))
+    writer.with_origin_beneath(origin, is_inserted).map_err(|error| error.at_path(vol))
 }
 
 /// Opens a volume for changing its snapshot table: a store without its origin, or a server.

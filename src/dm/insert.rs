@@ -75,24 +75,42 @@ impl Pair {
     /// # Errors
     /// What dmsetup says.
     pub fn is_inserted(&self) -> Result<bool> {
-        Ok(self.find_lower()?.is_some() && self.nbd()?.is_some())
+        Ok(self.inserted()?.is_some())
+    }
+
+    /// The identity of the device to which the upper one leads, if that is one of a server, which may have ended.
+    ///
+    /// # Errors
+    /// What dmsetup says.
+    pub fn inserted(&self) -> Result<Option<String>> {
+        let Some(index) = self.nbd()? else { return Ok(None) };
+        if self.find_lower()?.is_none() {
+            return Ok(None);
+        }
+        let named = nbd::devices().into_iter().find(|(found, _)| *found == index);
+        Ok(Some(named.map(|(_, identity)| identity).unwrap_or_default()))
     }
 
     /// The NBD device to which the upper one leads.
-    fn nbd(&self) -> Result<Option<u32>> {
+    ///
+    /// # Errors
+    /// What dmsetup says.
+    pub fn nbd(&self) -> Result<Option<u32>> {
         let table = mapper::table(&self.upper)?;
         Ok(table.split_whitespace().find_map(|word| word.strip_prefix(NBD_MAJOR)?.parse().ok()))
     }
 
-    /// Makes the lower device, for a server; one that is there and inserted stays as it is. True if it is inserted.
+    /// Makes the lower device, for a server; one that is there and inserted stays as it is. What [`Pair::inserted`]
+    /// says.
     ///
     /// # Errors
     /// `Kind::Busy` if a server has it already; `Kind::Refused` for a table that must not be there twice.
-    pub fn prepare(&self) -> Result<bool> {
+    pub fn prepare(&self) -> Result<Option<String>> {
         let found = self.find_lower()?;
         if let Some(found) = found {
-            if self.is_inserted()? {
-                return Ok(true);
+            let inserted = self.inserted()?;
+            if inserted.is_some() {
+                return Ok(inserted);
             }
             if found.open_count > 0 {
                 return Err(Error::new(Kind::Busy, "a server has it open already").at_path(&found.path()));
@@ -104,7 +122,7 @@ impl Pair {
         ensure_stateless(&table)?;
         ensure_not_root(&mapper::path(&self.upper))?;
         mapper::create(&self.lower(), &self.uuid(), &table, false)?;
-        Ok(false)
+        Ok(None)
     }
 
     /// Leads the upper device to NBD device `index`, `sectors` long.
@@ -123,7 +141,8 @@ impl Pair {
     }
 
     /// Leads the upper device past the server again, which `end` ends meanwhile: nobody writes between the last
-    /// write that it sees and its end. Without a server nothing is flushed, as nobody would answer.
+    /// write that it sees and its end. Without a server nothing is flushed, as nobody would answer. The lower device is
+    /// left to [`Pair::remove_lower`].
     ///
     /// # Errors
     /// What dmsetup or `end` says; the upper device leads to the server then.
@@ -135,9 +154,14 @@ impl Pair {
             );
         }
         self.exchange(&mapper::table(&self.lower())?, has_server, end)?;
-        if let Some(index) = index {
-            nbd::disconnect(index)?;
-        }
+        index.map_or(Ok(()), nbd::disconnect)
+    }
+
+    /// Takes the lower device away, which nothing leads through any more.
+    ///
+    /// # Errors
+    /// What dmsetup says: somebody has it open.
+    pub fn remove_lower(&self) -> Result<()> {
         // A server that has ended takes a moment to be gone.
         let begun = Instant::now();
         while self.is_served()? && begun.elapsed() < Duration::from_secs(10) {

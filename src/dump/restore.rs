@@ -138,6 +138,7 @@ fn empty_tables() -> Checkpoint {
         volume: Uuid([0; 16]),
         origin_size: 0,
         squash_when_full: false,
+        unwatched: false,
         generation: 0,
         equals: None,
         path: Vec::new(),

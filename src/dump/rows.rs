@@ -86,6 +86,9 @@ pub struct VolumeRow {
     squash_when_full: bool,
     generation: u64,
     equals: Option<EqualsRow>,
+    /// Told only where it is so.
+    #[serde(default)]
+    unwatched: bool,
     path: Option<String>,
     path_hex: Option<String>,
 }
@@ -248,6 +251,7 @@ impl VolumeRow {
             squash_when_full: self.squash_when_full,
             generation: self.generation,
             equals: self.equals.map(|row| (Uuid(row.volume.0), row.id, row.generation)),
+            unwatched: self.unwatched,
             path,
         })
     }

@@ -115,14 +115,16 @@ impl Dumper<'_> {
                 ("generation", Node::Count(generation)),
             ])
         });
-        Node::Map(vec![
+        let mut fields = vec![
             ("uuid", self.uuid(volume.volume)),
             ("origin_size", Node::Bytes(volume.origin_size)),
             ("squash_when_full", Node::Flag(volume.squash_when_full)),
             ("generation", Node::Count(volume.generation)),
             ("equals", equals),
-            path,
-        ])
+        ];
+        fields.extend(volume.unwatched.then_some(("unwatched", Node::Flag(true))));
+        fields.push(path);
+        Node::Map(fields)
     }
 
     fn operation(&self, operation: &Operation) -> Node {

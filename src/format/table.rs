@@ -46,7 +46,7 @@ raw_struct! {
         equals_volume: [u8; 16], "uuid", "the origin equals this point: its volume";
         equals_id: U64, "u64", "its id";
         equals_generation: U64, "u64", "its content generation";
-        flags: U32, "u32 bits", "1: the three fields before this mean something";
+        flags: U32, "u32 bits", "1: the three fields before this mean something, 2: others write the origin past the store where no server is inserted beneath them";
         path_length: U32, "u32 bytes", "length of the path that follows, up to 4096";
     }
 }
@@ -152,6 +152,8 @@ pub struct Volume {
     pub generation: u64,
     /// The point the origin is known to equal: volume, id, generation.
     pub equals: Option<(Uuid, u64, u64)>,
+    /// Others write the origin past the store where no server is inserted beneath them.
+    pub unwatched: bool,
     /// The origin's path.
     pub path: Vec<u8>,
 }
@@ -299,8 +301,8 @@ impl Volume {
             raw.equals_volume = volume.0;
             raw.equals_id = U64::new(id);
             raw.equals_generation = U64::new(generation);
-            raw.flags = U32::new(1);
         }
+        raw.flags = U32::new(u32::from(self.equals.is_some()) | u32::from(self.unwatched) << 1);
         raw.path_length = length_of(&self.path);
         put(out, &raw);
         out.extend_from_slice(&self.path);
@@ -321,6 +323,7 @@ impl Volume {
             squash_when_full: raw.policy.get() == 1,
             generation: raw.generation.get(),
             equals: (raw.flags.get() & 1 != 0).then_some(equals),
+            unwatched: raw.flags.get() & 2 != 0,
             path,
         })
     }

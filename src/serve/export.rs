@@ -265,7 +265,7 @@ impl Export for Snapshot {
     }
 }
 
-fn ensure_inside(offset: u64, length: u64, size: u64) -> Result<()> {
+pub(super) fn ensure_inside(offset: u64, length: u64, size: u64) -> Result<()> {
     match offset.checked_add(length).filter(|end| *end <= size) {
         Some(_) => Ok(()),
         None => Err(Error::new(Kind::Usage, format!("{length} bytes at {offset} end past its {size} bytes"))),

@@ -13,6 +13,7 @@
 //! | [`fuse`] | exports as files |
 //! | [`ublk`] | an export as a device of the kernel's ublk |
 //! | [`frozen`] | exports that stay as they are |
+//! | [`straight`] | a device as it is |
 //! | [`front`] | a listener and its connections |
 //! | [`tls`] | NBD encrypted |
 //! | [`notify`] | what a service manager is told |
@@ -27,6 +28,7 @@ pub mod listen;
 pub mod metrics;
 pub mod nbd;
 pub mod notify;
+pub mod straight;
 pub mod tls;
 pub mod ublk;
 pub mod watched;

@@ -115,6 +115,7 @@ impl Writer {
             volume: random_uuid()?,
             origin_size: options.origin_size,
             squash_when_full: false,
+            unwatched: false,
             generation: 0,
             equals: None,
             path: options.origin_path.as_os_str().as_bytes().to_vec(),

@@ -429,8 +429,13 @@ fn count(counts: &mut [std::collections::BTreeMap<usize, u64>], at: usize, share
     }
 }
 
-/// True if the origin was written since the store was closed. Refuses an origin that is too small.
+/// True if the origin was written since the store was closed, or may have been. Refuses an origin that is too small.
 pub(super) fn origin_changed(state: &State, origin: &dyn ReadAt) -> Result<bool> {
+    Ok(fingerprint_differs(state, origin)? || state.volume.unwatched)
+}
+
+/// True if it shows that the origin was written since the store was closed. Refuses an origin that is too small.
+pub(super) fn fingerprint_differs(state: &State, origin: &dyn ReadAt) -> Result<bool> {
     let size = state.volume.origin_size;
     if origin.size() < size {
         return Err(Error::new(

@@ -10,7 +10,7 @@ use super::room::PLAIN;
 use super::state::State;
 use super::switch;
 use super::users::Users;
-use super::view::{View, origin_changed};
+use super::view::{View, fingerprint_differs, origin_changed};
 use crate::block::{ReadAt, WriteAt};
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{Entry, Record, RecordKind};
@@ -175,13 +175,37 @@ impl Writer {
     ///
     /// # Errors
     /// As [`View::with_origin`]; `Kind::Io`.
-    pub fn with_origin(mut self, origin: Arc<dyn WriteAt>) -> Result<Self> {
-        let tainted = origin_changed(&self.view.state, origin.as_ref())?;
+    pub fn with_origin(self, origin: Arc<dyn WriteAt>) -> Result<Self> {
+        let is_changed = origin_changed(&self.view.state, origin.as_ref())?;
+        self.with_known_origin(origin, is_changed, false)
+    }
+
+    /// As [`Writer::with_origin`], for an origin that others write past the store where no server is inserted beneath
+    /// them. `is_inserted`: one has been since the store was last open.
+    ///
+    /// # Errors
+    /// As [`Writer::with_origin`].
+    pub fn with_origin_beneath(self, origin: Arc<dyn WriteAt>, is_inserted: bool) -> Result<Self> {
+        let is_changed = fingerprint_differs(&self.view.state, origin.as_ref())? || !is_inserted;
+        self.with_known_origin(origin, is_changed, true)
+    }
+
+    fn with_known_origin(
+        mut self,
+        origin: Arc<dyn WriteAt>,
+        is_changed: bool,
+        unwatched: bool,
+    ) -> Result<Self> {
         self.view.origin = Some(as_reader(&origin));
         self.origin = Some(origin);
         let state = &self.view.state;
-        if tainted && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
+        if is_changed && (!state.snapshots.is_empty() || state.volume.equals.is_some()) {
             self.taint(true)?;
+        }
+        // Only then: a snapshot that is not tainted is one that was made since, or seen all the time.
+        if self.view.state.volume.unwatched != unwatched {
+            let volume = Volume { unwatched, ..self.view.state.volume.clone() };
+            self.log_volume(&volume)?;
         }
         Ok(self)
     }
@@ -424,18 +448,6 @@ impl Writer {
     /// `Kind::Io`.
     pub fn accept_taint(&mut self) -> Result<()> {
         self.taint(false)
-    }
-
-    /// Takes note that the origin may have been changed behind the store's back: taints every snapshot.
-    ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn distrust_origin(&mut self) -> Result<()> {
-        let state = &self.view.state;
-        match state.snapshots.is_empty() && state.volume.equals.is_none() {
-            true => Ok(()),
-            false => self.taint(true),
-        }
     }
 
     fn taint(&mut self, set: bool) -> Result<()> {

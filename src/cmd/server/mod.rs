@@ -189,7 +189,10 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let control = Control::new(&live, Arc::clone(&figures), Arc::clone(&stop), Arc::clone(&watch));
     let control = match pair.cloned() {
         // Reads go past a server that is inserted: what it tells of must have landed.
-        Some(pair) => control.guarded(move || ensure_inserted(&pair)),
+        Some(pair) => {
+            let identity = device::identity(&live.look(|view| view.info().uuid).to_string(), device::ORIGIN);
+            control.guarded(move || ensure_inserted(&pair, &identity))
+        }
         None => {
             let log = Arc::clone(&log);
             control.outliving(move |live| journal::begin(live, &log))
@@ -280,8 +283,8 @@ impl Ways<'_> {
 }
 
 /// A snapshot while writes go past the server would not be one.
-fn ensure_inserted(pair: &Pair) -> Result<()> {
-    match pair.is_inserted()? {
+fn ensure_inserted(pair: &Pair, identity: &str) -> Result<()> {
+    match pair.inserted()?.as_deref() == Some(identity) {
         true => Ok(()),
         false => {
             let what =
@@ -299,13 +302,8 @@ fn open_writer(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> 
         let vol = VolArgs { vol, origin, old: OldArgs::default() };
         return open::counted_writer(&vol, &devices[0], &devices[1]);
     };
-    let is_inserted = pair.prepare()?;
-    let mut writer = open::writer_beneath(&vol, &pair.lower_path(), &devices[0], &devices[1])?;
-    if !is_inserted {
-        // Its users have written past any server.
-        writer.distrust_origin()?;
-    }
-    Ok(writer)
+    let inserted = pair.prepare()?;
+    open::writer_beneath(&vol, (&pair.lower_path(), inserted.as_deref()), devices)
 }
 
 fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Live> {

@@ -497,6 +497,7 @@ mod tests {
                 volume: Uuid([1; 16]),
                 origin_size: 1 << 30,
                 squash_when_full: true,
+                unwatched: true,
                 generation: 3,
                 equals: Some((Uuid([2; 16]), 4, 0)),
                 path: b"/dev/vg/lv".to_vec(),

@@ -154,6 +154,7 @@ fn blank(sb: Superblock, past: Option<Checkpoint>) -> Result<State> {
         volume: Uuid([0; 16]),
         origin_size: 0,
         squash_when_full: false,
+        unwatched: false,
         generation: 0,
         equals: None,
         path: Vec::new(),

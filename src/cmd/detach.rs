@@ -1,0 +1,192 @@
+//! `detach`: devices that `attach` has made, taken away, and servers taken out from under devices.
+
+use super::attach::{Served, WAIT_SECS};
+use super::open;
+use crate::block::file::FileWriter;
+use crate::dm::device::{self, Device, Node};
+use crate::dm::insert::{self, Pair};
+use crate::dm::{mapper, nbd};
+use crate::error::{Error, Kind, Result};
+use crate::point::volume::Volume;
+use crate::serve::control::Client;
+use crate::serve::listen::Stream;
+use crate::serve::nbd::{Memory, Session, serve};
+use crate::serve::straight::Straight;
+use crate::ui::Ui;
+use crate::ui::exit::Exit;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const EXAMPLES: &str = "Examples:
+  ddsnap detach data
+  ddsnap detach 'data(3)'
+  ddsnap detach data.sock";
+
+/// Take devices away that attach has made
+///
+/// Takes all devices of the volume, or none if one of them is in use. The server need not run any more. A server that
+/// was slipped under a device (attach --insert) is taken out from under it, mounted or not, and ended.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What attach has called the origin, or a path of its device, or the socket of the server: all devices of the
+    /// volume; 'VOL(TAG)': the one of that snapshot
+    #[arg(value_name = "VOL|SOCK")]
+    what: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Kind::Busy` if a device is in use; `Kind::NotFound` if there is none.
+pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
+    let doing = || format!("cannot detach {}", args.what.display());
+    take_away(&args.what, ui).map_err(|error| error.doing(doing()))?;
+    Ok(Exit::Done)
+}
+
+fn take_away(what: &Path, ui: &Ui) -> Result<()> {
+    let pair = inserted(what)?;
+    let mut devices = chosen(what, pair.is_some())?;
+    if let Some(pair) = pair {
+        devices.retain(|device| !device.identity.ends_with("-origin"));
+        take_out(&pair, what, &devices)?;
+        ui.explain(&format!("nothing is beneath {} any more", pair.upper));
+    } else {
+        device::detach(&devices)?;
+    }
+    for device in devices {
+        ui.explain(&format!("{} is gone", device.path().unwrap_or_default().display()));
+    }
+    Ok(())
+}
+
+/// The device under which a server was slipped, if that is what `what` means.
+fn inserted(what: &Path) -> Result<Option<Pair>> {
+    let pair = match open::is_served(what) {
+        true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
+        false => {
+            let path =
+                if what.is_absolute() { what.to_path_buf() } else { mapper::path(&what.to_string_lossy()) };
+            Pair::of(&path).ok()
+        }
+    };
+    Ok(match pair {
+        Some(pair) if pair.is_inserted()? => Some(pair),
+        _ => None,
+    })
+}
+
+/// Takes a server out from under a device, and ends it: from then on it does not see what is written.
+fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
+    if !open::is_served(what) {
+        return take_out_dead(pair);
+    }
+    device::detach(others)?;
+    let server = connect(what)?;
+    pair.take_out(true, || server.stop())?;
+    pair.remove_lower()
+}
+
+/// How often the kernel is offered a connection, until it has seen that the one it had is dead.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Takes a server out that runs no more. Writes that it had not answered wait in the kernel, and the device would wait
+/// for them: they are done here, past the store, whose snapshots are not trusted any more for what follows anyway.
+fn take_out_dead(pair: &Pair) -> Result<()> {
+    // From now on no server can begin to be what this takes out.
+    let lower = FileWriter::open_shared_origin(&pair.lower_path()).map_err(|error| match error.kind() {
+        Kind::Busy => Error::new(Kind::Busy, "a server is beneath it, which must be ended with it")
+            .hint("'ddsnap detach SOCK' does both"),
+        _ => error,
+    })?;
+    let (near, far) = UnixStream::pair().map_err(|error| Error::io("cannot make a connection", error))?;
+    let last = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
+    let session = Session { export: Arc::new(Straight(lower)), structured: false, contexts: Vec::new() };
+    let (index, is_over) = (pair.nbd()?, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let sender = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
+        scope.spawn(|| {
+            // What it cannot do it has answered with an error.
+            let _ = serve(&session, &Memory::default(), (far, sender), || last.end());
+            drop(session);
+        });
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                // It may be gone already, and is not needed then.
+                let _ = index.map(|index| offer(index, &near));
+                std::thread::sleep(PAUSE);
+            }
+        });
+        let outcome = pair.take_out(false, || Ok(()));
+        is_over.store(true, Ordering::Release);
+        near.end();
+        outcome
+    })?;
+    pair.remove_lower()
+}
+
+/// Gives a device whose server is gone another connection.
+fn offer(index: u32, socket: &UnixStream) -> Result<()> {
+    let identity = nbd::devices().into_iter().find(|(found, _)| *found == index);
+    let identity = identity.map(|(_, identity)| identity).unwrap_or_default();
+    let size = Node::Nbd(index).sectors()? * 512;
+    nbd::reconnect(
+        index,
+        &nbd::Link {
+            socket,
+            size,
+            block_size: device::block_size(&nbd::path(index)),
+            // Those that it has stay.
+            flags: 0,
+            wait_secs: WAIT_SECS,
+            identity: &identity,
+        },
+    )
+}
+
+fn connect(socket: &Path) -> Result<Client> {
+    Client::connect(socket).map_err(hint_at_names)
+}
+
+fn hint_at_names(error: Error) -> Error {
+    error.hint("without the server, name the volume as attach has called it")
+}
+
+/// The devices that `what` means; there may be none if `may_be_none`.
+fn chosen(what: &Path, may_be_none: bool) -> Result<Vec<Device>> {
+    let found = match open::is_served(what) {
+        true => Served::find(what).map_err(hint_at_names)?.devices()?,
+        false if may_be_none => Vec::new(),
+        false => {
+            let all = device::all("", &[])?;
+            let Some(one) = all.iter().find(|device| is_called(device, what)) else {
+                return Err(nothing(what));
+            };
+            match device::siblings(&one.identity).filter(|_| one.identity.ends_with("-origin")) {
+                Some(begin) => device::all(begin, &[])?,
+                None => vec![one.clone()],
+            }
+        }
+    };
+    if found.is_empty() && !may_be_none { Err(nothing(what)) } else { Ok(found) }
+}
+
+fn is_called(device: &Device, what: &Path) -> bool {
+    let name = device.mapped.as_ref().map(|mapped| mapped.name.as_str());
+    name == what.to_str()
+        || device.path().as_deref() == Some(what)
+        || device.node.map(Node::path).as_deref() == Some(what)
+}
+
+fn nothing(what: &Path) -> Error {
+    let name =
+        what.to_str().filter(|name| mapper::is_available() && matches!(mapper::find(name), Ok(Some(_))));
+    match name {
+        Some(_) => Error::new(Kind::Refused, "this device is not one that attach has made"),
+        None => Error::new(Kind::NotFound, "nothing of that name is attached"),
+    }
+}
