@@ -1,7 +1,9 @@
 //! What a live store holds in memory: read at once, durable after a flush, never too late for a snapshot.
 
 use crate::random::{Random, seeds};
+use ddsnap::block::counted::Counting;
 use ddsnap::block::faulty::{Faulty, Operation};
+use ddsnap::block::file::FileWriter;
 use ddsnap::block::memory::Memory;
 use ddsnap::block::record::{DeviceId, Log, Recorder, Replay};
 use ddsnap::block::{ReadAt, WriteAt};
@@ -10,6 +12,7 @@ use ddsnap::point::volume::Change;
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::store::{InitOptions, Live, View, Writer};
 use ddsnap::units::{Epoch, Tag, index};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -386,4 +389,55 @@ fn a_full_store_refuses_the_write_and_keeps_all_that_it_took() {
     live.close().unwrap();
     origin.read_at(&mut bytes, refused * 4096).unwrap();
     assert!(bytes == chunk(refused));
+}
+
+#[test]
+fn what_lies_in_the_origins_file_is_no_older_than_what_was_told() {
+    const AREA: u64 = SIZE / WRITERS / 4096 * 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let (path, counts) = (dir.path().join("origin"), Arc::default());
+    std::fs::write(&path, vec![0; index(SIZE)]).unwrap();
+    let origin = Arc::new(Counting::new(FileWriter::open(&path).unwrap(), &counts));
+    let live = live(Arc::new(initialized(64 << 20)), origin, 1 << 20);
+    let (there, held) = (AtomicU64::new(0), AtomicU64::new(0));
+    let write = |number: u64| {
+        let mut random = Random(number);
+        for round in 0..150 {
+            let length = 1 + random.below(9000);
+            let bytes = random.bytes(index(length));
+            let offset = number * AREA + random.below(AREA - length);
+            live.write_origin(offset, &bytes).unwrap();
+            if round % 10 == 0 {
+                live.flush().unwrap();
+            }
+            let file = live.origin_file(offset, bytes.len());
+            let Some(file) = file else {
+                held.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            let mut back = vec![0; bytes.len()];
+            file.read_exact_at(&mut back, offset).unwrap();
+            assert!(back == bytes, "{} bytes at {offset} are not what was written", bytes.len());
+            there.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let write = &write;
+        let writers: Vec<_> = (0..WRITERS).map(|number| scope.spawn(move || write(number))).collect();
+        for tag in 1.. {
+            if writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+            live.create_snapshot(Tag(tag), None).unwrap();
+        }
+    });
+    assert!(there.into_inner() >= WRITERS * 15 && held.into_inner() > 0);
+    assert!(live.origin_file(SIZE - 1, 2).is_none(), "past its end");
+    let before = (counts.now(), live.figures());
+    assert!(live.origin_file(SIZE - 4096, 4096).is_some());
+    let after = (counts.now(), live.figures());
+    assert_eq!(after.0.read_bytes, before.0.read_bytes + 4096);
+    assert_eq!(after.1.origin_reads, before.1.origin_reads + 1);
+    assert_eq!(after.1.origin_read_bytes, before.1.origin_read_bytes + 4096);
+    live.close().unwrap();
 }

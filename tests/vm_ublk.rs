@@ -159,6 +159,69 @@ fn vm_ublk_servers_that_end_under_load_lose_nothing() {
 
 #[test]
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_ublk_many_small_reads_and_servers_that_end_meanwhile() {
+    let Some(dir) = volume_for_ublk() else { return };
+    let mut server = Server::start(&dir, "/dev/vmdisk2");
+    sh(&dir, "ddsnap attach vol.sock --name data");
+    let fio = "fio --name=v --bs=4k --size=32M --direct=1 --ioengine=libaio --iodepth=32 --verify=crc32c \
+        --verify_fatal=1 --filename=/dev/mapper/data --output=/dev/null";
+    sh(&dir, &format!("{fio} --rw=write --do_verify=0"));
+    let line = format!("exec {fio} --rw=randread --time_based --runtime=12");
+    let mut load = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
+    for round in 0..8 {
+        std::thread::sleep(Duration::from_millis(600));
+        // Most of what is read lies in the cache of the system else.
+        sh(&dir, "echo 1 >/proc/sys/vm/drop_caches");
+        match round % 4 {
+            3 => server.kill(),
+            _ => {
+                sh(&dir, "ddsnap stop vol.sock");
+                drop(server);
+            }
+        }
+        server = Server::start(&dir, "/dev/vmdisk2 --ublk");
+    }
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    // What is held is newer than what the origin has.
+    let mixed = fio.replace("--bs=4k", "--bs=512-8k");
+    for tag in 1..4 {
+        sh(&dir, &format!("ddsnap create vol.sock {tag} && {mixed} --rw=randrw --verify_backlog=16"));
+    }
+    sh(&dir, "ddsnap detach data && ddsnap stop vol.sock && ! ls /dev/ublkb* /dev/ublkc*");
+    drop(server);
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_ublk_reads_that_fail_are_told_and_work_again() {
+    let Some(dir) = volume_for_ublk() else { return };
+    let sectors: u64 = sh(&dir, "blockdev --getsz /dev/vmdisk1").parse().unwrap();
+    let (good, rest) = (format!("0 {sectors} linear /dev/vmdisk1 0"), sectors - 2056);
+    let bad = format!("0 2048 linear /dev/vmdisk1 0\n2048 8 error\n2056 {rest} linear /dev/vmdisk1 2056");
+    let swap = |table: &str| {
+        let swap = format!("printf '{table}\n' | dmsetup load under && dmsetup resume under");
+        sh(&dir, &format!("{swap} && echo 1 >/proc/sys/vm/drop_caches"));
+    };
+    sh(&dir, &format!("dmsetup create under --table '{good}' && head -c 2M /dev/urandom >data"));
+    sh(&dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/under");
+    let server = Server::start(&dir, "/dev/vmdisk2 --ublk");
+    wait_for("/dev/ublkb0", true);
+    sh(&dir, "dd if=data of=/dev/ublkb0 bs=1M oflag=direct status=none && blockdev --flushbufs /dev/ublkb0");
+    let read = |block: u32| format!("dd if=/dev/ublkb0 bs=4k skip={block} count=1 iflag=direct status=none");
+    let compare =
+        |block: u32| format!("cmp <({}) <(dd if=data bs=4k skip={block} count=1 status=none)", read(block));
+    swap(&bad);
+    sh(&dir, &format!("! {} && {} && {}", read(256), compare(255), compare(257)));
+    sh(&dir, &format!("grep 'reads fail' {}", Server::SAYS));
+    swap(&good);
+    sh(&dir, &format!("{} && grep 'reads work again' {}", compare(256), Server::SAYS));
+    sh(&dir, "ddsnap stop vol.sock && dmsetup remove under");
+    drop(server);
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_ublk_what_nobody_holds_ends_with_its_server() {
     let Some(dir) = volume_for_ublk() else { return };
     let server = Server::start(&dir, "/dev/vmdisk2 --ublk");

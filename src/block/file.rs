@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// A file or block device that can only be read.
@@ -106,7 +106,7 @@ impl FileWriter {
         let file = made.map_err(|e| Error::io(format!("cannot make it: {e}"), e).at_path(path))?;
         Lock::Exclusive.take(&file, path, false)?;
         let handle = Handle {
-            file,
+            file: Arc::new(file),
             path: path.to_path_buf(),
             is_device: false,
             size: 0,
@@ -286,6 +286,12 @@ impl ReadAt for FileWriter {
         let read = preadv2(&handle.file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT);
         // Whatever else it is, reading it in the ordinary way tells.
         Ok(read == Ok(wanted))
+    }
+
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        let handle = &self.handle;
+        ensure_inside("read", &handle.path, self.size(), offset, length).ok()?;
+        handle.direct.is_none().then(|| Arc::clone(&handle.file))
     }
 
     fn will_read(&self, ranges: &[Range<u64>]) {
@@ -476,6 +482,16 @@ mod tests {
     }
 
     #[test]
+    fn the_file_is_told_only_for_what_lies_in_it() {
+        let (_dir, path) = file_of(&[7; 4096]);
+        let writer = FileWriter::open(&path).unwrap();
+        let mut buf = [0; 96];
+        writer.file_with(4000, 96).unwrap().read_exact_at(&mut buf, 4000).unwrap();
+        assert_eq!(buf, [7; 96]);
+        assert!(writer.file_with(4000, 97).is_none() && writer.file_with(u64::MAX, 1).is_none());
+    }
+
+    #[test]
     fn a_failed_flush_is_never_retried_as_success() {
         let (_dir, path) = file_of(b"x");
         let writer = FileWriter::open(&path).unwrap();
@@ -494,7 +510,7 @@ mod tests {
         // /dev/full answers every write with ENOSPC; it is a character device, so the handle is made by hand.
         let file = File::options().read(true).write(true).open("/dev/full").unwrap();
         let handle = Handle {
-            file,
+            file: Arc::new(file),
             path: PathBuf::from("/dev/full"),
             is_device: false,
             size: 4096,

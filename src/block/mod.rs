@@ -22,6 +22,7 @@
 
 use crate::error::{Error, Kind, Result};
 use shared::{SharedExtents, Space};
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +84,13 @@ pub trait ReadAt: Send + Sync {
     fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         let (_, _) = (buf, offset);
         Ok(false)
+    }
+
+    /// The open file in which these bytes lie at the same offset, for whoever reads them there himself at once; `None`
+    /// if there is none, if they are not all inside, or if [`ReadAt::read_at`] does more than to read them.
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        let (_, _) = (offset, length);
+        None
     }
 
     /// Tells that these bytes are read soon, one range after the other: a device that can, fetches them together.
@@ -156,6 +164,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<bool> {
         (**self).read_cached(buf, offset)
+    }
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        (**self).file_with(offset, length)
     }
     fn will_read(&self, ranges: &[Range<u64>]) {
         (**self).will_read(ranges);

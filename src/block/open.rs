@@ -9,6 +9,7 @@ use std::fs::{File, FileType};
 use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How to open and lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl Access {
 /// An open file or device, its path and what it is.
 #[derive(Debug)]
 pub(super) struct Handle {
-    pub file: File,
+    pub file: Arc<File>,
     pub path: PathBuf,
     pub is_device: bool,
     pub size: u64,
@@ -105,7 +106,7 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Handle> {
     let size = file
         .seek(SeekFrom::End(0))
         .map_err(|e| Error::io(format!("cannot find its size: {e}"), e).at_path(path))?;
-    Ok(Handle { file, path: path.to_path_buf(), is_device, size, direct, _backing: backing })
+    Ok(Handle { file: Arc::new(file), path: path.to_path_buf(), is_device, size, direct, _backing: backing })
 }
 
 fn open_error(path: &Path, access: Access, source: std::io::Error) -> Error {

@@ -5,6 +5,7 @@ use crate::point::volume::{SnapshotInfo, SnapshotState};
 use crate::point::{PointId, PointSource};
 use crate::store::{Live, User};
 use crate::units::{Epoch, Tag};
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,13 @@ pub trait Export: Send + Sync {
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
         let (_, _) = (offset, buf);
         Ok(false)
+    }
+
+    /// The open file in which these bytes lie at the same offset, for whoever reads them there himself at once, which
+    /// is as [`Export::read`] then; `None` if they, or some of them, are to be had in another way.
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        let (_, _) = (offset, length);
+        None
     }
 
     /// Writes at byte `offset`; durable after [`Export::flush`].
@@ -184,6 +192,10 @@ impl Export for Origin {
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
         self.live.read_origin_cached(offset, buf)
+    }
+
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        self.live.origin_file(offset, length)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

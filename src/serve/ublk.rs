@@ -1,7 +1,8 @@
 //! ublk: an export as a block device of the kernel. One thread takes requests and tells them done, as the kernel wants
-//! it; others do them, for a flush must not keep reads waiting. Only what comes alone, small reads of what is in memory
-//! and small writes that need no copy are done at once: to hand them to another thread and back costs more than most
-//! reads and writes.
+//! it; others do them, for a flush must not keep reads waiting. But to hand a request to another thread and back costs
+//! more than most reads and writes. So small reads of bytes that lie in a file the kernel does itself, from the file to
+//! whoever reads, and here they are only told done. Small reads of what is in memory, small writes that
+//! need no copy and what comes alone are done at once.
 
 use super::export::Export;
 use crate::error::{Error, Kind, Result};
@@ -10,6 +11,7 @@ use crate::ublk::queue::{Bell, Data, Event, Queue, Rest};
 use crate::units::index;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::io::Errno;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -62,6 +64,12 @@ struct Job {
     tag: u16,
     request: Request,
 }
+
+/// How many requests came together, and when.
+type Batch = (usize, Instant);
+
+/// Starts a thread.
+type More<'a> = dyn Fn() -> std::io::Result<()> + 'a;
 
 /// What threads have done: tags and results.
 type Done = Mutex<Vec<(u16, i32)>>;
@@ -132,7 +140,7 @@ struct Taker<'a> {
 }
 
 impl Taker<'_> {
-    fn take(mut self, more: &dyn Fn() -> std::io::Result<()>) -> Result<()> {
+    fn take(mut self, more: &More<'_>) -> Result<()> {
         let mut present = usize::from(self.queue.depth());
         let mut buf = Vec::new();
         loop {
@@ -141,20 +149,17 @@ impl Taker<'_> {
             for event in events {
                 match event {
                     Event::Gone => present = present.saturating_sub(1),
+                    Event::Moved(tag, Ok(request)) => self.finish(Job { tag, request }, batch, more)?,
+                    // A thread meets what went wrong again, and it is told.
+                    Event::NotMoved(tag, Ok(request)) => self.start(Job { tag, request }, more)?,
                     // The next server gets it.
-                    _ if self.end.ended.load(Ordering::Acquire) => {}
-                    Event::Request(tag, Ok(request)) if self.is_done_here(&request, batch) => {
-                        let result = self.own.result(&Job { tag, request }, &mut buf);
-                        self.queue.commit(tag, result)?;
-                    }
+                    Event::Request(..) if self.end.ended.load(Ordering::Acquire) => {}
                     Event::Request(tag, Ok(request)) => {
-                        let job = Job { tag, request };
-                        match self.own.read_cached(&job, &mut buf) {
-                            Some(result) => self.queue.commit(tag, result)?,
-                            None => self.start(job, more)?,
-                        }
+                        self.begin(Job { tag, request }, batch, &mut buf, more)?;
                     }
-                    Event::Request(tag, Err(error)) => self.queue.commit(tag, number(&error))?,
+                    Event::Request(tag, Err(error))
+                    | Event::Moved(tag, Err(error))
+                    | Event::NotMoved(tag, Err(error)) => self.queue.commit(tag, number(&error))?,
                 }
             }
             let done = std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner));
@@ -163,15 +168,48 @@ impl Taker<'_> {
                 self.queue.commit(tag, result)?;
             }
             let is_over = present == 0 || self.end.ended.load(Ordering::Acquire);
-            if is_over && self.running == 0 {
+            if is_over && self.running == 0 && self.queue.moving() == 0 {
                 return Ok(());
             }
         }
     }
 
+    /// Does a request, or leaves it to whoever does.
+    fn begin(&mut self, job: Job, batch: Batch, buf: &mut Vec<u8>, more: &More<'_>) -> Result<()> {
+        let Request { offset, length, .. } = job.request;
+        if let Some(file) = file_with(self.own.export.as_ref(), &job.request) {
+            return self.queue.relay(job.tag, &file, offset, length);
+        }
+        if self.is_done_here(&job.request, batch) {
+            // For what came together the kernel does it with one call.
+            if job.request.operation == Operation::Write && batch.0 > 1 {
+                return self.queue.fetch(job.tag, length);
+            }
+            let result = self.own.result(&job, buf);
+            return self.queue.commit(job.tag, result);
+        }
+        match self.own.read_cached(&job, buf) {
+            Some(result) => self.queue.commit(job.tag, result),
+            None => self.start(job, more),
+        }
+    }
+
+    /// Ends a read whose bytes were given, or writes what was fetched, unless a thread had better do it from the
+    /// beginning.
+    fn finish(&mut self, job: Job, batch: Batch, more: &More<'_>) -> Result<()> {
+        let Request { operation, offset, length, .. } = job.request;
+        if operation == Operation::Read {
+            return self.queue.commit(job.tag, moved(length).unwrap_or_else(|error| number(&error)));
+        }
+        let data = self.queue.fetched(job.tag, length).filter(|_| self.is_done_here(&job.request, batch));
+        let Some(data) = data else { return self.start(job, more) };
+        let written = self.own.export.write(offset, data).and_then(|()| moved(length));
+        self.queue.commit(job.tag, written.unwrap_or_else(|error| number(&error)))
+    }
+
     /// True for what is done at once, while no thread does anything: what comes alone, and of a batch of so many that
     /// came then, small writes where nothing is copied out before, as long as they need not wait.
-    fn is_done_here(&self, request: &Request, (count, came): (usize, Instant)) -> bool {
+    fn is_done_here(&self, request: &Request, (count, came): Batch) -> bool {
         let is_small_write = || {
             let is_small = request.operation == Operation::Write && request.length <= SMALL;
             is_small && came.elapsed() < PATIENCE && self.own.export.bases().is_empty()
@@ -180,7 +218,7 @@ impl Taker<'_> {
     }
 
     /// Gives a request to a thread, a new one if all are busy.
-    fn start(&mut self, job: Job, more: &dyn Fn() -> std::io::Result<()>) -> Result<()> {
+    fn start(&mut self, job: Job, more: &More<'_>) -> Result<()> {
         self.running += 1;
         if self.running > self.threads && self.threads < THREADS_MAX {
             match more() {
@@ -192,6 +230,12 @@ impl Taker<'_> {
         }
         self.jobs.send(job).map_err(|_| Error::new(Kind::Io, "no thread does requests any more"))
     }
+}
+
+/// The file that the kernel can read itself for a small read.
+fn file_with(export: &dyn Export, request: &Request) -> Option<Arc<File>> {
+    let is_small_read = request.operation == Operation::Read && request.length <= SMALL;
+    if is_small_read { export.file_with(request.offset, index(u64::from(request.length))) } else { None }
 }
 
 /// True for what takes no longer than a device takes for one request.
@@ -286,6 +330,11 @@ fn perform(
     if request.is_durable && request.operation != Operation::Read {
         export.flush()?;
     }
+    moved(length)
+}
+
+/// What the kernel is told of so many bytes that were read or written.
+fn moved(length: u32) -> Result<i32> {
     i32::try_from(length).map_err(|_| Error::new(Kind::Usage, format!("a request of {length} bytes")))
 }
 
@@ -303,6 +352,8 @@ fn number(error: &Error) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frozen::ReadOnly;
+    use super::super::watched::Watch;
     use super::*;
 
     /// Remembers what was done.
@@ -331,6 +382,10 @@ mod tests {
         fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
             buf.fill(7);
             self.note(format!("read {offset} {}", buf.len()))
+        }
+
+        fn file_with(&self, _offset: u64, _length: usize) -> Option<Arc<File>> {
+            File::open("/dev/null").ok().map(Arc::new)
         }
 
         fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -386,6 +441,24 @@ mod tests {
         assert_eq!(run(Operation::Discard, false, None), (discarded, 8192, none.clone()));
         let zeroed = text(&["zero 4096 8192", "flush"]);
         assert_eq!(run(Operation::WriteZeroes, true, None), (zeroed, 8192, none));
+    }
+
+    #[test]
+    fn the_kernel_does_small_reads_of_what_lies_in_a_file() {
+        let watch = Arc::new(Watch::new(|_| {}));
+        let export = watch.over("origin", Arc::new(Noted(Mutex::default(), Some(Kind::Io))));
+        let relayed = |operation, length| {
+            let request = Request { operation, offset: 4096, length, is_durable: false };
+            file_with(export.as_ref(), &request).is_some()
+        };
+        assert!(relayed(Operation::Read, 512) && relayed(Operation::Read, SMALL));
+        assert!(!relayed(Operation::Read, SMALL + 512));
+        assert!(!relayed(Operation::Write, 512) && !relayed(Operation::Flush, 0));
+        // What has failed is seen to work again.
+        export.read(4096, &mut [0; 512]).unwrap_err();
+        assert!(!relayed(Operation::Read, 512));
+        let other = ReadOnly::new(4096, |_, _| Ok(()));
+        assert!(other.file_with(0, 512).is_none(), "what is not known to lie in a file");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::error::{Error, Kind, Result};
 use crate::units::Tag;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -122,6 +123,14 @@ impl Export for Watched {
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
         self.look(Act::Read, self.export.read_cached(offset, buf))
+    }
+
+    fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        // While something fails all is read here, where it is seen to work again.
+        if self.watch.failing.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        self.export.file_with(offset, length)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

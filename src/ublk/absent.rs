@@ -4,10 +4,35 @@ use crate::format::ublk::{QueueCommand, Request};
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// There is none.
 pub enum Ring {}
+
+/// None comes.
+pub struct Done {
+    pub token: u32,
+    pub result: i32,
+    pub what: What,
+}
+
+/// As that of `ring`.
+#[derive(PartialEq, Eq)]
+#[expect(dead_code, reason = "nothing comes")]
+pub enum What {
+    Command,
+    Broken,
+    Bytes,
+}
+
+/// As that of `ring`.
+#[expect(dead_code, reason = "nobody takes it")]
+pub struct Relay<'a> {
+    pub from: (&'a Arc<File>, u64),
+    pub to: (&'a Arc<File>, u64),
+    pub length: u32,
+}
 
 /// There are none.
 pub enum Descriptors {}
@@ -17,19 +42,31 @@ fn absent<T>() -> Result<T> {
 }
 
 impl Ring {
-    pub fn new(_entries: u32) -> Result<Self> {
+    pub fn new(_entries: u32, _relays: u16) -> Result<Self> {
         absent()
     }
 
-    pub fn queue(&mut self, _device: &File, _command: QueueCommand, _token: u64) -> Result<()> {
+    pub fn queue(&mut self, _device: &File, _command: QueueCommand, _token: u32) -> Result<()> {
         match *self {}
     }
 
-    pub fn watch(&mut self, _fd: &OwnedFd, _token: u64) -> Result<()> {
+    pub fn relay(&mut self, _relay: &Relay<'_>, _token: u16) -> Result<()> {
         match *self {}
     }
 
-    pub fn wait(&mut self, _done: &mut Vec<(u64, i32)>) -> Result<()> {
+    pub fn fetch(&mut self, _from: (&Arc<File>, u64), _length: u32, _token: u16) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn bytes(&self, _token: u16) -> &[u8] {
+        match *self {}
+    }
+
+    pub fn watch(&mut self, _fd: &OwnedFd, _token: u32) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn wait(&mut self, _done: &mut Vec<Done>) -> Result<()> {
         match *self {}
     }
 

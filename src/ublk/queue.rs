@@ -1,17 +1,19 @@
 //! The requests of a device: they come, are done by whoever serves it, and are told done.
 
-use super::ring::{Descriptors, Ring};
-use crate::error::{Error, Result};
+use super::ring::{Descriptors, Done, Relay, Ring, What};
+use crate::error::{Error, Kind, Result};
 use crate::format::ublk::{QueueCommand, Request, data_position};
+use crate::units::index;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Stands for the bell, where tags stand for requests.
-const BELL: u64 = u64::MAX;
+const BELL: u32 = u32::MAX;
 
 /// Wakes the thread that waits for requests.
 pub struct Bell(OwnedFd);
@@ -64,6 +66,10 @@ impl Data {
 pub enum Event {
     /// There is a request.
     Request(u16, Result<Request>),
+    /// The bytes of a request were moved, as [`Queue::relay`] or [`Queue::fetch`] was told.
+    Moved(u16, Result<Request>),
+    /// They were not, or not all.
+    NotMoved(u16, Result<Request>),
     /// No request will have this tag any more.
     Gone,
 }
@@ -80,7 +86,8 @@ pub struct Queue {
     device: Arc<File>,
     depth: u16,
     bell: Arc<Bell>,
-    done: Vec<(u64, i32)>,
+    done: Vec<Done>,
+    moving: usize,
 }
 
 impl Queue {
@@ -94,16 +101,19 @@ impl Queue {
         let failed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 let what = "the server may not serve ublk devices: only root may";
-                Error::new(crate::error::Kind::Refused, what).at_path(&path)
+                Error::new(Kind::Refused, what).at_path(&path)
             }
             _ => Error::io(format!("cannot serve it: {error}"), error).at_path(&path),
         };
-        let device = File::options().read(true).write(true).open(&path).map_err(failed)?;
+        // It never waits, which the ring only takes for true if it is told so: else another thread would copy.
+        let at_once = OFlags::NONBLOCK.bits().cast_signed();
+        let device =
+            File::options().read(true).write(true).custom_flags(at_once).open(&path).map_err(failed)?;
         let descriptors = Descriptors::map(&device, depth).map_err(failed)?;
         // One more, for the bell.
-        let ring = Ring::new(u32::from(depth).saturating_add(1)).map_err(failed)?;
+        let ring = Ring::new(u32::from(depth).saturating_add(1), depth).map_err(failed)?;
         let (device, bell) = (Arc::new(device), Arc::clone(bell));
-        let mut queue = Self { ring, descriptors, device, depth, bell, done: Vec::new() };
+        let mut queue = Self { ring, descriptors, device, depth, bell, done: Vec::new(), moving: 0 };
         queue.begin()?;
         Ok(queue)
     }
@@ -120,6 +130,12 @@ impl Queue {
         self.depth
     }
 
+    /// Requests whose bytes the kernel is moving.
+    #[must_use]
+    pub const fn moving(&self) -> usize {
+        self.moving
+    }
+
     /// Waits until something happens or the bell rings.
     ///
     /// # Errors
@@ -127,14 +143,18 @@ impl Queue {
     pub fn wait(&mut self) -> Result<Vec<Event>> {
         self.ring.wait(&mut self.done).map_err(failed)?;
         let mut events = Vec::new();
-        for (token, result) in std::mem::take(&mut self.done) {
+        for Done { token, result, what } in std::mem::take(&mut self.done) {
             let Ok(tag) = u16::try_from(token) else {
                 self.bell.rest();
                 self.ring.watch(&self.bell.0, BELL).map_err(failed)?;
                 continue;
             };
-            events.push(match self.descriptors.get(tag) {
-                Some(bytes) if result == 0 => Event::Request(tag, Request::decode(&bytes)),
+            self.moving -= usize::from(what != What::Command);
+            let request = self.descriptors.get(tag).map(|bytes| Request::decode(&bytes));
+            events.push(match (request, what) {
+                (Some(request), What::Command) if result == 0 => Event::Request(tag, request),
+                (Some(request), What::Bytes) if is_whole(&request, result) => Event::Moved(tag, request),
+                (Some(request), What::Bytes | What::Broken) => Event::NotMoved(tag, request),
                 _ => Event::Gone,
             });
         }
@@ -148,6 +168,34 @@ impl Queue {
     /// `Kind::Io`.
     pub fn commit(&mut self, tag: u16, result: i32) -> Result<()> {
         self.hand_over(QueueCommand::Commit { tag, result }, tag)
+    }
+
+    /// Has the kernel read `length` bytes of `file` from byte `offset` on and give them to the request with `tag`,
+    /// without this thread; handed over as by [`Queue::commit`]. [`Event::Moved`] comes then, or [`Event::NotMoved`].
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn relay(&mut self, tag: u16, file: &Arc<File>, offset: u64, length: u32) -> Result<()> {
+        // The command is not linked to it: with Linux 6.12 requests got lost then.
+        let relay = Relay { from: (file, offset), to: (&self.device, data_position(tag)), length };
+        self.moving += 1;
+        self.ring.relay(&relay, tag).map_err(failed)
+    }
+
+    /// Has the kernel bring what is to be written by the request with `tag`, `length` bytes, to where
+    /// [`Queue::fetched`] finds it; otherwise as [`Queue::relay`].
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn fetch(&mut self, tag: u16, length: u32) -> Result<()> {
+        self.moving += 1;
+        self.ring.fetch((&self.device, data_position(tag)), length, tag).map_err(failed)
+    }
+
+    /// What is to be written by the request with `tag`, which is of this `length` and was fetched.
+    #[must_use]
+    pub fn fetched(&self, tag: u16, length: u32) -> Option<&[u8]> {
+        self.ring.bytes(tag).get(..index(u64::from(length)))
     }
 
     /// Hands over what was told done, and lets go of all but what may only be dropped when this thread has ended.
@@ -171,8 +219,13 @@ impl Queue {
     }
 
     fn hand_over(&mut self, command: QueueCommand, tag: u16) -> Result<()> {
-        self.ring.queue(&self.device, command, u64::from(tag)).map_err(failed)
+        self.ring.queue(&self.device, command, u32::from(tag)).map_err(failed)
     }
+}
+
+/// True if as many bytes came as a request has.
+fn is_whole(request: &Result<Request>, came: i32) -> bool {
+    request.as_ref().is_ok_and(|request| u32::try_from(came) == Ok(request.length))
 }
 
 fn failed(error: std::io::Error) -> Error {

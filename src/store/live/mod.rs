@@ -53,6 +53,7 @@ use crate::point::volume::SnapshotInfo;
 use crate::units::{Epoch, Tag, index};
 use held::Held;
 pub use journal::Journal;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -211,6 +212,20 @@ impl Live {
             drop(self.shared.work.begin(Operation::ReadOrigin(buf.len())));
         }
         Ok(is_read)
+    }
+
+    /// The file in which these bytes of the origin lie at the same offset, if none of them is held: whoever reads them
+    /// there from now on reads them as [`Live::read_origin`] does. It counts as a read that has ended.
+    #[must_use]
+    pub fn origin_file(&self, offset: u64, length: usize) -> Option<Arc<File>> {
+        self.ensure_inside(offset, length as u64).ok()?;
+        let end = (offset + length as u64).div_ceil(1 << self.shared.chunk_bits);
+        if self.shared.turns.holds(offset >> self.shared.chunk_bits, end) {
+            return None;
+        }
+        let file = self.shared.origin.file_with(offset, length)?;
+        drop(self.shared.work.begin(Operation::ReadOrigin(length)));
+        Some(file)
     }
 
     fn read_origin_by(

@@ -132,6 +132,11 @@ impl Turns {
         self.table().held.fill(offset, buf)
     }
 
+    /// True if something may be held of the chunks from `first` to before `end`.
+    pub fn holds(&self, first: u64, end: u64) -> bool {
+        self.table().held.touches(first, end)
+    }
+
     /// Waits until everything has landed that was acknowledged before.
     ///
     /// # Errors
