@@ -279,6 +279,54 @@ fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
 
 #[test]
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_a_dead_server_is_taken_out_at_once_and_no_snapshot_is_trusted_then() {
+    let dir = Dir::new();
+    sh(&dir, "dmsetup create lv --table \"0 16384 linear /dev/vmdisk1 0\"");
+    sh(&dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/lv");
+    let write = "dd if=/dev/urandom of=/dev/mapper/lv oflag=direct conv=notrunc status=none";
+    let refused = |vol: &str| dir.run(&format!("read {vol} 0")).expect(5).says("tainted");
+    for way in ["killed", "ended", "with its server"] {
+        let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+        sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv && ddsnap create vol.sock 0");
+        sh(&dir, "rm -f stop && dd if=/dev/mapper/lv of=before bs=1M status=none");
+        // Writes are under way whenever the server goes.
+        let line = format!("while [ ! -e stop ]; do {write} bs=4k count=64 seek=300 || exit 1; done");
+        let mut writer = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        match way {
+            "killed" => server.kill(),
+            "ended" => {
+                sh(&dir, "ddsnap stop vol.sock");
+                drop(server);
+            }
+            _ => {
+                sh(&dir, "cmp before <(ddsnap read vol.sock 0) && ddsnap detach vol.sock");
+                drop(server);
+            }
+        }
+        if way != "with its server" {
+            std::thread::sleep(Duration::from_secs(1));
+            assert!(writer.try_wait().unwrap().is_none(), "{way}: it waits");
+            let bounded = "ddsnap detach lv & for moment in $(seq 600); do kill -0 $! || break; sleep 0.1; done; \
+                ! kill -0 $! && wait $!";
+            sh(&dir, bounded);
+        }
+        sh(&dir, &format!("{write} bs=64k count=9 seek=64 && touch stop"));
+        assert!(writer.wait().unwrap().success(), "{way}: a write failed");
+        assert_eq!(sh(&dir, "dmsetup ls | cut -f1; dmsetup table lv | cut -d' ' -f3"), "lv\nlinear", "{way}");
+        // Nobody saw what was written since, and everybody who looks knows that.
+        refused("/dev/vmdisk2");
+        assert!(sh(&dir, "ddsnap fsck -n /dev/vmdisk2 || true").contains("is not what it was"), "{way}");
+        let server = Server::start(&dir, "/dev/vmdisk2");
+        refused("vol.sock");
+        sh(&dir, "ddsnap delete vol.sock 0 && ddsnap stop vol.sock");
+        drop(server);
+    }
+    sh(&dir, "dmsetup remove lv && ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_killed_between_any_two_steps_the_volume_goes_on() {
     let dir = Dir::new();
     let mut load = busy_volume(&dir);

@@ -162,7 +162,7 @@ fn vm_ublk_servers_that_end_under_load_lose_nothing() {
 fn vm_ublk_many_small_reads_and_servers_that_end_meanwhile() {
     let Some(dir) = volume_for_ublk() else { return };
     let mut server = Server::start(&dir, "/dev/vmdisk2");
-    sh(&dir, "ddsnap attach vol.sock --name data");
+    sh(&dir, "ddsnap attach vol.sock --by ublk --name data");
     let fio = "fio --name=v --bs=4k --size=32M --direct=1 --ioengine=libaio --iodepth=32 --verify=crc32c \
         --verify_fatal=1 --filename=/dev/mapper/data --output=/dev/null";
     sh(&dir, &format!("{fio} --rw=write --do_verify=0"));

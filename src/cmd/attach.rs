@@ -223,10 +223,10 @@ impl Served {
     fn insert(&self, pair: &Pair) -> Result<String> {
         let identity = self.identity_of(None);
         let connected = device::attach_unnamed(&identity, &mut |found| self.connect_nbd(None, found))?;
-        if !pair.is_inserted()?
-            && let Node::Nbd(number) = connected
-        {
-            pair.insert(number, self.info.origin_size / 512)?;
+        match connected {
+            _ if pair.is_inserted()? => pair.go_on()?,
+            Node::Nbd(number) => pair.insert(number, self.info.origin_size / 512)?,
+            _ => {}
         }
         Ok(format!("origin {}", mapper::path(&pair.upper).display()))
     }

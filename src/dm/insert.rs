@@ -35,8 +35,10 @@ impl Pair {
     /// The pair of the device at `path`.
     ///
     /// # Errors
-    /// `Kind::Usage` if device-mapper does not know it.
+    /// `Kind::NotFound`; `Kind::Usage` if device-mapper does not know it.
     pub fn of(path: &Path) -> Result<Self> {
+        std::fs::metadata(path)
+            .map_err(|error| Error::io(format!("cannot find it: {error}"), error).at_path(path))?;
         let upper = mapper::name_of(path).ok_or_else(|| {
             Error::new(Kind::Usage, "this is no device of device-mapper, whose table could be exchanged")
                 .at_path(path)
@@ -138,6 +140,15 @@ impl Pair {
             false => format!("0 {sectors} linear {server} 0"),
         };
         self.exchange(&table, true, || Ok(()))
+    }
+
+    /// Ends what somebody began with the upper device who was killed over it: it keeps its table, and nobody waits.
+    ///
+    /// # Errors
+    /// What dmsetup says.
+    pub fn go_on(&self) -> Result<()> {
+        mapper::clear(&self.upper)?;
+        mapper::resume(&self.upper)
     }
 
     /// Leads the upper device past the server again, which `end` ends meanwhile: nobody writes between the last

@@ -46,7 +46,7 @@ raw_struct! {
         equals_volume: [u8; 16], "uuid", "the origin equals this point: its volume";
         equals_id: U64, "u64", "its id";
         equals_generation: U64, "u64", "its content generation";
-        flags: U32, "u32 bits", "1: the three fields before this mean something, 2: others write the origin past the store where no server is inserted beneath them";
+        flags: U32, "u32 bits", "1: the three fields before mean something, 2: others write past the store";
         path_length: U32, "u32 bytes", "length of the path that follows, up to 4096";
     }
 }

@@ -32,7 +32,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "Examples:
   ddsnap server data.snap --socket data.sock --nbd unix:data.nbd
@@ -159,6 +159,7 @@ fn serve_volume(plan: &Plan, pair: Option<&Pair>, ui: &Ui) -> Result<Exit> {
     let log = Arc::new(Log::open(plan.logfile.as_deref(), ui.verbose() || service::is_managed())?);
     // Before there is any thread that lands writes: they inherit it.
     service::keep_in_memory(&log);
+    service::allow_descriptors();
     let inherited = Inherited::of_environment()?;
     if plan.socket.is_none() && inherited.control.is_none() {
         return Err(
@@ -306,8 +307,28 @@ fn open_writer(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> 
     open::writer_beneath(&vol, (&pair.lower_path(), inserted.as_deref()), devices)
 }
 
+/// How long commands that read a store may keep a server from it: clients of the last one are waiting.
+const READERS: Duration = Duration::from_secs(5);
+
+/// As [`open_writer`], which may have to wait for commands that read the store.
+fn open_writer_in_turn(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Writer> {
+    let begun = Instant::now();
+    loop {
+        match open_writer(plan, pair, devices) {
+            Err(error)
+                if error.kind() == Kind::Busy
+                    && begun.elapsed() < READERS
+                    && !open::is_served(&plan.store) =>
+            {
+                std::thread::sleep(5 * PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
 fn open_live(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> Result<Live> {
-    let writer = open_writer(plan, pair, devices)?;
+    let writer = open_writer_in_turn(plan, pair, devices)?;
     if let Some(pending) = writer.view().info().pending {
         let store = plan.store.display();
         let vol = match &plan.origin {

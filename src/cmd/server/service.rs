@@ -7,7 +7,7 @@ use crate::serve::notify::Manager;
 use crate::ui::log::Log;
 use listenfd::ListenFd;
 use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::process::{Resource, configure_io_flusher_behavior, getrlimit};
+use rustix::process::{Resource, Rlimit, configure_io_flusher_behavior, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use rustix::time::{ClockId, clock_gettime};
 use std::io::Write;
@@ -205,6 +205,13 @@ pub fn keep_in_memory(log: &Log) {
             without.join(" and ")
         ));
     }
+}
+
+/// Takes as many descriptors as it may have: each client needs some, and systems give few at first.
+pub fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // With fewer it serves fewer clients, who are told.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ impl Ublk {
     pub fn new(store: PathBuf, log: Arc<Log>) -> Result<Self> {
         ublk::ensure_available()?;
         if !ublk::outlives_kills() {
-            log.line("this kernel may crash if the server is killed while its ublk devices are used: Linux 6.15 is mended");
+            let what = "this kernel may crash if the server is killed while its ublk devices are used";
+            log.line(&format!("{what}: Linux 6.15 is mended"));
         }
         Ok(Self { store, log, stopped: Mutex::default(), stop: Condvar::new() })
     }

@@ -344,8 +344,8 @@ fn open(place: &Place) -> Result<Arc<dyn ReadAt>> {
 
 /// Nobody is there any more who would answer.
 fn ended() -> Error {
-    Error::new(Kind::Io, "the server has ended")
-        .hint("give the command again when it runs, or with the store itself")
+    Error::new(Kind::Io, "the server does not answer any more")
+        .hint("it has ended, or takes no more connections: give the command again when it runs")
 }
 
 fn lost(error: Error) -> Error {
