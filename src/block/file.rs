@@ -89,7 +89,7 @@ impl FileWriter {
     }
 
     /// As [`FileWriter::open`], an origin that others read through other names meanwhile: past the
-    /// page cache, and not exclusively.
+    /// page cache, and although a mapping holds it.
     ///
     /// # Errors
     /// As [`FileWriter::open`].

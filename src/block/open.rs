@@ -22,7 +22,7 @@ pub(super) enum Access {
     ReadLocked,
     /// Alone.
     Write,
-    /// To write past the page cache, beside others.
+    /// To write alone past the page cache, while the kernel may have it mapped.
     WriteDirect,
 }
 
@@ -34,8 +34,8 @@ impl Access {
     pub fn lock(self) -> Option<Lock> {
         match self {
             Self::ReadLocked => Some(Lock::Shared),
-            Self::Write => Some(Lock::Exclusive),
-            Self::Read | Self::ReadDirect | Self::WriteDirect => None,
+            Self::Write | Self::WriteDirect => Some(Lock::Exclusive),
+            Self::Read | Self::ReadDirect => None,
         }
     }
 }
