@@ -106,7 +106,7 @@ fn take_out_dead(pair: &Pair) -> Result<()> {
     let (near, far) = UnixStream::pair().map_err(|error| Error::io("cannot make a connection", error))?;
     let last = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
     let session = Session { export: Arc::new(Straight(lower)), structured: false, contexts: Vec::new() };
-    let (index, is_over) = (pair.nbd()?, AtomicBool::new(false));
+    let (dead, is_over) = (Dead::of(pair)?, AtomicBool::new(false));
     std::thread::scope(|scope| {
         let sender = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
         scope.spawn(|| {
@@ -117,7 +117,7 @@ fn take_out_dead(pair: &Pair) -> Result<()> {
         scope.spawn(|| {
             while !is_over.load(Ordering::Acquire) {
                 // It may be gone already, and is not needed then.
-                let _ = index.map(|index| offer(index, &near));
+                let _ = dead.offer(&near);
                 std::thread::sleep(PAUSE);
             }
         });
@@ -129,23 +129,31 @@ fn take_out_dead(pair: &Pair) -> Result<()> {
     pair.remove_lower()
 }
 
-/// Gives a device whose server is gone another connection.
-fn offer(index: u32, socket: &UnixStream) -> Result<()> {
-    let identity = nbd::devices().into_iter().find(|(found, _)| *found == index);
-    let identity = identity.map(|(_, identity)| identity).unwrap_or_default();
-    let size = Node::Nbd(index).sectors()? * 512;
-    nbd::reconnect(
-        index,
-        &nbd::Link {
-            socket,
-            size,
-            block_size: device::block_size(&nbd::path(index)),
-            // Those that it has stay.
-            flags: 0,
-            wait_secs: WAIT_SECS,
-            identity: &identity,
-        },
-    )
+/// An NBD device whose server is gone.
+struct Dead {
+    index: u32,
+    /// The kernel takes no connection for another device, if the number is that of another by now.
+    identity: String,
+    size: u64,
+    block_size: u32,
+}
+
+impl Dead {
+    fn of(pair: &Pair) -> Result<Self> {
+        let (Some(index), Some(identity)) = (pair.nbd()?, pair.inserted()?) else {
+            return Err(Error::new(Kind::NotFound, "nothing of that name is attached"));
+        };
+        let (size, block_size) = (Node::Nbd(index).sectors()? * 512, device::block_size(&nbd::path(index)));
+        Ok(Self { index, identity, size, block_size })
+    }
+
+    /// Gives it another connection. Flags that it has stay.
+    fn offer(&self, socket: &UnixStream) -> Result<()> {
+        let Self { index, size, block_size, .. } = *self;
+        let identity = self.identity.as_str();
+        let link = nbd::Link { socket, size, block_size, flags: 0, wait_secs: WAIT_SECS, identity };
+        nbd::reconnect(index, &link)
+    }
 }
 
 fn connect(socket: &Path) -> Result<Client> {
