@@ -375,3 +375,30 @@ fn vm_killed_between_any_two_steps_the_volume_goes_on() {
     sh(&dir, "umount m && e2fsck -fn /dev/mapper/lv 2>&1; test $(dmsetup ls | wc -l) = 1; dmsetup remove lv");
     sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
 }
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_two_commands_do_not_lead_one_volume_to_different_places() {
+    let dir = Dir::new();
+    sh(&dir, "dmsetup create lv --table \"0 16384 linear /dev/vmdisk1 0\"");
+    sh(&dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/lv");
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv");
+    // One that waits in the middle of its steps until it is told to go on.
+    let script = "#!/bin/bash\n[ $1 != suspend ] || { touch reached; while [ ! -e go ]; do sleep 0.1; done; }\n\
+        exec REAL \"$@\"\n";
+    let found = sh(&dir, "command -v dmsetup && mkdir bin");
+    dir.write("bin/dmsetup", script.replace("REAL", &found).as_bytes());
+    let line = format!("chmod +x bin/dmsetup; PATH=$PWD/bin:$PATH exec {DDSNAP} detach vol.sock");
+    let mut detach = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
+    sh(&dir, "for moment in $(seq 600); do test -e reached && break; sleep 0.1; done; test -e reached");
+    dir.run("attach vol.sock").expect(4).says("holds it");
+    dir.run("detach vol.sock").expect(4).says("holds it");
+    dir.run("detach lv").expect(4).says("holds it");
+    sh(&dir, "touch go");
+    assert!(detach.wait().unwrap().success());
+    sh(&dir, "dd if=/dev/zero of=/dev/mapper/lv oflag=direct bs=64k count=9 status=none");
+    drop(server);
+    assert_eq!(sh(&dir, "dmsetup ls | cut -f1; dmsetup table lv | cut -d' ' -f3"), "lv\nlinear");
+    sh(&dir, "dmsetup remove lv && ddsnap fsck -n --data /dev/vmdisk2");
+}

@@ -1,4 +1,4 @@
-//! Locks on stores: `flock(2)`, taken without waiting.
+//! Locks on stores and devices: `flock(2)`, taken without waiting for whoever works with them.
 //!
 //! They belong to the open file and vanish with the process, so a held store answers at once with [`Kind::Busy`], and
 //! no lock is ever left behind.
@@ -13,14 +13,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Tries of a lock on a block device before it counts as held: udev takes such a lock for moments whenever a
-/// device changed, and a command must not fail because of that.
-const DEVICE_TRIES: u32 = 20;
-const DEVICE_PAUSE: Duration = Duration::from_millis(50);
+/// Tries of a lock before it counts as held, for one that waits a moment: udev takes one on a block device for moments
+/// whenever it changed, and a command must not fail because of that.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Whom a lock keeps out.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lock {
+pub enum Lock {
     /// Writers.
     Shared,
     /// Everybody.
@@ -32,16 +32,16 @@ impl Lock {
     ///
     /// # Errors
     /// `Kind::Busy` if another process holds it, `Kind::Io`.
-    pub fn take(self, file: &File, path: &Path, is_device: bool) -> Result<()> {
+    pub fn take(self, file: &File, path: &Path, waits: bool) -> Result<()> {
         let operation = match self {
             Self::Shared => FlockOperation::NonBlockingLockShared,
             Self::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
-        let tries = if is_device { DEVICE_TRIES } else { 1 };
+        let tries = if waits { TRIES } else { 1 };
         for attempt in 1..=tries {
             match retry_interrupted(|| rustix::fs::flock(file, operation)) {
                 Ok(()) => return Ok(()),
-                Err(Errno::WOULDBLOCK) if attempt < tries => std::thread::sleep(DEVICE_PAUSE),
+                Err(Errno::WOULDBLOCK) if attempt < tries => std::thread::sleep(PAUSE),
                 Err(Errno::WOULDBLOCK) => break,
                 Err(e) => {
                     let e = std::io::Error::from(e);

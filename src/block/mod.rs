@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`file`] | regular files and block devices |
 //! | `open` | what is taken for one of them, and for whom it is locked |
-//! | `lock` | locks that end with the process |
+//! | [`lock`] | locks that end with the process |
 //! | [`sparse`] | holes of a file, and reading it without displacing what the system has cached |
 //! | [`shared`] | which bytes of a file lie on blocks that other files share |
 //! | [`direct`] | reading and writing past the page cache |
@@ -31,7 +31,7 @@ pub mod counted;
 pub mod direct;
 pub mod faulty;
 pub mod file;
-mod lock;
+pub mod lock;
 pub mod memory;
 pub mod mount;
 mod open;

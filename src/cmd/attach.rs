@@ -221,6 +221,7 @@ impl Served {
 
     /// Slips the server under a device; the line that tells of it.
     fn insert(&self, pair: &Pair) -> Result<String> {
+        let pair = pair.hold()?;
         let identity = self.identity_of(None);
         let connected = device::attach_unnamed(&identity, &mut |found| self.connect_nbd(None, found))?;
         match connected {

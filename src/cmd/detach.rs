@@ -4,7 +4,7 @@ use super::attach::{Served, WAIT_SECS};
 use super::open;
 use crate::block::file::FileWriter;
 use crate::dm::device::{self, Device, Node};
-use crate::dm::insert::{self, Pair};
+use crate::dm::insert::{self, Held, Inserted, Pair};
 use crate::dm::{mapper, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::Volume;
@@ -65,7 +65,7 @@ fn take_away(what: &Path, ui: &Ui) -> Result<()> {
 }
 
 /// The device under which a server was slipped, if that is what `what` means.
-fn inserted(what: &Path) -> Result<Option<Pair>> {
+fn inserted(what: &Path) -> Result<Option<Held>> {
     let pair = match open::is_served(what) {
         true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
         false => {
@@ -74,14 +74,16 @@ fn inserted(what: &Path) -> Result<Option<Pair>> {
             Pair::of(&path).ok()
         }
     };
-    Ok(match pair {
-        Some(pair) if pair.is_inserted()? => Some(pair),
-        _ => None,
-    })
+    let held = match pair {
+        Some(pair) if pair.is_inserted()? => pair.hold()?,
+        _ => return Ok(None),
+    };
+    // Another command may have taken it out meanwhile.
+    Ok(if held.is_inserted()? { Some(held) } else { None })
 }
 
 /// Takes a server out from under a device, and ends it: from then on it does not see what is written.
-fn take_out(pair: &Pair, what: &Path, others: &[Device]) -> Result<()> {
+fn take_out(pair: &Held, what: &Path, others: &[Device]) -> Result<()> {
     if !open::is_served(what) {
         return take_out_dead(pair);
     }
@@ -96,7 +98,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Takes a server out that runs no more. Writes that it had not answered wait in the kernel, and the device would wait
 /// for them: they are done here, past the store, whose snapshots are not trusted any more for what follows anyway.
-fn take_out_dead(pair: &Pair) -> Result<()> {
+fn take_out_dead(pair: &Held) -> Result<()> {
     // From now on no server can begin to be what this takes out.
     let lower = FileWriter::open_shared_origin(&pair.lower_path()).map_err(|error| match error.kind() {
         Kind::Busy => Error::new(Kind::Busy, "a server is beneath it, which must be ended with it")
@@ -131,28 +133,28 @@ fn take_out_dead(pair: &Pair) -> Result<()> {
 
 /// An NBD device whose server is gone.
 struct Dead {
-    index: u32,
     /// The kernel takes no connection for another device, if the number is that of another by now.
-    identity: String,
+    device: Inserted,
     size: u64,
     block_size: u32,
 }
 
 impl Dead {
     fn of(pair: &Pair) -> Result<Self> {
-        let (Some(index), Some(identity)) = (pair.nbd()?, pair.inserted()?) else {
+        let Some(device) = pair.inserted()? else {
             return Err(Error::new(Kind::NotFound, "nothing of that name is attached"));
         };
-        let (size, block_size) = (Node::Nbd(index).sectors()? * 512, device::block_size(&nbd::path(index)));
-        Ok(Self { index, identity, size, block_size })
+        let size = Node::Nbd(device.index).sectors()? * 512;
+        let block_size = device::block_size(&nbd::path(device.index));
+        Ok(Self { device, size, block_size })
     }
 
     /// Gives it another connection. Flags that it has stay.
     fn offer(&self, socket: &UnixStream) -> Result<()> {
-        let Self { index, size, block_size, .. } = *self;
-        let identity = self.identity.as_str();
+        let Self { device: Inserted { index, identity }, size, block_size } = self;
+        let (size, block_size) = (*size, *block_size);
         let link = nbd::Link { socket, size, block_size, flags: 0, wait_secs: WAIT_SECS, identity };
-        nbd::reconnect(index, &link)
+        nbd::reconnect(*index, &link)
     }
 }
 

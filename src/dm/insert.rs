@@ -10,12 +10,18 @@
 //! ```
 //!
 //! Whatever step fails, the upper device has either table, both lead to the same bytes, and giving the command again
-//! goes on. What must not happen is a snapshot while writes go past the server: none is made before [`is_inserted`],
-//! and a server that starts without being inserted distrusts its origin.
+//! goes on. What must not happen is a snapshot while writes go past the server: none is made before the pair is
+//! [inserted](Pair::inserted), and a server that starts without being inserted distrusts its origin.
+//!
+//! Whoever changes a pair [holds](Pair::hold) it: of two commands in the middle of their steps, one would end what the
+//! other just led the users to.
 
 use super::{mapper, nbd};
+use crate::block::lock::Lock;
 use crate::block::mount;
 use crate::error::{Error, Kind, Result};
+use std::fs::File;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -80,34 +86,97 @@ impl Pair {
         Ok(self.inserted()?.is_some())
     }
 
-    /// The identity of the device to which the upper one leads, if that is one of a server, which may have ended.
+    /// The device to which the upper one leads, if that is one of a server, which may have ended.
     ///
     /// # Errors
     /// What dmsetup says.
-    pub fn inserted(&self) -> Result<Option<String>> {
+    pub fn inserted(&self) -> Result<Option<Inserted>> {
         let Some(index) = self.nbd()? else { return Ok(None) };
         if self.find_lower()?.is_none() {
             return Ok(None);
         }
         let named = nbd::devices().into_iter().find(|(found, _)| *found == index);
-        Ok(Some(named.map(|(_, identity)| identity).unwrap_or_default()))
+        let identity = named.map(|(_, identity)| identity).unwrap_or_default();
+        Ok(Some(Inserted { index, identity }))
     }
 
     /// The NBD device to which the upper one leads.
-    ///
-    /// # Errors
-    /// What dmsetup says.
-    pub fn nbd(&self) -> Result<Option<u32>> {
+    fn nbd(&self) -> Result<Option<u32>> {
         let table = mapper::table(&self.upper)?;
         Ok(table.split_whitespace().find_map(|word| word.strip_prefix(NBD_MAJOR)?.parse().ok()))
     }
 
+    /// Keeps other commands from changing the pair, until what is returned is dropped or the process ends.
+    ///
+    /// # Errors
+    /// `Kind::Busy` if another command holds it, and does so for more than a moment.
+    pub fn hold(&self) -> Result<Held> {
+        self.lock(true)
+    }
+
+    fn lock(&self, waits: bool) -> Result<Held> {
+        let path = mapper::path(&self.upper);
+        let file = File::open(&path)
+            .map_err(|error| Error::io(format!("cannot open it: {error}"), error).at_path(&path))?;
+        Lock::Exclusive.take(&file, &path, waits)?;
+        Ok(Held { pair: self.clone(), _lock: file })
+    }
+
+    /// Takes the lower device away, if it is not needed any more.
+    ///
+    /// # Errors
+    /// As [`Pair::is_inserted`], [`mapper::remove`].
+    pub fn tidy(&self) -> Result<()> {
+        if self.is_inserted()? || self.find_lower()?.is_none() {
+            return Ok(());
+        }
+        match self.lock(false) {
+            // It may have changed meanwhile.
+            Ok(held) if !held.is_inserted()? && held.find_lower()?.is_some() => mapper::remove(&held.lower()),
+            // Whoever is at work on the pair needs it, or takes it away.
+            Err(error) if error.kind() != Kind::Busy => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if a server has the lower device open.
+    fn is_served(&self) -> Result<bool> {
+        let lower = self.find_lower()?;
+        // The upper device has it open for its reads.
+        let split = u32::from(mapper::table(&self.upper)?.contains(" delay "));
+        Ok(lower.is_some_and(|lower| lower.open_count > split))
+    }
+}
+
+/// The NBD device of an inserted server.
+pub struct Inserted {
+    /// Its number.
+    pub index: u32,
+    /// Which point of which volume the kernel was told that it is; empty if the kernel does not say.
+    pub identity: String,
+}
+
+/// A pair that nobody else changes.
+pub struct Held {
+    pair: Pair,
+    _lock: File,
+}
+
+impl Deref for Held {
+    type Target = Pair;
+
+    fn deref(&self) -> &Pair {
+        &self.pair
+    }
+}
+
+impl Held {
     /// Makes the lower device, for a server; one that is there and inserted stays as it is. What [`Pair::inserted`]
     /// says.
     ///
     /// # Errors
     /// `Kind::Busy` if a server has it already; `Kind::Refused` for a table that must not be there twice.
-    pub fn prepare(&self) -> Result<Option<String>> {
+    pub fn prepare(&self) -> Result<Option<Inserted>> {
         let found = self.find_lower()?;
         if let Some(found) = found {
             let inserted = self.inserted()?;
@@ -181,17 +250,6 @@ impl Pair {
         mapper::remove(&self.lower())
     }
 
-    /// Takes the lower device away, if it is not needed any more.
-    ///
-    /// # Errors
-    /// As [`Pair::is_inserted`], [`mapper::remove`].
-    pub fn tidy(&self) -> Result<()> {
-        match self.is_inserted()? || self.find_lower()?.is_none() {
-            true => Ok(()),
-            false => mapper::remove(&self.lower()),
-        }
-    }
-
     /// Gives the upper device another table; `between` runs while its users wait.
     fn exchange(&self, table: &str, flush: bool, between: impl FnOnce() -> Result<()>) -> Result<()> {
         mapper::load(&self.upper, table)?;
@@ -202,17 +260,6 @@ impl Pair {
         }
         let resumed = mapper::resume(&self.upper);
         outcome.and(resumed)
-    }
-
-    /// True if a server has the lower device open.
-    ///
-    /// # Errors
-    /// What dmsetup says.
-    pub fn is_served(&self) -> Result<bool> {
-        let lower = self.find_lower()?;
-        // The upper device has it open for its reads.
-        let split = u32::from(mapper::table(&self.upper)?.contains(" delay "));
-        Ok(lower.is_some_and(|lower| lower.open_count > split))
     }
 }
 

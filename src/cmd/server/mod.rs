@@ -285,9 +285,9 @@ impl Ways<'_> {
 
 /// A snapshot while writes go past the server would not be one.
 fn ensure_inserted(pair: &Pair, identity: &str) -> Result<()> {
-    match pair.inserted()?.as_deref() == Some(identity) {
-        true => Ok(()),
-        false => {
+    match pair.inserted()? {
+        Some(found) if found.identity == identity => Ok(()),
+        _ => {
             let what =
                 format!("the server is not inserted under {}, and does not see what is written", pair.upper);
             let hint = format!("'ddsnap attach --insert /dev/mapper/{} SOCK' inserts it", pair.upper);
@@ -303,7 +303,9 @@ fn open_writer(plan: &Plan, pair: Option<&Pair>, devices: &[Arc<Counts>; 2]) -> 
         let vol = VolArgs { vol, origin, old: OldArgs::default() };
         return open::counted_writer(&vol, &devices[0], &devices[1]);
     };
-    let inserted = pair.prepare()?;
+    // Until its lower device is held, too.
+    let held = pair.hold()?;
+    let inserted = held.prepare()?.map(|found| found.identity);
     open::writer_beneath(&vol, (&pair.lower_path(), inserted.as_deref()), devices)
 }
 
