@@ -212,11 +212,8 @@ impl View {
 
     /// The snapshot `id`, if it can be an endpoint.
     pub(super) fn endpoint(&self, id: Epoch) -> Result<&Snapshot> {
-        let snapshot = self
-            .state
-            .snapshots
-            .get(&id.0)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no snapshot with id {id}")))?;
+        let gone = "the snapshot is there no longer: it was deleted, or given up when the store ran full";
+        let snapshot = self.state.snapshots.get(&id.0).ok_or_else(|| Error::new(Kind::NotFound, gone))?;
         if snapshot.squashed {
             return Err(Error::new(
                 Kind::NotFound,
