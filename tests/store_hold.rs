@@ -1,6 +1,7 @@
 //! What a live store holds in memory: read at once, durable after a flush, never too late for a snapshot.
 
 use crate::random::{Random, seeds};
+use crate::store_live::{snapshots_while, write};
 use ddsnap::block::counted::Counting;
 use ddsnap::block::faulty::{Faulty, Operation};
 use ddsnap::block::file::FileWriter;
@@ -95,7 +96,7 @@ impl World {
             let (first, units) = if random.below(3) == 0 { (SMALL, LARGE) } else { (0, SMALL) };
             let unit = first + random.below(units / WRITERS) * WRITERS + number;
             let (offset, bytes) = (cells(unit).start * CELL, content(unit, version));
-            self.live.write_origin(offset, &bytes).unwrap();
+            write(&self.live, random.below(2) == 0, offset, &bytes).unwrap();
             self.told[index(unit)].store(version, Ordering::SeqCst);
             mine.push((unit, version));
             let mut back = vec![0; bytes.len()];
@@ -209,6 +210,22 @@ struct Gate {
     waiting: AtomicBool,
 }
 
+impl Gate {
+    fn new() -> Arc<Self> {
+        let (inner, changed) = (initialized(8 << 20), Condvar::new());
+        Arc::new(Self { inner, closed: Mutex::new(false), changed, waiting: AtomicBool::new(false) })
+    }
+
+    fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+    }
+
+    fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+}
+
 impl ReadAt for Gate {
     fn size(&self) -> u64 {
         self.inner.size()
@@ -244,18 +261,13 @@ impl WriteAt for Gate {
 
 #[test]
 fn writers_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
-    let store = Arc::new(Gate {
-        inner: initialized(8 << 20),
-        closed: Mutex::new(false),
-        changed: Condvar::new(),
-        waiting: AtomicBool::new(false),
-    });
+    let store = Gate::new();
     let origin = Arc::new(Memory::new(SIZE));
     let live = live(store.clone(), origin.clone(), 1 << 20);
     live.create_snapshot(Tag(1), None).unwrap();
     live.write_origin(0, &[1; 8192]).unwrap();
     live.flush().unwrap();
-    *store.closed.lock().unwrap() = true;
+    store.close();
     let made = std::thread::scope(|scope| {
         // Its record is written, and not durable: the lander has nothing left to flush.
         let create = scope.spawn(|| live.create_snapshot(Tag(2), None).unwrap().id);
@@ -263,7 +275,7 @@ fn writers_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
             std::thread::yield_now();
         }
         for number in 0..40 {
-            live.write_origin(number * 4096 + 5, &[2; 4096]).unwrap();
+            write(&live, number % 2 == 0, number * 4096 + 5, &[2; 4096]).unwrap();
         }
         let mut back = [0; 10];
         live.read_origin(0, &mut back).unwrap();
@@ -271,8 +283,7 @@ fn writers_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
         assert!(!create.is_finished());
         origin.read_at(&mut back, 0).unwrap();
         assert_eq!(back, [1; 10], "the origin is what the snapshot is to have");
-        *store.closed.lock().unwrap() = false;
-        store.changed.notify_all();
+        store.open();
         create.join().unwrap()
     });
     let mut image = vec![0; 16384];
@@ -282,6 +293,46 @@ fn writers_go_on_while_a_snapshot_is_made_and_are_not_in_it() {
     let mut bytes = vec![0; 41 * 4096];
     origin.read_at(&mut bytes, 0).unwrap();
     assert!(bytes[..5] == [1; 5] && bytes[5..5 + 40 * 4096].iter().all(|byte| *byte == 2));
+}
+
+#[test]
+fn what_would_wait_is_not_written_at_once() {
+    let (store, origin) = (Gate::new(), Arc::new(Memory::new(SIZE)));
+    let live = live(store.clone(), origin.clone(), 0);
+    let put = |chunk: u64, byte: u8| live.write_origin_at_once(chunk * 4096, &[byte; 4096]).unwrap();
+    let get = |chunk: u64| {
+        let mut back = [0; 4096];
+        live.read_origin(chunk * 4096, &mut back).unwrap();
+        back
+    };
+    let id = live.create_snapshot(Tag(1), None).unwrap().id;
+    store.close();
+    // What is told to be written cannot land, until the memory of four chunks is full.
+    let refused = (0..9).find(|chunk| !put(*chunk, 7)).unwrap();
+    assert!((1..=4).contains(&refused));
+    assert_eq!((get(refused - 1), get(refused)), ([7; 4096], [0; 4096]));
+    // Nor what comes after somebody who waits.
+    std::thread::scope(|scope| {
+        scope.spawn(|| live.write_origin(0, &[8; 16384]).unwrap());
+        while live.figures().queued == 0 {
+            std::thread::yield_now();
+        }
+        assert!(!put(refused, 9) && !put(0, 9));
+        store.open();
+    });
+    live.flush().unwrap();
+    assert!(put(refused, 9));
+    assert_eq!((get(0), get(refused)), ([8; 4096], [9; 4096]));
+    // Where nothing is preserved the origin itself has it at once.
+    live.delete_snapshot(id).unwrap();
+    live.flush().unwrap();
+    let before = live.figures();
+    assert!(put(39, 5));
+    let mut there = [0; 4096];
+    origin.read_at(&mut there, 39 * 4096).unwrap();
+    assert_eq!((there, live.figures().origin_writes), ([5; 4096], before.origin_writes + 1));
+    assert_eq!(live.write_origin_at_once(SIZE - 1, &[1; 2]).unwrap_err().kind(), Kind::Usage);
+    live.close().unwrap();
 }
 
 fn faulty() -> (Arc<Faulty<Memory>>, Arc<Faulty<Memory>>) {
@@ -359,16 +410,17 @@ fn a_full_store_refuses_the_write_and_keeps_all_that_it_took() {
     live.change_table(|writer| ddsnap::point::volume::Administer::change(writer, &hold).map(drop)).unwrap();
     let chunk = |number: u64| vec![u8::try_from(number % 250 + 1).unwrap(); 4096];
     let mut taken = Vec::new();
-    let refused = (0..1024).find(|number| match live.write_origin(number * 4096, &chunk(*number)) {
-        Ok(()) => {
-            taken.push(*number);
-            false
-        }
-        Err(error) => {
-            assert_eq!(error.kind(), Kind::NoSpace);
-            true
-        }
-    });
+    let refused =
+        (0..1024).find(|number| match write(&live, number % 2 == 0, number * 4096, &chunk(*number)) {
+            Ok(()) => {
+                taken.push(*number);
+                false
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::NoSpace);
+                true
+            }
+        });
     let refused = refused.expect("the store is smaller than the origin");
     live.flush().unwrap();
     let mut bytes = vec![0; 4096];
@@ -400,13 +452,13 @@ fn what_lies_in_the_origins_file_is_no_older_than_what_was_told() {
     let origin = Arc::new(Counting::new(FileWriter::open(&path).unwrap(), &counts));
     let live = live(Arc::new(initialized(64 << 20)), origin, 1 << 20);
     let (there, held) = (AtomicU64::new(0), AtomicU64::new(0));
-    let write = |number: u64| {
+    let writer = |number: u64| {
         let mut random = Random(number);
         for round in 0..150 {
             let length = 1 + random.below(9000);
             let bytes = random.bytes(index(length));
             let offset = number * AREA + random.below(AREA - length);
-            live.write_origin(offset, &bytes).unwrap();
+            write(&live, round % 2 == 0, offset, &bytes).unwrap();
             if round % 10 == 0 {
                 live.flush().unwrap();
             }
@@ -421,16 +473,7 @@ fn what_lies_in_the_origins_file_is_no_older_than_what_was_told() {
             there.fetch_add(1, Ordering::Relaxed);
         }
     };
-    std::thread::scope(|scope| {
-        let write = &write;
-        let writers: Vec<_> = (0..WRITERS).map(|number| scope.spawn(move || write(number))).collect();
-        for tag in 1.. {
-            if writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                break;
-            }
-            live.create_snapshot(Tag(tag), None).unwrap();
-        }
-    });
+    snapshots_while(&live, WRITERS, writer);
     assert!(there.into_inner() >= WRITERS * 15 && held.into_inner() > 0);
     assert!(live.origin_file(SIZE - 1, 2).is_none(), "past its end");
     let before = (counts.now(), live.figures());

@@ -6,6 +6,7 @@ use crate::random::seeds;
 use ddsnap::block::memory::Memory;
 use ddsnap::block::record::{Change, DeviceId, Event, Log, Recorder, Replay};
 use ddsnap::block::{ReadAt, WriteAt};
+use ddsnap::error::Result;
 use ddsnap::format::superblock;
 use ddsnap::point::{PointId, PointSource};
 use ddsnap::store::{InitOptions, Journal, Live, View, Writer};
@@ -110,7 +111,7 @@ impl World {
             0 => vec![0; index(length)],
             _ => random.bytes(index(length)),
         };
-        self.live.write_origin(offset, &bytes).unwrap();
+        write(&self.live, random.below(2) == 0, offset, &bytes).unwrap();
         if random.below(8) == 0 {
             self.live.flush().unwrap();
         }
@@ -296,7 +297,7 @@ fn an_operation_ends_when_what_was_written_before_it_is_durable() {
 fn who_writes_reads_it_back_whether_or_not_it_has_landed() {
     const AREA: u64 = ORIGIN_SIZE / WRITERS;
     let world = World::new(3, 64 << 20);
-    let write = |number: u64| {
+    let writer = |number: u64| {
         let (mut random, start) = (Random(number), number * AREA);
         let mut area = vec![0; index(AREA)];
         world.live.write_origin(start, &area).unwrap();
@@ -304,21 +305,35 @@ fn who_writes_reads_it_back_whether_or_not_it_has_landed() {
             let length = 1 + random.below(20_000);
             let at = index(random.below(AREA - length));
             area[at..at + index(length)].copy_from_slice(&random.bytes(index(length)));
-            world.live.write_origin(start + at as u64, &area[at..at + index(length)]).unwrap();
+            let at_once = random.below(2) == 0;
+            write(&world.live, at_once, start + at as u64, &area[at..at + index(length)]).unwrap();
             let (mut read, mut cached) = (vec![1; area.len()], vec![2; area.len()]);
             world.live.read_origin(start, &mut read).unwrap();
             assert!(world.live.read_origin_cached(start, &mut cached).unwrap());
             assert!(read == area && cached == area);
         }
     };
+    snapshots_while(&world.live, WRITERS, writer);
+}
+
+/// Writes in the ordinary way, or at once if that is possible.
+pub fn write(live: &Live, at_once: bool, offset: u64, bytes: &[u8]) -> Result<()> {
+    match at_once && live.write_origin_at_once(offset, bytes)? {
+        true => Ok(()),
+        false => live.write_origin(offset, bytes),
+    }
+}
+
+/// Runs so many writers, who are told their number, and makes snapshots until the last has ended.
+pub fn snapshots_while(live: &Live, writers: u64, write: impl Fn(u64) + Sync) {
     std::thread::scope(|scope| {
         let write = &write;
-        let writers: Vec<_> = (0..WRITERS).map(|number| scope.spawn(move || write(number))).collect();
+        let writers: Vec<_> = (0..writers).map(|number| scope.spawn(move || write(number))).collect();
         for tag in 1.. {
             if writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
                 break;
             }
-            world.live.create_snapshot(Tag(tag), None).unwrap();
+            live.create_snapshot(Tag(tag), None).unwrap();
         }
     });
 }

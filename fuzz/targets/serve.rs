@@ -9,7 +9,7 @@ use ddsnap::serve::control::Control;
 use ddsnap::serve::export::Volume as Exported;
 use ddsnap::serve::figures::Collector;
 use ddsnap::serve::front::Service as _;
-use ddsnap::serve::listen::Stream;
+use ddsnap::serve::listen::{Stream, Wire};
 use ddsnap::serve::nbd as protocol;
 use ddsnap::serve::watched::Watch;
 use ddsnap::store::{Live, View, Writer};
@@ -52,6 +52,14 @@ impl Write for Client {
     }
 }
 
+impl Wire for Client {
+    fn end(&self) {}
+
+    fn takes_more(&self) -> bool {
+        true
+    }
+}
+
 impl Stream for Client {
     fn again(&self) -> std::io::Result<Self> {
         Ok(self.clone())
@@ -60,8 +68,6 @@ impl Stream for Client {
     fn set_limit(&self, _limit: Option<Duration>) -> std::io::Result<()> {
         Ok(())
     }
-
-    fn end(&self) {}
 
     fn ensure_own_user(&self) -> ddsnap::error::Result<()> {
         Ok(())
@@ -110,7 +116,7 @@ pub fn nbd(data: &[u8]) {
         };
         let _ = client.take_heard();
         let memory = protocol::Memory::default();
-        let _ = protocol::serve(&session, &memory, (client.clone(), client.clone()), || client.end());
+        let _ = protocol::serve(&session, &memory, (client.clone(), client.clone()), &client);
         let heard = client.take_heard();
         let mut rest = heard.as_slice();
         while session.structured && !rest.is_empty() {

@@ -9,7 +9,7 @@ use crate::dm::{mapper, nbd};
 use crate::error::{Error, Kind, Result};
 use crate::point::volume::Volume;
 use crate::serve::control::Client;
-use crate::serve::listen::Stream;
+use crate::serve::listen::Wire;
 use crate::serve::nbd::{Memory, Session, serve};
 use crate::serve::straight::Straight;
 use crate::ui::Ui;
@@ -113,7 +113,7 @@ fn take_out_dead(pair: &Held) -> Result<()> {
         let sender = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
         scope.spawn(|| {
             // What it cannot do it has answered with an error.
-            let _ = serve(&session, &Memory::default(), (far, sender), || last.end());
+            let _ = serve(&session, &Memory::default(), (far, sender), &last);
             drop(session);
         });
         scope.spawn(|| {

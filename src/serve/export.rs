@@ -48,6 +48,15 @@ pub trait Export: Send + Sync {
     /// `Kind::Refused` if it is read-only; `Kind::Usage` past the end; `Kind::NoSpace`, `Kind::Io`.
     fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
 
+    /// As [`Export::write`], for little data and if that waits for nobody: false, and nothing is written, if it might.
+    ///
+    /// # Errors
+    /// As [`Export::write`].
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        let (_, _) = (offset, data);
+        Ok(false)
+    }
+
     /// Makes `length` bytes from `offset` zeroes.
     ///
     /// # Errors
@@ -173,6 +182,13 @@ struct Origin {
     _user: User,
 }
 
+impl Origin {
+    /// True if what is only held must not be told to be written.
+    fn is_lost_with_this_process(&self) -> bool {
+        self.outlived && !self.live.is_journaled()
+    }
+}
+
 impl Export for Origin {
     fn size(&self) -> u64 {
         self.live.origin_size()
@@ -200,8 +216,15 @@ impl Export for Origin {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.live.write_origin(offset, data)?;
-        // What is only held goes with this process.
-        if self.outlived && !self.live.is_journaled() { self.live.settle() } else { Ok(()) }
+        if self.is_lost_with_this_process() { self.live.settle() } else { Ok(()) }
+    }
+
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        if self.is_lost_with_this_process() {
+            Ok(false)
+        } else {
+            self.live.write_origin_at_once(offset, data)
+        }
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {

@@ -174,7 +174,7 @@ impl Nbd {
         stream.set_limit(None).map_err(failed)?;
         let _open = self.traffic.open();
         let (sender, ender) = (stream.again().map_err(failed)?, stream.again().map_err(failed)?);
-        nbd::serve(session, &self.memory, (stream, sender), || ender.end())
+        nbd::serve(session, &self.memory, (stream, sender), &ender)
     }
 }
 

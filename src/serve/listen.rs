@@ -1,7 +1,7 @@
 //! Sockets: addresses, who listens, streams.
 
 use crate::error::{Error, Kind, Result};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -64,8 +64,17 @@ pub enum Reach {
     ThisMachine,
 }
 
+/// What can be done with a connection beside reading and writing.
+pub trait Wire: Sync {
+    /// Ends both directions, whoever uses them.
+    fn end(&self);
+
+    /// True if so much room for what is written is free that writing 128 KiB waits for nobody, about.
+    fn takes_more(&self) -> bool;
+}
+
 /// Both directions of a connection.
-pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
+pub trait Stream: Wire + Read + Write + Send + Sized + 'static {
     /// A second handle of the same connection.
     ///
     /// # Errors
@@ -78,9 +87,6 @@ pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
     /// What the system says.
     fn set_limit(&self, limit: Option<Duration>) -> std::io::Result<()>;
 
-    /// Ends both directions, whoever uses them.
-    fn end(&self);
-
     /// Refuses a peer that is not this process's user or the superuser of this machine.
     ///
     /// # Errors
@@ -90,6 +96,19 @@ pub trait Stream: Read + Write + Send + Sync + Sized + 'static {
 
 macro_rules! stream {
     ($kind:ty, $own_user:expr) => {
+        impl Wire for $kind {
+            fn end(&self) {
+                // What is gone already needs no end.
+                let _ = self.shutdown(Shutdown::Both);
+            }
+
+            fn takes_more(&self) -> bool {
+                let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                // Whoever cannot be asked may have to be waited for.
+                matches!(poll(&mut [PollFd::new(self, PollFlags::OUT)], Some(&now)), Ok(1))
+            }
+        }
+
         impl Stream for $kind {
             fn again(&self) -> std::io::Result<Self> {
                 self.try_clone()
@@ -97,11 +116,6 @@ macro_rules! stream {
 
             fn set_limit(&self, limit: Option<Duration>) -> std::io::Result<()> {
                 self.set_read_timeout(limit).and_then(|()| self.set_write_timeout(limit))
-            }
-
-            fn end(&self) {
-                // What is gone already needs no end.
-                let _ = self.shutdown(Shutdown::Both);
             }
 
             fn ensure_own_user(&self) -> Result<()> {

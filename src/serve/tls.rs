@@ -1,6 +1,6 @@
 //! TLS for NBD: certificates as nbdkit and qemu lay them out, and a connection whose two directions are used at a time.
 
-use super::listen::Stream;
+use super::listen::{Stream, Wire};
 use crate::error::{Error, Kind, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -234,6 +234,16 @@ impl<S: Stream> Write for Secure<S> {
     }
 }
 
+impl<S: Stream> Wire for Secure<S> {
+    fn end(&self) {
+        self.stream.end();
+    }
+
+    fn takes_more(&self) -> bool {
+        self.stream.takes_more()
+    }
+}
+
 impl<S: Stream> Stream for Secure<S> {
     fn again(&self) -> io::Result<Self> {
         Ok(Self { shared: Arc::clone(&self.shared), stream: self.stream.again()? })
@@ -241,10 +251,6 @@ impl<S: Stream> Stream for Secure<S> {
 
     fn set_limit(&self, limit: Option<Duration>) -> io::Result<()> {
         self.stream.set_limit(limit)
-    }
-
-    fn end(&self) {
-        self.stream.end();
     }
 
     fn ensure_own_user(&self) -> Result<()> {

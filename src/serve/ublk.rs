@@ -1,8 +1,8 @@
 //! ublk: an export as a block device of the kernel. One thread takes requests and tells them done, as the kernel wants
 //! it; others do them, for a flush must not keep reads waiting. But to hand a request to another thread and back costs
 //! more than most reads and writes. So small reads of bytes that lie in a file the kernel does itself, from the file to
-//! whoever reads, and here they are only told done. Small reads of what is in memory, small writes that
-//! need no copy and what comes alone are done at once.
+//! whoever reads, and here they are only told done. Small reads of what is in memory, small writes that wait for nobody
+//! and what comes alone are done at once.
 
 use super::export::Export;
 use crate::error::{Error, Kind, Result};
@@ -14,14 +14,11 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Threads of one device, at most: as many requests are done at a time.
 const THREADS_MAX: usize = 64;
 /// Bytes of a read or write that is done at once if it is in memory: copying more costs more than another thread does.
 const SMALL: u32 = 64 << 10;
-/// For so long small writes are done at once, one after the other: they wait where memory is full of what others wrote.
-const PATIENCE: Duration = Duration::from_millis(2);
 /// A thread waits with a stack that holds no more than calls.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -64,9 +61,6 @@ struct Job {
     tag: u16,
     request: Request,
 }
-
-/// How many requests came together, and when.
-type Batch = (usize, Instant);
 
 /// Starts a thread.
 type More<'a> = dyn Fn() -> std::io::Result<()> + 'a;
@@ -145,17 +139,17 @@ impl Taker<'_> {
         let mut buf = Vec::new();
         loop {
             let events = self.queue.wait()?;
-            let batch = (events.len(), Instant::now());
+            let is_alone = events.len() == 1;
             for event in events {
                 match event {
                     Event::Gone => present = present.saturating_sub(1),
-                    Event::Moved(tag, Ok(request)) => self.finish(Job { tag, request }, batch, more)?,
+                    Event::Moved(tag, Ok(request)) => self.finish(Job { tag, request }, more)?,
                     // A thread meets what went wrong again, and it is told.
                     Event::NotMoved(tag, Ok(request)) => self.start(Job { tag, request }, more)?,
                     // The next server gets it.
                     Event::Request(..) if self.end.ended.load(Ordering::Acquire) => {}
                     Event::Request(tag, Ok(request)) => {
-                        self.begin(Job { tag, request }, batch, &mut buf, more)?;
+                        self.begin(Job { tag, request }, is_alone, &mut buf, more)?;
                     }
                     Event::Request(tag, Err(error))
                     | Event::Moved(tag, Err(error))
@@ -174,19 +168,21 @@ impl Taker<'_> {
         }
     }
 
-    /// Does a request, or leaves it to whoever does.
-    fn begin(&mut self, job: Job, batch: Batch, buf: &mut Vec<u8>, more: &More<'_>) -> Result<()> {
-        let Request { offset, length, .. } = job.request;
+    /// Does a request, or leaves it to whoever does. While no thread does anything it does what comes alone, whatever
+    /// it waits for, and small writes that wait for nobody.
+    fn begin(&mut self, job: Job, is_alone: bool, buf: &mut Vec<u8>, more: &More<'_>) -> Result<()> {
+        let Request { operation, offset, length, .. } = job.request;
         if let Some(file) = file_with(self.own.export.as_ref(), &job.request) {
             return self.queue.relay(job.tag, &file, offset, length);
         }
-        if self.is_done_here(&job.request, batch) {
-            // For what came together the kernel does it with one call.
-            if job.request.operation == Operation::Write && batch.0 > 1 {
-                return self.queue.fetch(job.tag, length);
-            }
+        let here = self.running == 0 && is_quick(&job.request);
+        if here && is_alone {
             let result = self.own.result(&job, buf);
             return self.queue.commit(job.tag, result);
+        }
+        if here && operation == Operation::Write && length <= SMALL {
+            // For what came together the kernel does it with one call.
+            return self.queue.fetch(job.tag, length);
         }
         match self.own.read_cached(&job, buf) {
             Some(result) => self.queue.commit(job.tag, result),
@@ -196,25 +192,17 @@ impl Taker<'_> {
 
     /// Ends a read whose bytes were given, or writes what was fetched, unless a thread had better do it from the
     /// beginning.
-    fn finish(&mut self, job: Job, batch: Batch, more: &More<'_>) -> Result<()> {
+    fn finish(&mut self, job: Job, more: &More<'_>) -> Result<()> {
         let Request { operation, offset, length, .. } = job.request;
-        if operation == Operation::Read {
-            return self.queue.commit(job.tag, moved(length).unwrap_or_else(|error| number(&error)));
-        }
-        let data = self.queue.fetched(job.tag, length).filter(|_| self.is_done_here(&job.request, batch));
-        let Some(data) = data else { return self.start(job, more) };
-        let written = self.own.export.write(offset, data).and_then(|()| moved(length));
-        self.queue.commit(job.tag, written.unwrap_or_else(|error| number(&error)))
-    }
-
-    /// True for what is done at once, while no thread does anything: what comes alone, and of a batch of so many that
-    /// came then, small writes where nothing is copied out before, as long as they need not wait.
-    fn is_done_here(&self, request: &Request, (count, came): Batch) -> bool {
-        let is_small_write = || {
-            let is_small = request.operation == Operation::Write && request.length <= SMALL;
-            is_small && came.elapsed() < PATIENCE && self.own.export.bases().is_empty()
+        let is_done = operation == Operation::Read || {
+            let data = self.queue.fetched(job.tag, length);
+            // An error is met again, and told, by the thread.
+            data.is_some_and(|data| matches!(self.own.export.write_at_once(offset, data), Ok(true)))
         };
-        self.running == 0 && is_quick(request) && (count == 1 || is_small_write())
+        match is_done {
+            true => self.queue.commit(job.tag, moved(length).unwrap_or_else(|error| number(&error))),
+            false => self.start(job, more),
+        }
     }
 
     /// Gives a request to a thread, a new one if all are busy.

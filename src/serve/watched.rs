@@ -137,6 +137,10 @@ impl Export for Watched {
         self.look(Act::Write, self.export.write(offset, data))
     }
 
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        self.look(Act::Write, self.export.write_at_once(offset, data))
+    }
+
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
         self.look(Act::Write, self.export.write_zeroes(offset, length))
     }

@@ -208,7 +208,7 @@ impl Control {
                     &nbd::Session { export, structured: false, contexts: Vec::new() },
                     &self.requests,
                     (stream, sender),
-                    || ender.end(),
+                    &ender,
                 )
             }
         }

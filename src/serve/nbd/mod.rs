@@ -7,6 +7,7 @@
 mod context;
 mod handshake;
 mod memory;
+mod replies;
 mod transmission;
 
 pub use handshake::{Agreed, Encryption, negotiate, negotiate_encrypted, transmission_flags};

@@ -3,6 +3,7 @@
 use super::{Agreed, Encryption, Memory, Session, negotiate, negotiate_encrypted, serve};
 use crate::error::{Error, Kind, Result};
 use crate::serve::export::{Export, Exports};
+use crate::serve::listen::Wire;
 use crate::units::index;
 use std::io::{Cursor, Read, Write};
 use std::net::Shutdown;
@@ -156,6 +157,17 @@ impl Export for Noted {
     }
 }
 
+/// Of a connection that nobody ends, and that takes all that is sent.
+struct Alone;
+
+impl Wire for Alone {
+    fn end(&self) {}
+
+    fn takes_more(&self) -> bool {
+        true
+    }
+}
+
 /// A request to write; its data follow.
 fn write(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
     let head = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0, 0, 1], &cookie.to_be_bytes()];
@@ -166,7 +178,7 @@ fn write(cookie: u64, offset: u64, length: u32) -> Vec<u8> {
 fn transmit(structured: bool, says: impl Read + Send) -> (Vec<u8>, Vec<(u64, usize)>, Option<Kind>) {
     let (noted, mut hears) = (Arc::new(Noted::default()), Vec::new());
     let session = Session { export: Arc::clone(&noted) as Arc<dyn Export>, structured, contexts: Vec::new() };
-    let outcome = serve(&session, &Memory::default(), (says, &mut hears), || {});
+    let outcome = serve(&session, &Memory::default(), (says, &mut hears), &Alone);
     let mut written = std::mem::take(&mut *noted.0.lock().unwrap());
     written.sort_unstable();
     (hears, written, outcome.err().map(|error| error.kind()))
@@ -200,9 +212,13 @@ fn a_write_that_is_too_long_is_answered_and_the_next_one_is_done() {
     assert_eq!((hears, written, error), (vec![], vec![], Some(Kind::Io)));
 }
 
-/// Four MiB that can be told apart by their place, and the most memory that was taken when they were used.
+/// Four MiB that can be told apart by their place, and the most memory that was taken when they were used. What begins
+/// in the first one can be had at once.
 struct Placed {
     bytes: Mutex<Vec<u8>>,
+    /// Taken by who has to wait.
+    gate: Mutex<()>,
+    flushes: AtomicUsize,
     memory: Arc<Memory>,
     peak: AtomicUsize,
 }
@@ -213,7 +229,24 @@ const MIB: usize = 1 << 20;
 impl Placed {
     fn new(memory: &Arc<Memory>) -> Arc<Self> {
         let bytes = (0..1u32 << 20).flat_map(u32::to_le_bytes).collect();
-        Arc::new(Self { bytes: Mutex::new(bytes), memory: Arc::clone(memory), peak: AtomicUsize::new(0) })
+        let (peak, flushes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self {
+            bytes: Mutex::new(bytes),
+            gate: Mutex::default(),
+            flushes,
+            memory: Arc::clone(memory),
+            peak,
+        })
+    }
+
+    fn copy(&self, offset: u64, buf: &mut [u8]) {
+        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
+        buf.copy_from_slice(&self.bytes.lock().unwrap()[index(offset)..][..buf.len()]);
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) {
+        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
+        self.bytes.lock().unwrap()[index(offset)..][..data.len()].copy_from_slice(data);
     }
 }
 
@@ -231,16 +264,32 @@ impl Export for Placed {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
-        let bytes = self.bytes.lock().unwrap();
-        buf.copy_from_slice(&bytes[index(offset)..][..buf.len()]);
+        drop(self.gate.lock());
+        self.copy(offset, buf);
         Ok(())
     }
 
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
+        buf.fill(0xee);
+        let is_there = index(offset) < MIB;
+        if is_there {
+            self.copy(offset, buf);
+        }
+        Ok(is_there)
+    }
+
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.peak.fetch_max(self.memory.used(), Ordering::Relaxed);
-        self.bytes.lock().unwrap()[index(offset)..][..data.len()].copy_from_slice(data);
+        drop(self.gate.lock());
+        self.put(offset, data);
         Ok(())
+    }
+
+    fn write_at_once(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        let is_there = index(offset) < MIB;
+        if is_there {
+            self.put(offset, data);
+        }
+        Ok(is_there)
     }
 
     fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
@@ -248,6 +297,7 @@ impl Export for Placed {
     }
 
     fn flush(&self) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -281,7 +331,7 @@ fn who_takes_no_replies_keeps_nobody_from_going_on() {
             let (session, memory) = (session(structured), &memory);
             scope.spawn(move || {
                 let (sender, ender) = (server.try_clone().unwrap(), server.try_clone().unwrap());
-                serve(&session, memory, (server, sender), || ender.shutdown(Shutdown::Both).unwrap())
+                serve(&session, memory, (server, sender), &ender)
             });
             client
         };
@@ -322,4 +372,121 @@ fn who_takes_no_replies_keeps_nobody_from_going_on() {
     // Two connections at a time, a slice for each.
     assert!(placed.peak.load(Ordering::Relaxed) <= 4 * MIB);
     assert_eq!(memory.used(), 0);
+}
+
+/// What is sent, call by call.
+#[derive(Default)]
+struct Calls(Vec<Vec<u8>>);
+
+impl Write for Calls {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.0.push(buf.to_vec());
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn replies_to_what_waits_for_nobody_are_sent_together() {
+    let memory = Arc::new(Memory::default());
+    for structured in [false, true] {
+        let placed = Placed::new(&memory);
+        let export = Arc::clone(&placed) as Arc<dyn Export>;
+        let session = Session { export, structured, contexts: Vec::new() };
+        let mut durable = write(4, 16, 4);
+        durable[5] = 1;
+        let says = [
+            [write(1, 8, 4), b"data".to_vec(), read(2, 4, 12), write(3, 12, 4), b"more".to_vec()].concat(),
+            // Neither what has to be durable nor what is elsewhere is done at once.
+            [durable, b"kept".to_vec(), read(5, 8, 12), read(6, 2 << 20, 8)].concat(),
+        ];
+        let mut calls = Calls::default();
+        serve(&session, &memory, (Cursor::new(says.concat()), &mut calls), &Alone).unwrap();
+        let done = if structured { 20 } else { 16 };
+        let data = if structured { 28 } else { 16 };
+        let first = &calls.0[0];
+        assert_eq!(first.len(), done + data + 12 + done);
+        let cookies = [first[15], first[done + 15], first[done + data + 12 + 15]];
+        assert_eq!(cookies, [1, 2, 3], "in the order in which they came");
+        assert_eq!(first[done + data..][..12], *b"\x01\0\0\0data\x03\0\0\0");
+        // The others come in any order, and whole.
+        let rest = calls.0[1..].concat();
+        assert_eq!(rest.len(), done + 2 * data + 12 + 8);
+        assert!(rest.windows(4).any(|bytes| bytes == 0x8_0000_u32.to_le_bytes()));
+        assert_eq!(placed.flushes.load(Ordering::Relaxed), 1);
+        assert_eq!(placed.bytes.lock().unwrap()[8..20], *b"datamorekept");
+    }
+}
+
+#[test]
+fn who_waits_keeps_nobody_from_what_can_be_had_at_once() {
+    let memory = Arc::new(Memory::default());
+    let placed = Placed::new(&memory);
+    let export = Arc::clone(&placed) as Arc<dyn Export>;
+    let session = Session { export, structured: false, contexts: Vec::new() };
+    let (mut client, server) = UnixStream::pair().unwrap();
+    std::thread::scope(|scope| {
+        let sender = server.try_clone().unwrap();
+        scope.spawn(|| serve(&session, &memory, (server, sender), &Alone).unwrap());
+        let closed = placed.gate.lock().unwrap();
+        client.write_all(&[read(1, 2 << 20, 4), write(2, 3 << 20, 4), b"data".to_vec()].concat()).unwrap();
+        for round in 0..9 {
+            client.write_all(&read(3, round * 4, 4)).unwrap();
+            assert_eq!(hear_bytes(&mut client, 16, 4), u32::try_from(round).unwrap().to_le_bytes());
+        }
+        drop(closed);
+        let mut replies = [0; 16 + 4 + 16];
+        client.read_exact(&mut replies).unwrap();
+        client.shutdown(Shutdown::Both).unwrap();
+    });
+    assert_eq!(placed.bytes.lock().unwrap()[3 << 20..][..4], *b"data");
+}
+
+#[test]
+fn who_sends_much_before_it_listens_is_heard_out() {
+    const READS: u64 = 420;
+    const WRITES: u64 = 60;
+    const LENGTH: usize = 512;
+    const DATA: usize = 64 << 10;
+    let memory = Arc::new(Memory::default());
+    let placed = Placed::new(&memory);
+    let image = placed.bytes.lock().unwrap().clone();
+    let export = Arc::clone(&placed) as Arc<dyn Export>;
+    let session = Session { export, structured: false, contexts: Vec::new() };
+    let (client, server) = UnixStream::pair().unwrap();
+    let (sender, ender) = (server.try_clone().unwrap(), server.try_clone().unwrap());
+    // More replies than a socket takes, and then more data than it takes the other way.
+    let talk = |mut client: &UnixStream| -> std::io::Result<Vec<(u64, Vec<u8>)>> {
+        client.set_write_timeout(Some(Duration::from_secs(60)))?;
+        (0..READS).try_for_each(|at| client.write_all(&read(at, at * 8, LENGTH)))?;
+        for at in READS..READS + WRITES {
+            client.write_all(&write(at, MIB as u64 - 1, u32::try_from(DATA).unwrap()))?;
+            client.write_all(&[7; DATA])?;
+        }
+        let mut heard = Vec::new();
+        for _ in 0..READS + WRITES {
+            let mut head = [0; 16];
+            client.read_exact(&mut head)?;
+            let cookie = u64::from_be_bytes(head[8..].try_into().unwrap());
+            let mut bytes = vec![0; if cookie < READS { LENGTH } else { 0 }];
+            client.read_exact(&mut bytes)?;
+            heard.push((cookie, bytes));
+        }
+        Ok(heard)
+    };
+    let heard = std::thread::scope(|scope| {
+        let served = scope.spawn(|| serve(&session, &memory, (server, sender), &ender));
+        let heard = talk(&client);
+        client.shutdown(Shutdown::Both).unwrap();
+        served.join().unwrap().and(heard.map_err(|error| Error::io("the client waits", error)))
+    });
+    let mut heard = heard.unwrap();
+    heard.sort();
+    assert!(heard.iter().map(|(cookie, _)| *cookie).eq(0..READS + WRITES), "each is answered once");
+    for (cookie, bytes) in &heard[..index(READS)] {
+        assert!(bytes == &image[index(cookie * 8)..][..LENGTH], "{cookie}");
+    }
 }

@@ -1,18 +1,21 @@
-//! Requests and replies: several threads take turns at reading a request, do it, and take turns at replying.
+//! Requests and replies. Several threads take turns at reading requests. Whoever reads does at once, and reads on, what
+//! waits for nobody: to hand the turn to another thread costs more than a small read or write of what is in memory. Any
+//! other request it does when the next one reads, and they take turns at replying.
 
 use super::context::Context;
 use super::memory::{Account, Memory, Share};
+use super::replies::Replies;
 use crate::error::{Error, Kind, Result};
 use crate::format::nbd::block_status;
 use crate::format::nbd::{
-    CHUNK_SIZE, Chunk, Command, FUA, ONE_EXTENT, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno,
-    simple_reply,
+    Chunk, Command, FUA, ONE_EXTENT, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno, simple_reply,
 };
 use crate::serve::export::Export;
+use crate::serve::listen::Wire;
 use crate::units::index;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of one connection, at most: as many requests are done at a time.
 const THREADS_MAX: usize = 128;
@@ -20,6 +23,10 @@ const THREADS_MAX: usize = 128;
 const KEPT_MAX: usize = 64 << 10;
 /// Bytes that telling what is where takes.
 const STATUS_BYTES: usize = 512 << 10;
+/// Bytes of a read or write that may be done at once: copying more costs more than another thread does.
+const SMALL: u32 = 64 << 10;
+/// Bytes of requests that are read ahead.
+const AHEAD: usize = 64 << 10;
 /// A thread waits for memory with a stack that holds no more than calls.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -34,8 +41,7 @@ pub struct Session {
 }
 
 /// Serves requests until the client disconnects or goes away, with some of `memory`. `receiver` and `sender` are the
-/// two directions of one connection, which `end` ends: whoever reads it must not wait for a client that no reply
-/// reaches.
+/// two directions of one connection, which is `wire`.
 ///
 /// # Errors
 /// `Kind::Damaged` for what is no request; `Kind::Io`.
@@ -43,18 +49,18 @@ pub fn serve<R: Read + Send, W: Write + Send>(
     session: &Session,
     memory: &Memory,
     (receiver, sender): (R, W),
-    end: impl Fn() + Sync,
+    wire: &dyn Wire,
 ) -> Result<()> {
     let connection = Connection {
         session,
-        receiver: Mutex::new(receiver),
-        sender: Mutex::new(sender),
+        receiver: Mutex::new(BufReader::with_capacity(AHEAD, receiver)),
+        replies: Replies::new(sender, wire),
         waiting: AtomicUsize::new(0),
         threads: AtomicUsize::new(1),
         ended: AtomicBool::new(false),
         memory: Account::new(memory),
         failure: Mutex::new(None),
-        end: &end,
+        wire,
     };
     std::thread::scope(|scope| connection.work(scope));
     let failure = connection.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -69,17 +75,25 @@ struct Received<'a> {
     written: Option<Result<()>>,
 }
 
+/// What is to be done by the thread that has read requests, when another one reads.
+enum Next<'a> {
+    Answer(Received<'a>),
+    /// To send what was gathered.
+    Send,
+    End,
+}
+
 struct Connection<'a, R, W> {
     session: &'a Session,
-    receiver: Mutex<R>,
-    sender: Mutex<W>,
+    receiver: Mutex<BufReader<R>>,
+    replies: Replies<'a, W>,
     /// Threads that wait for a request.
     waiting: AtomicUsize,
     threads: AtomicUsize,
     ended: AtomicBool,
     memory: Account<'a>,
     failure: Mutex<Option<Error>>,
-    end: &'a (dyn Fn() + Sync),
+    wire: &'a dyn Wire,
 }
 
 impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
@@ -88,22 +102,18 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         let mut buf = Vec::new();
         while !self.ended.load(Ordering::Acquire) {
             self.waiting.fetch_add(1, Ordering::AcqRel);
-            let received = {
+            let next = {
                 let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-                let received = self.receive(&mut *receiver, &mut buf);
+                let next = self.lead(&mut receiver, &mut buf);
                 // Before the next thread reads: it must not begin with what comes after the end.
-                if !matches!(received, Ok(Some(_))) {
+                if matches!(next, Ok(Next::End) | Err(_)) {
                     self.ended.store(true, Ordering::Release);
                 }
-                received
+                next
             };
             let left = self.waiting.fetch_sub(1, Ordering::AcqRel) - 1;
-            let received = match received {
-                Ok(Some(received)) => received,
-                Ok(None) => return,
-                Err(error) => return self.fail(error),
-            };
-            if left == 0 && self.threads.load(Ordering::Acquire) < THREADS_MAX {
+            let goes_on = !self.ended.load(Ordering::Acquire);
+            if goes_on && left == 0 && self.threads.load(Ordering::Acquire) < THREADS_MAX {
                 self.threads.fetch_add(1, Ordering::AcqRel);
                 let more = std::thread::Builder::new().name("nbd".into()).stack_size(STACK_BYTES);
                 // Without another thread this one does all the work.
@@ -111,7 +121,13 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
                     self.threads.fetch_sub(1, Ordering::AcqRel);
                 }
             }
-            if let Err(error) = self.answer(received, &mut buf) {
+            let done = match next {
+                Ok(Next::Answer(received)) => self.answer(received, &mut buf),
+                Ok(Next::Send | Next::End) => self.replies.send_gathered(),
+                // What came before is answered, if the client takes it.
+                Err(error) => self.replies.try_send_gathered().and(Err(error)),
+            };
+            if let Err(error) = done {
                 return self.fail(error);
             }
             if buf.capacity() > KEPT_MAX {
@@ -120,8 +136,78 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         }
     }
 
+    /// Does requests at once, up to one that must be done in another way, whose data are in `buf` then.
+    fn lead(&self, receiver: &mut BufReader<R>, buf: &mut Vec<u8>) -> Result<Next<'_>> {
+        loop {
+            // Who sent them may wait for their replies.
+            if receiver.buffer().len() < REQUEST_SIZE && !self.replies.try_send_gathered()? {
+                return Ok(Next::Send);
+            }
+            match self.receive(receiver, buf)? {
+                None => return Ok(Next::End),
+                Some(received) if self.answer_at_once(&received, buf) => {}
+                Some(received) => {
+                    // If that has to wait, the next thread that reads has it sent.
+                    self.replies.try_send_gathered()?;
+                    return Ok(Next::Answer(received));
+                }
+            }
+        }
+    }
+
+    /// Does a small request if that waits for nobody, and gathers the reply; false if it has to be done in another way.
+    fn answer_at_once(&self, received: &Received<'_>, data: &[u8]) -> bool {
+        let Received { request, written, .. } = received;
+        if request.length > SMALL || request.flags & FUA != 0 || written.is_some() {
+            return false;
+        }
+        // An error is met again, and told, in the ordinary way.
+        let (export, offset) = (self.session.export.as_ref(), request.offset);
+        match request.command {
+            // Not while what is gathered is locked: the device may be slow for once.
+            Command::Write if self.replies.has_room() => {
+                let is_done = matches!(export.write_at_once(offset, data), Ok(true));
+                if is_done {
+                    self.replies.gather(|reply| {
+                        self.tell_done(*request, reply);
+                        true
+                    });
+                }
+                is_done
+            }
+            Command::Read if self.replies.has_room() => self.replies.gather(|reply| {
+                let bytes = self.begin_data(*request, index(u64::from(request.length)), reply);
+                matches!(export.read_cached(offset, bytes), Ok(true))
+            }),
+            _ => false,
+        }
+    }
+
+    /// Appends the reply to what went well.
+    fn tell_done(&self, request: Request, reply: &mut Vec<u8>) {
+        match self.session.structured {
+            true => reply.extend_from_slice(&chunk(Chunk::None, true, request.cookie, 0)),
+            false => reply.extend_from_slice(&simple_reply(0, request.cookie)),
+        }
+    }
+
+    /// Appends the reply to a read, with zeroes for its first `length` bytes, which are what this returns.
+    fn begin_data<'b>(&self, request: Request, length: usize, reply: &'b mut Vec<u8>) -> &'b mut [u8] {
+        match self.session.structured {
+            true => {
+                let length = request.length.saturating_add(8);
+                reply.extend_from_slice(&chunk(Chunk::Data, true, request.cookie, length));
+                reply.extend_from_slice(&request.offset.to_be_bytes());
+            }
+            false => reply.extend_from_slice(&simple_reply(0, request.cookie)),
+        }
+        let begin = reply.len();
+        reply.resize(begin + length, 0);
+        &mut reply[begin..]
+    }
+
     /// The next request, with its data in `buf`; `None` if no more will come.
-    fn receive(&self, receiver: &mut R, buf: &mut Vec<u8>) -> Result<Option<Received<'_>>> {
+    fn receive(&self, receiver: &mut BufReader<R>, buf: &mut Vec<u8>) -> Result<Option<Received<'_>>> {
         if self.ended.load(Ordering::Acquire) {
             return Ok(None);
         }
@@ -150,6 +236,10 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
             written = Some(self.write_slices(request, receiver, buf, share.bytes)?);
         } else if request.command == Command::Write {
             buf.resize(length, 0);
+            if receiver.buffer().len() < length {
+                // Whoever sends much takes a while.
+                self.replies.try_send_gathered()?;
+            }
             receiver.read_exact(buf).map_err(cut_short)?;
         }
         Ok(Some(Received { request, share, written }))
@@ -159,7 +249,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
     fn write_slices(
         &self,
         request: Request,
-        receiver: &mut R,
+        receiver: &mut BufReader<R>,
         buf: &mut Vec<u8>,
         slice: usize,
     ) -> Result<Result<()>> {
@@ -204,8 +294,11 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         };
         match outcome {
             Err(error) => self.refuse(request, &error),
-            Ok(()) if self.session.structured => self.send(&chunk(Chunk::None, true, request.cookie, 0)),
-            Ok(()) => self.send(&simple_reply(0, request.cookie)),
+            Ok(()) => {
+                buf.clear();
+                self.tell_done(request, buf);
+                self.replies.send(buf)
+            }
         }
     }
 
@@ -217,33 +310,24 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         let export = self.session.export.as_ref();
         let length = index(u64::from(request.length));
         // A reply that is whole is one write: what begins it lies before the bytes.
-        let head = if self.session.structured { CHUNK_SIZE + 8 } else { 16 };
         buf.clear();
-        buf.resize(head + length.min(slice), 0);
-        let (begin, bytes) = buf.split_at_mut(head);
+        let bytes = self.begin_data(request, length.min(slice), buf);
         let mut at = bytes.len();
         if let Err(error) = export.read(request.offset, bytes) {
             return self.refuse(request, &error);
         }
-        match self.session.structured {
-            true => {
-                let length = request.length.saturating_add(8);
-                begin[..CHUNK_SIZE].copy_from_slice(&chunk(Chunk::Data, true, request.cookie, length));
-                begin[CHUNK_SIZE..].copy_from_slice(&request.offset.to_be_bytes());
+        self.replies.send_by(|sender| {
+            sender.send(buf)?;
+            // What was promised must come: from here on an error ends the connection.
+            while at < length {
+                buf.clear();
+                buf.resize(slice.min(length - at), 0);
+                export.read(request.offset + at as u64, buf)?;
+                sender.send(buf)?;
+                at += buf.len();
             }
-            false => begin.copy_from_slice(&simple_reply(0, request.cookie)),
-        }
-        let mut sender = self.sender();
-        write(&mut *sender, buf)?;
-        // What was promised must come: from here on an error ends the connection.
-        while at < length {
-            buf.clear();
-            buf.resize(slice.min(length - at), 0);
-            export.read(request.offset + at as u64, buf)?;
-            write(&mut *sender, buf)?;
-            at += buf.len();
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Tells what is where, in each of the contexts that were chosen.
@@ -265,13 +349,13 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
             let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
             [&chunk(Chunk::BlockStatus, at == last, request.cookie, length)[..], data].concat()
         });
-        self.send(&reply.collect::<Vec<u8>>())
+        self.replies.send(&reply.collect::<Vec<u8>>())
     }
 
     fn refuse(&self, request: Request, error: &Error) -> Result<()> {
         let number = error_number(error.kind());
         if !self.session.structured {
-            return self.send(&simple_reply(number, request.cookie));
+            return self.replies.send(&simple_reply(number, request.cookie));
         }
         let text: String = error.to_string().chars().take(1000).collect();
         let text = text.as_bytes();
@@ -281,27 +365,14 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         reply.extend_from_slice(&number.to_be_bytes());
         reply.extend_from_slice(&length.to_be_bytes());
         reply.extend_from_slice(text);
-        self.send(&reply)
-    }
-
-    fn send(&self, bytes: &[u8]) -> Result<()> {
-        write(&mut *self.sender(), bytes)
-    }
-
-    fn sender(&self) -> MutexGuard<'_, W> {
-        self.sender.lock().unwrap_or_else(PoisonError::into_inner)
+        self.replies.send(&reply)
     }
 
     fn fail(&self, error: Error) {
         self.ended.store(true, Ordering::Release);
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        (self.end)();
+        self.wire.end();
     }
-}
-
-fn write(sender: &mut impl Write, bytes: &[u8]) -> Result<()> {
-    let sent = sender.write_all(bytes).and_then(|()| sender.flush());
-    sent.map_err(|error| Error::io("cannot answer the client", error))
 }
 
 /// Reads `length` bytes that nobody wants, without room for them.

@@ -36,16 +36,17 @@ mod land;
 mod pace;
 mod read;
 mod rewrite;
+mod shared;
 mod turns;
+mod write;
 
-use super::index::BlockReader;
 use super::picture::Picture;
 use super::room::PLAIN;
 use super::users::User;
 use super::view::View;
 use super::work::{Figures, Operation, Work};
-use super::writer::{Need, Writer};
-use crate::block::{ReadAt, WriteAt};
+use super::writer::Writer;
+use crate::block::ReadAt;
 use crate::error::{Error, Kind, Result};
 use crate::format::table::Deletion;
 use crate::point::Point;
@@ -53,17 +54,13 @@ use crate::point::volume::SnapshotInfo;
 use crate::units::{Epoch, Tag, index};
 use held::Held;
 pub use journal::Journal;
+use shared::Shared;
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, mpsc,
-};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
-use turns::{Spent, Turns};
-
-/// Bytes of log that a change of the snapshot table takes, at most.
-const CHANGE_BYTES: u64 = 32 << 10;
+use turns::Turns;
 
 /// Bytes of one write that are held or written at a time, at most.
 const WRITE_SLICE: usize = 1 << 20;
@@ -76,28 +73,6 @@ pub struct Live {
     shared: Arc<Shared>,
     lander: Option<JoinHandle<()>>,
     checkpointer: Option<JoinHandle<()>>,
-}
-
-struct Shared {
-    /// Held while a checkpoint is made, and by whoever must not meet one.
-    publishing: Mutex<()>,
-    /// Has the checkpointer look whether there is something to do; `None` ends it.
-    wake: Mutex<Option<mpsc::SyncSender<()>>>,
-    /// Held by whoever replaces what the origin has; the client that does, from one time to the next.
-    owner: Mutex<u64>,
-    turns: Turns,
-    /// Bytes of one write that are held or written at a time: there is memory for them wherever they begin.
-    slice: usize,
-    /// Held by whoever appends to the log.
-    log: Mutex<()>,
-    core: RwLock<Writer>,
-    store: Arc<dyn WriteAt>,
-    reader: Arc<BlockReader>,
-    origin: Arc<dyn WriteAt>,
-    origin_size: AtomicU64,
-    chunk_bits: u32,
-    clock: fn() -> i64,
-    work: Work,
 }
 
 impl Live {
@@ -139,6 +114,7 @@ impl Live {
             core: RwLock::new(writer),
             clock,
             work: Work::default(),
+            slow: AtomicU32::new(0),
         });
         let (landing, publishing) = (Arc::clone(&shared), Arc::clone(&shared));
         // From here on the threads that run are ended whatever happens.
@@ -243,35 +219,6 @@ impl Live {
             }
         }
         Ok(true)
-    }
-
-    /// Writes the origin at byte `offset`. What snapshots need is copied out before, be it after this has returned: all
-    /// who read through this see the new bytes at once, and they are durable after [`Live::flush`].
-    ///
-    /// # Errors
-    /// `Kind::Usage` past the end; `Kind::NoSpace` if the store is full, with nothing written from some slice of a MiB
-    /// on; `Kind::Io`.
-    pub fn write_origin(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let _running = self.shared.work.begin(Operation::WriteOrigin(data.len()));
-        self.ensure_inside(offset, data.len() as u64)?;
-        let mut at = offset;
-        for slice in data.chunks(self.shared.slice) {
-            self.write_slice(at, slice)?;
-            at += slice.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn write_slice(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let shared = &self.shared;
-        let first = offset >> shared.chunk_bits;
-        let end = ((offset + data.len() as u64 - 1) >> shared.chunk_bits) + 1;
-        let claim = shared.turns.claim(first, end);
-        if claim.is_direct() && !shared.must_preserve(first, end)? {
-            return shared.origin.write_at(data, offset);
-        }
-        let _waiting = shared.work.queue();
-        claim.hold(offset, data, &|| shared.room())
     }
 
     /// Has a journal at `path`, in memory that outlives this process, if there is none yet: writes that have returned
@@ -510,96 +457,5 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 impl Drop for Live {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Shared {
-    fn core(&self) -> RwLockReadGuard<'_, Writer> {
-        self.core.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn core_mut(&self) -> RwLockWriteGuard<'_, Writer> {
-        self.core.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn log(&self) -> MutexGuard<'_, ()> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publishing(&self) -> MutexGuard<'_, ()> {
-        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn try_publishing(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.publishing.try_lock() {
-            Ok(publishing) => Some(publishing),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Chunks that the log surely takes, where that can be told at once.
-    fn room(&self) -> Option<u64> {
-        self.core.try_read().ok().map(|core| core.room_in_log())
-    }
-
-    /// Takes from the promised log what a change of the snapshot table takes, with what it leaves unused of a segment.
-    fn spend_change(&self) -> Spent<'_> {
-        self.turns.spend((2 * CHANGE_BYTES).div_ceil(1 << self.chunk_bits), &|| self.room())
-    }
-
-    /// Makes a checkpoint that would else be made while nobody writes.
-    fn make_ready(&self) -> Result<()> {
-        let _publishing = self.publishing();
-        let is_ready = self.core().accepts(CHANGE_BYTES, Need::Ordinary);
-        match is_ready {
-            true => Ok(()),
-            false => self.checkpoint_apart(PLAIN),
-        }
-    }
-
-    fn picture(&self) -> Picture {
-        let core = self.core();
-        // Together: no checkpoint comes between.
-        Picture { view: core.view.fork(), pin: core.pins.add(core.view.state.sb.checkpoint) }
-    }
-
-    /// True if a write of chunks from `first` to before `end` must wait for something to be preserved or recorded.
-    fn must_preserve(&self, first: u64, end: u64) -> Result<bool> {
-        let core = self.core();
-        core.ensure_sound()?;
-        let mut must = !core.origin_touched || core.view.state.durable < core.touched_at;
-        for chunk in first..end {
-            must = must || core.needs_copy(chunk)?;
-        }
-        Ok(must)
-    }
-
-    /// The log and the tables, when a few blocks can be appended: there is room, or it can be made, for no checkpoint
-    /// is being made.
-    fn try_ready(&self) -> Option<(MutexGuard<'_, ()>, RwLockWriteGuard<'_, Writer>)> {
-        let (log, core) = (self.log(), self.core_mut());
-        let ready = core.since.is_none() || core.accepts(CHANGE_BYTES, Need::Ordinary);
-        ready.then_some((log, core))
-    }
-
-    /// As [`Shared::try_ready`], and waits until it is so.
-    fn ready(&self) -> (MutexGuard<'_, ()>, RwLockWriteGuard<'_, Writer>) {
-        loop {
-            if let Some(ready) = self.try_ready() {
-                return ready;
-            }
-            drop(self.publishing());
-        }
-    }
-
-    /// Runs `work` on the tables, which the caller has for itself.
-    fn run<T>(&self, core: &mut Writer, work: impl FnOnce(&mut Writer) -> Result<T>) -> Result<T> {
-        core.now_secs = (self.clock)();
-        // What is written through this goes past the writer, which is to flush it where that matters.
-        core.origin_dirty = true;
-        let outcome = work(core);
-        self.origin_size.store(core.view.state.volume.origin_size, Ordering::Release);
-        outcome
     }
 }

@@ -43,7 +43,7 @@ impl Pace {
     /// How long whoever comes at `now` waits while `held` chunks are held.
     pub fn wait(&self, now: Instant, held: usize) -> Option<Duration> {
         let wait = self.next.saturating_duration_since(now);
-        (held > self.batch() && !wait.is_zero()).then_some(wait)
+        (held > self.batch() && wait > SLACK).then_some(wait)
     }
 
     /// Somebody has come who brings `held` chunks to so many and more by `cost`.

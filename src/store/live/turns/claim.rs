@@ -18,15 +18,19 @@ enum Step {
     Wait,
     /// At most so long.
     Pause(Duration),
-    /// For the end of its own landing: it was not acknowledged.
-    Await,
+    /// Has it land alone, and waits for that: until then it is not acknowledged.
+    Alone,
     /// For another try to land what is before it.
     Retry,
 }
 
 impl Table {
+    fn is_claimed(&self, first: u64, end: u64) -> bool {
+        self.claims.iter().any(|claim| claim.0 < end && first < claim.1)
+    }
+
     /// Holds a write if there is memory, and room in the log for it and all that is held already. Whatever cannot be
-    /// sure of that is held alone.
+    /// sure of that is to land alone.
     fn try_hold(&mut self, offset: u64, data: &[u8], room: Room<'_>) -> Result<Step> {
         if self.ended {
             return Err(gone());
@@ -56,11 +60,7 @@ impl Table {
             }
             return Ok(Step::Done);
         }
-        if count > 0 {
-            return Ok(Step::Wait);
-        }
-        self.held.put_awaited(offset, data)?;
-        Ok(Step::Await)
+        Ok(if count > 0 { Step::Wait } else { Step::Alone })
     }
 }
 
@@ -77,12 +77,7 @@ impl Claim<'_> {
     pub fn hold(mut self, offset: u64, data: &[u8], room: Room<'_>) -> Result<()> {
         let turns = self.turns;
         let mut table = turns.table();
-        if std::mem::take(&mut self.direct) {
-            table.direct -= 1;
-            if table.stopped.is_some() {
-                turns.landed.notify_all();
-            }
-        }
+        self.give_up_direct(&mut table);
         let ticket = table.tickets;
         table.tickets += 1;
         table.line.push_back((ticket, std::thread::current()));
@@ -110,11 +105,14 @@ impl Claim<'_> {
                     }
                     outcome
                 }
-                Ok(Step::Await) => {
-                    let (taken, outcome) = turns.answer(table);
-                    table = taken;
-                    outcome
-                }
+                Ok(Step::Alone) => match table.held.put_awaited(offset, data) {
+                    Ok(()) => {
+                        let (taken, outcome) = turns.answer(table);
+                        table = taken;
+                        outcome
+                    }
+                    failed => failed,
+                },
                 Ok(Step::Done) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -124,15 +122,50 @@ impl Claim<'_> {
             return outcome;
         }
     }
+
+    /// As [`Claim::hold`], if that waits for nobody: false, and nothing is held, if it might.
+    ///
+    /// # Errors
+    /// As [`Claim::hold`].
+    pub fn hold_at_once(mut self, offset: u64, data: &[u8], room: Room<'_>) -> Result<bool> {
+        let mut table = self.turns.table();
+        if !table.line.is_empty() {
+            return Ok(false);
+        }
+        let Step::Done = table.try_hold(offset, data, room)? else { return Ok(false) };
+        self.give_up_direct(&mut table);
+        self.turns.call_lander(&table);
+        Ok(true)
+    }
+
+    /// It will not write the origin itself.
+    fn give_up_direct(&mut self, table: &mut Table) {
+        if std::mem::take(&mut self.direct) {
+            table.direct -= 1;
+            if table.stopped.is_some() {
+                self.turns.landed.notify_all();
+            }
+        }
+    }
 }
 
 impl Turns {
     /// Waits until nobody else has any chunk from `first` to before `end`, and claims them.
     pub fn claim(&self, first: u64, end: u64) -> Claim<'_> {
         let mut table = self.table();
-        while table.claims.iter().any(|claim| claim.0 < end && first < claim.1) {
+        while table.is_claimed(first, end) {
             table = self.wait_freed(table);
         }
+        self.claim_free(&mut table, first, end)
+    }
+
+    /// As [`Turns::claim`], if nobody has them.
+    pub fn claim_at_once(&self, first: u64, end: u64) -> Option<Claim<'_>> {
+        let mut table = self.table();
+        if table.is_claimed(first, end) { None } else { Some(self.claim_free(&mut table, first, end)) }
+    }
+
+    fn claim_free(&self, table: &mut Table, first: u64, end: u64) -> Claim<'_> {
         table.claims.push((first, end));
         let direct = table.stopped.is_none() && !table.held.touches(first, end);
         table.direct += usize::from(direct);
