@@ -102,6 +102,11 @@ impl Watched {
     fn look<T>(&self, act: Act, outcome: Result<T>) -> Result<T> {
         self.watch.look(&self.name, act, outcome)
     }
+
+    /// Of something that may not have been done: that does not mean that it works.
+    fn look_done(&self, act: Act, outcome: Result<bool>) -> Result<bool> {
+        if let Ok(false) = outcome { outcome } else { self.look(act, outcome) }
+    }
 }
 
 impl Export for Watched {
@@ -122,7 +127,7 @@ impl Export for Watched {
     }
 
     fn read_cached(&self, offset: u64, buf: &mut [u8]) -> Result<bool> {
-        self.look(Act::Read, self.export.read_cached(offset, buf))
+        self.look_done(Act::Read, self.export.read_cached(offset, buf))
     }
 
     fn file_with(&self, offset: u64, length: usize) -> Option<Arc<File>> {
@@ -138,7 +143,7 @@ impl Export for Watched {
     }
 
     fn write_at_once(&self, offset: u64, data: &[u8]) -> Result<bool> {
-        self.look(Act::Write, self.export.write_at_once(offset, data))
+        self.look_done(Act::Write, self.export.write_at_once(offset, data))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
@@ -226,5 +231,53 @@ mod tests {
         watch.told().get_mut(&("origin".to_owned(), Act::Write)).unwrap().at -= PAUSE;
         let _ = watch.look("origin", Act::Write, failed());
         assert_eq!(said.lock().unwrap().len(), 4, "it is told again after a while");
+    }
+
+    /// Fails to write; nothing of it can be done at once.
+    struct Failing;
+
+    impl Export for Failing {
+        fn size(&self) -> u64 {
+            4096
+        }
+
+        fn is_read_only(&self) -> bool {
+            false
+        }
+
+        fn preferred_size(&self) -> u32 {
+            4096
+        }
+
+        fn read(&self, _offset: u64, _buf: &mut [u8]) -> Result<()> {
+            Err(Error::new(Kind::Io, "as wished"))
+        }
+
+        fn write(&self, _offset: u64, _data: &[u8]) -> Result<()> {
+            Err(Error::new(Kind::Io, "as wished"))
+        }
+
+        fn discard(&self, _offset: u64, _length: u64) -> Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_not_done_at_once_does_not_work_again() {
+        let said = Arc::new(Mutex::new(0));
+        let watch = {
+            let said = Arc::clone(&said);
+            Arc::new(Watch::new(move |_| *said.lock().unwrap() += 1))
+        };
+        let export = watch.over("origin", Arc::new(Failing));
+        for _ in 0..3 {
+            assert!(!export.write_at_once(0, &[1]).unwrap() && !export.read_cached(0, &mut [0]).unwrap());
+            assert!(export.write(0, &[1]).is_err() && export.read(0, &mut [0]).is_err());
+        }
+        assert_eq!(*said.lock().unwrap(), 2, "each fails, and is told once");
     }
 }
