@@ -2,14 +2,18 @@
 
 use crate::cli_pages::played;
 use crate::harness::{DDSNAP, Dir, Run};
+use rustix::net::sockopt::socket_peercred;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A server in the folder of a test, killed with it; what it says is in [`Server::SAYS`] there.
-pub struct Server(Child);
+pub struct Server {
+    child: Child,
+    says: PathBuf,
+}
 
 impl Server {
     pub const SAYS: &str = "server.err";
@@ -19,25 +23,35 @@ impl Server {
         command.arg("server").args(words.split(' ')).args(["--socket", "vol.sock"]);
         let says = File::options().append(true).create(true).open(dir.path(Self::SAYS)).unwrap();
         let child = command.current_dir(dir.path("")).stdin(Stdio::null()).stderr(says).spawn().unwrap();
-        let server = Self(child);
+        let server = Self { child, says: dir.path(Self::SAYS) };
         let begun = Instant::now();
-        while UnixStream::connect(dir.path("vol.sock")).is_err() {
+        while !server.listens(&dir.path("vol.sock")) {
             assert!(begun.elapsed() < Duration::from_secs(60), "the server does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
         server
     }
 
+    /// This one, and not what is left of one that was killed.
+    fn listens(&self, socket: &Path) -> bool {
+        let peer = UnixStream::connect(socket).and_then(|stream| Ok(socket_peercred(stream)?));
+        peer.is_ok_and(|peer| peer.pid.as_raw_nonzero().get().unsigned_abs() == self.child.id())
+    }
+
     pub fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        if std::thread::panicking() {
+            let says = std::fs::read_to_string(&self.says).unwrap_or_default();
+            eprintln!("the server, {:?}, has said:\n{says}", self.child.try_wait());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
