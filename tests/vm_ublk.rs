@@ -246,8 +246,8 @@ fn vm_ublk_what_nobody_holds_ends_with_its_server() {
     sh(&dir, "ddsnap stop vol.sock");
     drop(server);
     sh(&dir, "e2fsck -fn /dev/vmdisk1 2>&1 && ddsnap fsck -n --data /dev/vmdisk2");
-    // Killed before anybody used it: found again. The kernel has looked for partitions by then: this one may not outlive
-    // that a server is killed meanwhile.
+    // Killed before anybody used it: found again. The kernel has looked for partitions by then: this one may not
+    // outlive that a server is killed meanwhile.
     let server = Server::start(&dir, "/dev/vmdisk2 --ublk");
     sh(
         &dir,
