@@ -221,7 +221,7 @@ impl Served {
 
     /// Connects the device that leads to the server beneath, if there is one: what a server that was killed had not
     /// answered waits for that, and so does whoever changes the pair meanwhile.
-    pub(super) fn go_on(&self, pair: &Pair) -> Result<()> {
+    pub(super) fn reconnect(&self, pair: &Pair) -> Result<()> {
         match pair.inserted()? {
             Some(found) if found.identity == self.identity_of(None) => {
                 self.connect_nbd(None, Some(Node::Nbd(found.index))).map(|_| ())
@@ -232,7 +232,7 @@ impl Served {
 
     /// Slips the server under a device; the line that tells of it.
     fn insert(&self, pair: &Pair) -> Result<String> {
-        self.go_on(pair)?;
+        self.reconnect(pair)?;
         let pair = pair.hold()?;
         let identity = self.identity_of(None);
         let connected = device::attach_unnamed(&identity, &mut |found| self.connect_nbd(None, found))?;

@@ -88,7 +88,7 @@ fn take_out(pair: &Held, what: &Path, others: &[Device]) -> Result<()> {
         return take_out_dead(pair);
     }
     device::detach(others)?;
-    Served::find(what)?.go_on(pair)?;
+    Served::find(what)?.reconnect(pair)?;
     let server = connect(what)?;
     pair.take_out(true, || server.stop())?;
     pair.remove_lower()
