@@ -246,6 +246,19 @@ fn busy_volume(dir: &Dir) -> Child {
     load
 }
 
+/// Runs a command that must end within a minute.
+fn bounded(dir: &Dir, command: &str) {
+    let wait = "& for moment in $(seq 600); do kill -0 $! || break; sleep 0.1; done; ! kill -0 $! && wait $!";
+    sh(dir, &format!("{command} {wait}"));
+}
+
+/// A dmsetup in the folder `bin` that first does what `script` says.
+fn before_dmsetup(dir: &Dir, script: &str) {
+    let real = sh(dir, "mkdir bin && command -v dmsetup");
+    dir.write("bin/dmsetup", format!("#!/bin/bash\n{script}\nexec {real} \"$@\"\n").as_bytes());
+    sh(dir, "chmod +x bin/dmsetup");
+}
+
 #[test]
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
@@ -299,11 +312,6 @@ fn vm_a_dead_server_is_taken_out_at_once_and_no_snapshot_is_trusted_then() {
     sh(&dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/lv");
     let write = "dd if=/dev/urandom of=/dev/mapper/lv oflag=direct conv=notrunc status=none";
     let refused = |vol: &str| dir.run(&format!("read {vol} 0")).expect(5).says("tainted");
-    let bounded = |command: &str| {
-        let wait =
-            "& for moment in $(seq 600); do kill -0 $! || break; sleep 0.1; done; ! kill -0 $! && wait $!";
-        sh(&dir, &format!("{command} {wait}"));
-    };
     for way in ["killed", "ended", "with its server", "with the next one"] {
         let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
         sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv && ddsnap create vol.sock 0");
@@ -326,14 +334,14 @@ fn vm_a_dead_server_is_taken_out_at_once_and_no_snapshot_is_trusted_then() {
                 // What waits for the one that was killed goes to the next, though nobody gave attach again.
                 server.kill();
                 let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
-                bounded("ddsnap detach vol.sock");
+                bounded(&dir, "ddsnap detach vol.sock");
                 drop(server);
             }
         }
         if ["killed", "ended"].contains(&way) {
             std::thread::sleep(Duration::from_secs(1));
             assert!(writer.try_wait().unwrap().is_none(), "{way}: it waits");
-            bounded("ddsnap detach lv");
+            bounded(&dir, "ddsnap detach lv");
         }
         sh(&dir, &format!("{write} bs=64k count=9 seek=64 && touch stop"));
         assert!(writer.wait().unwrap().success(), "{way}: a write failed");
@@ -356,14 +364,12 @@ fn vm_killed_between_any_two_steps_the_volume_goes_on() {
     let mut load = busy_volume(&dir);
     let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
     // A dmsetup that dies before the step whose number it is told, and every one after it: a kill -9 between steps.
-    let script = "#!/bin/bash\n\
-        case $1 in load|suspend|resume|clear|remove|create)\n\
+    before_dmsetup(
+        &dir,
+        "case $1 in load|suspend|resume|clear|remove|create)\n\
             n=$(($(cat steps 2>/dev/null || echo 0) + 1)); echo $n >steps\n\
-            [ $n -lt $(cat die) ] || { kill -9 $PPID; exit 9; };;\nesac\nexec REAL \"$@\"\n";
-    let found = sh(&dir, "command -v dmsetup");
-    sh(&dir, "mkdir bin");
-    dir.write("bin/dmsetup", script.replace("REAL", &found).as_bytes());
-    sh(&dir, "chmod +x bin/dmsetup");
+            [ $n -lt $(cat die) ] || { kill -9 $PPID; exit 9; };;\nesac",
+    );
     for step in 1..=3 {
         // Killed before this step, then given again.
         sh(
@@ -409,11 +415,8 @@ fn vm_two_commands_do_not_lead_one_volume_to_different_places() {
     let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
     sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv");
     // One that waits in the middle of its steps until it is told to go on.
-    let script = "#!/bin/bash\n[ $1 != suspend ] || { touch reached; while [ ! -e go ]; do sleep 0.1; done; }\n\
-        exec REAL \"$@\"\n";
-    let found = sh(&dir, "command -v dmsetup && mkdir bin");
-    dir.write("bin/dmsetup", script.replace("REAL", &found).as_bytes());
-    let line = format!("chmod +x bin/dmsetup; PATH=$PWD/bin:$PATH exec {DDSNAP} detach vol.sock");
+    before_dmsetup(&dir, "[ $1 != suspend ] || { touch reached; while [ ! -e go ]; do sleep 0.1; done; }");
+    let line = format!("PATH=$PWD/bin:$PATH exec {DDSNAP} detach vol.sock");
     let mut detach = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
     sh(&dir, "for moment in $(seq 600); do test -e reached && break; sleep 0.1; done; test -e reached");
     dir.run("attach vol.sock").expect(4).says("holds it");
@@ -425,4 +428,37 @@ fn vm_two_commands_do_not_lead_one_volume_to_different_places() {
     drop(server);
     assert_eq!(sh(&dir, "dmsetup ls | cut -f1; dmsetup table lv | cut -d' ' -f3"), "lv\nlinear");
     sh(&dir, "dmsetup remove lv && ddsnap fsck -n --data /dev/vmdisk2");
+}
+
+#[test]
+#[ignore = "needs devices of a kernel: cargo xtask vmtest"]
+fn vm_a_server_may_die_while_it_is_taken_out() {
+    let dir = Dir::new();
+    let mut load = busy_volume(&dir);
+    // Dead before all that is written has landed, or after it.
+    before_dmsetup(
+        &dir,
+        "[ $1 != suspend ] || [ $(cat when) != before ] || kill -9 $(cat pid)\n\
+        [ $1 != suspend ] || [ $(cat when) != after ] || {\n\
+            PATH=${PATH#*:} dmsetup \"$@\" && kill -9 $(cat pid); exit; }",
+    );
+    for (number, when) in ["before", "after"].into_iter().enumerate() {
+        let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+        sh(
+            &dir,
+            &format!("ddsnap attach vol.sock --insert /dev/mapper/lv && ddsnap create vol.sock {number}"),
+        );
+        dir.write("pid", server.child.id().to_string().as_bytes());
+        dir.write("when", when.as_bytes());
+        assert!(load.try_wait().unwrap().is_none(), "the load has ended too early");
+        bounded(&dir, &format!("PATH=$PWD/bin:$PATH {DDSNAP} detach vol.sock 2>detach.err"));
+        assert!(sh(&dir, "cat detach.err").contains("has not ended in good order"), "{when}");
+        assert_eq!(sh(&dir, "dmsetup ls | cut -f1; dmsetup table lv | cut -d' ' -f3"), "lv\nlinear");
+        drop(server);
+        sh(&dir, "timeout 20 sync && echo on >m/file && sync");
+        dir.run(&format!("read /dev/vmdisk2 {number}")).expect(5).says("tainted");
+    }
+    assert!(load.wait().unwrap().success(), "fio has met an error");
+    sh(&dir, "umount m && e2fsck -fn /dev/mapper/lv 2>&1 && dmsetup remove lv");
+    sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
 }

@@ -3,6 +3,7 @@
 use super::attach::{Served, WAIT_SECS};
 use super::open;
 use crate::block::file::FileWriter;
+use crate::block::lock::Lock;
 use crate::dm::device::{self, Device, Node};
 use crate::dm::insert::{self, Held, Inserted, Pair};
 use crate::dm::{mapper, nbd};
@@ -14,6 +15,7 @@ use crate::serve::nbd::{Memory, Session, serve};
 use crate::serve::straight::Straight;
 use crate::ui::Ui;
 use crate::ui::exit::Exit;
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +55,7 @@ fn take_away(what: &Path, ui: &Ui) -> Result<()> {
     let mut devices = chosen(what, pair.is_some())?;
     if let Some(pair) = pair {
         devices.retain(|device| !device.identity.ends_with("-origin"));
-        take_out(&pair, what, &devices)?;
+        take_out(&pair, what, &devices, ui)?;
         ui.explain(&format!("nothing is beneath {} any more", pair.upper));
     } else {
         device::detach(&devices)?;
@@ -82,54 +84,114 @@ fn inserted(what: &Path) -> Result<Option<Held>> {
     Ok(if held.is_inserted()? { Some(held) } else { None })
 }
 
-/// Takes a server out from under a device, and ends it: from then on it does not see what is written.
-fn take_out(pair: &Held, what: &Path, others: &[Device]) -> Result<()> {
-    if !open::is_served(what) {
-        return take_out_dead(pair);
+/// Takes a server out from under a device, and ends it, if it runs still: from then on nobody sees what is written.
+fn take_out(pair: &Held, what: &Path, others: &[Device], ui: &Ui) -> Result<()> {
+    let mut stand_in = StandIn { pair, lower: None, is_over: AtomicBool::new(false) };
+    let server = match open::is_served(what) {
+        true => {
+            device::detach(others)?;
+            Served::find(what)?.reconnect(pair)?;
+            Some(connect(what)?)
+        }
+        false => {
+            // From now on no server can begin to be what this takes out.
+            stand_in.lower = Some(stand_in.open().map_err(|error| {
+                match error.kind() {
+                    Kind::Busy => {
+                        Error::new(Kind::Busy, "a server is beneath it, which must be ended with it")
+                            .hint("'ddsnap detach SOCK' does both")
+                    }
+                    _ => error,
+                }
+            })?);
+            None
+        }
+    };
+    let mut failed = None;
+    stand_in.during(|stand_in| {
+        pair.take_out(server.is_some(), || {
+            // All that was under way is done.
+            stand_in.is_over.store(true, Ordering::Release);
+            match server.as_ref().map_or(Ok(()), Client::stop) {
+                // Gone it is.
+                Err(error) if stand_in.is_free(true) => failed = Some(error),
+                stopped => stopped?,
+            }
+            Ok(())
+        })
+    })?;
+    if let Some(error) = failed {
+        ui.warn(&format!("the server has not ended in good order: {error}"));
     }
-    device::detach(others)?;
-    Served::find(what)?.reconnect(pair)?;
-    let server = connect(what)?;
-    pair.take_out(true, || server.stop())?;
     pair.remove_lower()
 }
 
-/// How often the kernel is offered a connection, until it has seen that the one it had is dead.
+/// How often is looked whether the server is gone, and the kernel is offered a connection, until it has seen that the
+/// one it had is dead.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Takes a server out that runs no more. Writes that it had not answered wait in the kernel, and the device would wait
-/// for them: they are done here, past the store, whose snapshots are not trusted any more for what follows anyway.
-fn take_out_dead(pair: &Held) -> Result<()> {
-    // From now on no server can begin to be what this takes out.
-    let lower = FileWriter::open_shared_origin(&pair.lower_path()).map_err(|error| match error.kind() {
-        Kind::Busy => Error::new(Kind::Busy, "a server is beneath it, which must be ended with it")
-            .hint("'ddsnap detach SOCK' does both"),
-        _ => error,
-    })?;
-    let (near, far) = UnixStream::pair().map_err(|error| Error::io("cannot make a connection", error))?;
-    let last = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
-    let session = Session { export: Arc::new(Straight(lower)), structured: false, contexts: Vec::new() };
-    let (dead, is_over) = (Dead::of(pair)?, AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let sender = far.try_clone().map_err(|error| Error::io("cannot make a connection", error))?;
-        scope.spawn(|| {
+/// Answers in place of a server that is gone. Writes that it had not answered wait in the kernel, and the device would
+/// wait for them: they are done here, past the store, whose snapshots are not trusted any more for what follows anyway.
+struct StandIn<'a> {
+    pair: &'a Pair,
+    /// From the start, if there is no server.
+    lower: Option<FileWriter>,
+    is_over: AtomicBool,
+}
+
+impl StandIn<'_> {
+    /// Runs `take_out`, and meanwhile answers whatever no server does.
+    fn during(mut self, take_out: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let (dead, lower) = (Dead::of(self.pair)?, self.lower.take());
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.answer(&dead, lower));
+            let outcome = take_out(&self);
+            self.is_over.store(true, Ordering::Release);
+            outcome
+        })
+    }
+
+    fn open(&self) -> Result<FileWriter> {
+        FileWriter::open_shared_origin(&self.pair.lower_path())
+    }
+
+    /// True if no server has the lower device. Only read, which tells nobody that it changed.
+    fn is_free(&self, waits: bool) -> bool {
+        let path = self.pair.lower_path();
+        File::open(&path).is_ok_and(|lower| Lock::Exclusive.take(&lower, &path, waits).is_ok())
+    }
+
+    /// Waits until the server is gone, and answers then, until it is over.
+    fn answer(&self, dead: &Dead, mut lower: Option<FileWriter>) {
+        while !self.is_over.load(Ordering::Acquire) {
+            if lower.is_none() && self.is_free(false) {
+                // Whoever holds it for a moment only does not keep it.
+                lower = self.open().ok();
+            }
+            // What could not be answered waits for the next try.
+            let _ = lower.take().map(|lower| self.serve(dead, lower));
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn serve(&self, dead: &Dead, lower: FileWriter) -> Result<()> {
+        let no_connection = |error| Error::io("cannot make a connection", error);
+        let (near, far) = UnixStream::pair().map_err(no_connection)?;
+        let (last, sender) =
+            (far.try_clone().map_err(no_connection)?, far.try_clone().map_err(no_connection)?);
+        let session = Session { export: Arc::new(Straight(lower)), structured: false, contexts: Vec::new() };
+        std::thread::scope(|scope| {
             // What it cannot do it has answered with an error.
-            let _ = serve(&session, &Memory::default(), (far, sender), &last);
-            drop(session);
-        });
-        scope.spawn(|| {
-            while !is_over.load(Ordering::Acquire) {
+            let serving = scope.spawn(|| serve(&session, &Memory::default(), (far, sender), &last));
+            while !self.is_over.load(Ordering::Acquire) && !serving.is_finished() {
                 // It may be gone already, and is not needed then.
                 let _ = dead.offer(&near);
                 std::thread::sleep(PAUSE);
             }
+            near.end();
         });
-        let outcome = pair.take_out(false, || Ok(()));
-        is_over.store(true, Ordering::Release);
-        near.end();
-        outcome
-    })?;
-    pair.remove_lower()
+        Ok(())
+    }
 }
 
 /// An NBD device whose server is gone.

@@ -72,7 +72,21 @@ pub fn connect<Fd: AsFd>(link: &Link<'_, Fd>) -> Result<u32> {
     let attributes = [attribute_u64(key::SERVER_FLAGS, u64::from(link.flags)), link.attributes()?];
     let answer = Socket::open()?.ask(command::CONNECT, &attributes.concat())?;
     let index = find_attribute(&answer, key::INDEX)?.and_then(number);
-    index.ok_or_else(|| Error::damaged("the kernel does not tell which NBD device it made"))
+    let index = index.ok_or_else(|| Error::damaged("the kernel does not tell which NBD device it made"))?;
+    set_look(index, LOOK);
+    Ok(index)
+}
+
+/// How often the kernel looks at requests that are under way, in milliseconds. What a dead connection had it sends over
+/// the next one when it looks; nothing fails by it, as the device has no time limit.
+const LOOK: u32 = 5_000;
+/// How often it does if nobody says.
+const LOOK_DEFAULT: u32 = 30_000;
+
+/// Says how often the kernel looks at requests that begin from now on. Where it cannot be told it looks as it does.
+fn set_look(index: u32, milliseconds: u32) {
+    let place = format!("/sys/block/nbd{index}/queue/io_timeout");
+    let _ = std::fs::write(place, milliseconds.to_string());
 }
 
 /// Gives a device another connection, if the one it has is dead; otherwise the kernel takes no notice of it. Its size
@@ -90,6 +104,8 @@ pub fn reconnect<Fd: AsFd>(index: u32, link: &Link<'_, Fd>) -> Result<()> {
 /// # Errors
 /// As [`connect`].
 pub fn disconnect(index: u32) -> Result<()> {
+    // Whoever uses it next has several connections, maybe, of which each look would end one.
+    set_look(index, LOOK_DEFAULT);
     Socket::open()?.ask(command::DISCONNECT, &attribute_u32(key::INDEX, index)).map(|_| ())
 }
 
