@@ -127,6 +127,10 @@ pub enum Command {
 
 /// Flag of a request: durable when it returns.
 pub const FUA: u16 = 1;
+/// Flag of a request: zeroes must not become a hole.
+pub const NO_HOLE: u16 = 1 << 1;
+/// Flag of a request: what is read comes in one chunk.
+pub const ONE_CHUNK: u16 = 1 << 2;
 /// Flag of a request: tell of one extent only, inside of what was asked for.
 pub const ONE_EXTENT: u16 = 1 << 3;
 

@@ -212,6 +212,29 @@ fn a_write_that_is_too_long_is_answered_and_the_next_one_is_done() {
     assert_eq!((hears, written, error), (vec![], vec![], Some(Kind::Io)));
 }
 
+#[test]
+fn a_write_with_flags_that_are_not_known_is_refused_and_not_done() {
+    // FUA, no hole, and one chunk are known; fast zeroes were not offered.
+    for (flags, is_known) in [(0, true), (1, true), (0b111, true), (1 << 4, false), (1 << 15 | 1, false)] {
+        let marked = |length| {
+            let mut head = write(1, 512, length);
+            head[4..6].copy_from_slice(&u16::to_be_bytes(flags));
+            head
+        };
+        // One that is done at once, and one that is written as it comes.
+        for length in [4, 32 << 20] {
+            let data = std::io::repeat(7).take(u64::from(length));
+            let next = Cursor::new([write(2, 0, 4), b"data".to_vec()].concat());
+            let (hears, written, error) =
+                transmit(false, Cursor::new(marked(length)).chain(data).chain(next));
+            let refused = hears.chunks(16).any(|answer| answer[4..8] == [0, 0, 0, 22]);
+            assert_eq!((error, hears.len(), refused), (None, 32, !is_known), "{flags:#x}");
+            let expected = [(0, 4), (512, index(u64::from(length)))];
+            assert_eq!(written, expected[..1 + usize::from(is_known)], "{flags:#x}");
+        }
+    }
+}
+
 /// Four MiB that can be told apart by their place, and the most memory that was taken when they were used. What begins
 /// in the first one can be had at once.
 struct Placed {

@@ -8,7 +8,8 @@ use super::replies::Replies;
 use crate::error::{Error, Kind, Result};
 use crate::format::nbd::block_status;
 use crate::format::nbd::{
-    Chunk, Command, FUA, ONE_EXTENT, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno, simple_reply,
+    Chunk, Command, FUA, NO_HOLE, ONE_CHUNK, ONE_EXTENT, PAYLOAD_MAX, REQUEST_SIZE, Request, chunk, errno,
+    simple_reply,
 };
 use crate::serve::export::Export;
 use crate::serve::listen::Wire;
@@ -158,7 +159,8 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
     /// Does a small request if that waits for nobody, and gathers the reply; false if it has to be done in another way.
     fn answer_at_once(&self, received: &Received<'_>, data: &[u8]) -> bool {
         let Received { request, written, .. } = received;
-        if request.length > SMALL || request.flags & FUA != 0 || written.is_some() {
+        let is_plain = request.flags & FUA == 0 && ensure_understood(*request).is_ok();
+        if request.length > SMALL || !is_plain || written.is_some() {
             return false;
         }
         // An error is met again, and told, in the ordinary way.
@@ -257,7 +259,7 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
         let length = u64::from(request.length);
         let is_inside = request.offset.checked_add(length).is_some_and(|end| end <= export.size());
         let mut outcome = match is_inside {
-            true => Ok(()),
+            true => ensure_understood(request),
             false => Err(Error::new(Kind::Usage, "it ends past the end")),
         };
         let mut at = 0;
@@ -273,6 +275,9 @@ impl<R: Read + Send, W: Write + Send> Connection<'_, R, W> {
     /// Does what `request` asks for, and replies. An error of the export is an answer.
     fn answer(&self, received: Received<'_>, buf: &mut Vec<u8>) -> Result<()> {
         let Received { request, share, written } = received;
+        if let Err(error) = ensure_understood(request) {
+            return self.refuse(request, &error);
+        }
         match request.command {
             Command::Read => return self.read(request, buf, share.bytes),
             Command::BlockStatus => return self.tell_status(request),
@@ -386,6 +391,14 @@ fn skip(receiver: &mut impl Read, length: u64) -> Result<()> {
 
 fn cut_short(error: std::io::Error) -> Error {
     Error::io("a write was cut short", error)
+}
+
+/// Fails for a request that means more than is known here.
+fn ensure_understood(request: Request) -> Result<()> {
+    match request.flags & !(FUA | NO_HOLE | ONE_CHUNK | ONE_EXTENT) {
+        0 => Ok(()),
+        flags => Err(Error::new(Kind::Usage, format!("flags {flags:#x} of this request are not known"))),
+    }
 }
 
 fn too_long(request: Request) -> Error {
