@@ -109,7 +109,7 @@ fn take_out(pair: &Held, what: &Path, others: &[Device], ui: &Ui) -> Result<()> 
     };
     let mut failed = None;
     stand_in.during(|stand_in| {
-        pair.take_out(server.is_some(), || {
+        pair.take_out(|| {
             // All that was under way is done.
             stand_in.is_over.store(true, Ordering::Release);
             match server.as_ref().map_or(Ok(()), Client::stop) {

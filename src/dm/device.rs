@@ -206,7 +206,7 @@ fn lead(mapped: &mapper::Mapped, node: Node) -> Result<()> {
         return Ok(());
     }
     mapper::load(&mapped.name, &table)?;
-    mapper::suspend(&mapped.name, false)?;
+    mapper::suspend(&mapped.name)?;
     mapper::resume(&mapped.name)
 }
 
@@ -273,7 +273,7 @@ pub fn suspend_loops(begin: &str) -> Result<()> {
     }
     for device in all(begin, &[])? {
         if let Device { node: Some(Node::Loop(_)), mapped: Some(mapped), .. } = device {
-            mapper::suspend(&mapped.name, false)?;
+            mapper::suspend(&mapped.name)?;
         }
     }
     Ok(())

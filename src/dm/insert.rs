@@ -208,7 +208,7 @@ impl Held {
             true => format!("0 {sectors} delay {lower} 0 0 {server} 0 0 {server} 0 0"),
             false => format!("0 {sectors} linear {server} 0"),
         };
-        self.exchange(&table, true, || Ok(()))
+        self.exchange(&table, || Ok(()))
     }
 
     /// Ends what somebody began with the upper device who was killed over it: it keeps its table, and nobody waits.
@@ -221,19 +221,19 @@ impl Held {
     }
 
     /// Leads the upper device past the server again, which `end` ends meanwhile: nobody writes between the last
-    /// write that it sees and its end. Without a server nothing is flushed, as nobody would answer. The lower device is
-    /// left to [`Pair::remove_lower`].
+    /// write that it sees and its end. Somebody must answer what is under way. The lower device is left to
+    /// [`Held::remove_lower`].
     ///
     /// # Errors
     /// What dmsetup or `end` says; the upper device leads to the server then.
-    pub fn take_out(&self, has_server: bool, end: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub fn take_out(&self, end: impl FnOnce() -> Result<()>) -> Result<()> {
         let index = self.nbd()?;
         if self.find_lower()?.is_none() {
             return Err(
                 Error::new(Kind::NotFound, "nothing is beneath it").at_path(&mapper::path(&self.upper))
             );
         }
-        self.exchange(&mapper::table(&self.lower())?, has_server, end)?;
+        self.exchange(&mapper::table(&self.lower())?, end)?;
         index.map_or(Ok(()), nbd::disconnect)
     }
 
@@ -251,9 +251,9 @@ impl Held {
     }
 
     /// Gives the upper device another table; `between` runs while its users wait.
-    fn exchange(&self, table: &str, flush: bool, between: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn exchange(&self, table: &str, between: impl FnOnce() -> Result<()>) -> Result<()> {
         mapper::load(&self.upper, table)?;
-        let outcome = mapper::suspend(&self.upper, flush).and_then(|()| between());
+        let outcome = mapper::suspend(&self.upper).and_then(|()| between());
         if outcome.is_err() {
             // What was loaded must not come into force later, by somebody else's resume. The first error tells more.
             let _ = mapper::clear(&self.upper);

@@ -139,16 +139,13 @@ pub fn load(name: &str, table: &str) -> Result<()> {
     feed(&["load", name], table).map(|_| ())
 }
 
-/// Makes requests wait, after those under way; a file system on it is frozen. Without `flush`, requests under way wait
-/// too: for a device whose server is gone.
+/// Makes requests wait, once those under way are done. A file system on it is not frozen: to write all that it has in
+/// memory may take minutes, in which its users would wait, and could not be broken off.
 ///
 /// # Errors
 /// What dmsetup says.
-pub fn suspend(name: &str, flush: bool) -> Result<()> {
-    match flush {
-        true => ask(["suspend", name]).map(|_| ()),
-        false => ask(["suspend", "--noflush", "--nolockfs", name]).map(|_| ()),
-    }
+pub fn suspend(name: &str) -> Result<()> {
+    ask(["suspend", "--noflush", "--nolockfs", name]).map(|_| ())
 }
 
 /// Lets requests through, by the table that was loaded last.
