@@ -232,15 +232,15 @@ fn vm_the_six_commands_of_the_readme_work() {
     sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");
 }
 
-/// A mounted device of device-mapper on the first disk, as a logical volume would be, under load.
-fn busy_volume(dir: &Dir) -> Child {
+/// A mounted device of device-mapper on the first disk, as a logical volume would be, under load for so many seconds.
+fn busy_volume(dir: &Dir, seconds: u32) -> Child {
     sh(dir, "dmsetup create lv --table \"0 $(blockdev --getsz /dev/vmdisk1) linear /dev/vmdisk1 0\"");
     sh(dir, "ddsnap initialize -y /dev/vmdisk2 /dev/mapper/lv");
     sh(
         dir,
         "mkfs.ext4 -q /dev/mapper/lv && mkdir m s && mount /dev/mapper/lv m && echo before >m/file && sync",
     );
-    let line = format!("exec {FIO} --filename=m/load --runtime=25 --fsync=32");
+    let line = format!("exec {FIO} --filename=m/load --runtime={seconds} --fsync=32");
     let load = Command::new("bash").args(["-c", &line]).current_dir(dir.path("")).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(1));
     load
@@ -254,7 +254,7 @@ fn bounded(dir: &Dir, command: &str) {
 
 /// A dmsetup in the folder `bin` that first does what `script` says.
 fn before_dmsetup(dir: &Dir, script: &str) {
-    let real = sh(dir, "mkdir bin && command -v dmsetup");
+    let real = sh(dir, "mkdir -p bin && command -v dmsetup");
     dir.write("bin/dmsetup", format!("#!/bin/bash\n{script}\nexec {real} \"$@\"\n").as_bytes());
     sh(dir, "chmod +x bin/dmsetup");
 }
@@ -263,7 +263,7 @@ fn before_dmsetup(dir: &Dir, script: &str) {
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_a_server_is_slipped_under_a_busy_volume_and_taken_out_again() {
     let dir = Dir::new();
-    let mut load = busy_volume(&dir);
+    let mut load = busy_volume(&dir, 25);
     let table = sh(&dir, "dmsetup table lv");
     let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
     // Writes go past the server still.
@@ -361,7 +361,7 @@ fn vm_a_dead_server_is_taken_out_at_once_and_no_snapshot_is_trusted_then() {
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_killed_between_any_two_steps_the_volume_goes_on() {
     let dir = Dir::new();
-    let mut load = busy_volume(&dir);
+    let mut load = busy_volume(&dir, 25);
     let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
     // A dmsetup that dies before the step whose number it is told, and every one after it: a kill -9 between steps.
     before_dmsetup(
@@ -434,7 +434,7 @@ fn vm_two_commands_do_not_lead_one_volume_to_different_places() {
 #[ignore = "needs devices of a kernel: cargo xtask vmtest"]
 fn vm_a_server_may_die_while_it_is_taken_out() {
     let dir = Dir::new();
-    let mut load = busy_volume(&dir);
+    let mut load = busy_volume(&dir, 40);
     // Dead before all that is written has landed, or after it.
     before_dmsetup(
         &dir,
@@ -458,6 +458,19 @@ fn vm_a_server_may_die_while_it_is_taken_out() {
         sh(&dir, "timeout 20 sync && echo on >m/file && sync");
         dir.run(&format!("read /dev/vmdisk2 {number}")).expect(5).says("tainted");
     }
+    // With it the command, but not the dmsetup that it runs: that goes on once the next server has answered.
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    sh(&dir, "ddsnap attach vol.sock --insert /dev/mapper/lv");
+    let kill = format!("kill -9 $PPID {}", server.child.id());
+    before_dmsetup(&dir, &format!("[ $1 != suspend ] || {kill}"));
+    assert!(load.try_wait().unwrap().is_none(), "the load has ended too early");
+    sh(&dir, &format!("! PATH=$PWD/bin:$PATH {DDSNAP} detach vol.sock; pgrep dmsetup"));
+    drop(server);
+    let server = Server::start(&dir, "/dev/vmdisk2 --beneath /dev/mapper/lv");
+    bounded(&dir, "ddsnap attach vol.sock");
+    sh(&dir, "! pgrep dmsetup && timeout 20 sync && echo on >m/file && sync");
+    bounded(&dir, "ddsnap detach vol.sock");
+    drop(server);
     assert!(load.wait().unwrap().success(), "fio has met an error");
     sh(&dir, "umount m && e2fsck -fn /dev/mapper/lv 2>&1 && dmsetup remove lv");
     sh(&dir, "ddsnap fsck -n --data /dev/vmdisk2");

@@ -217,6 +217,9 @@ impl Held {
     /// What dmsetup says.
     pub fn go_on(&self) -> Result<()> {
         mapper::clear(&self.upper)?;
+        // A dmsetup outlives who ran it. One that waits still for what is under way is waited for: came it later, users
+        // would wait for ever. That this fails means that it has come already.
+        let _ = mapper::suspend(&self.upper);
         mapper::resume(&self.upper)
     }
 
