@@ -51,7 +51,15 @@ pub fn run(args: &Args, ui: &Ui) -> Result<Exit> {
 }
 
 fn take_away(what: &Path, ui: &Ui) -> Result<()> {
-    let pair = inserted(what)?;
+    let pair = pair(what)?;
+    if let Some(left) = pair.as_ref().filter(|_| !open::is_served(what))
+        && left.is_left_over()?
+    {
+        left.tidy()?;
+        ui.explain(&format!("nothing is beneath {} any more", left.upper));
+        return Ok(());
+    }
+    let pair = pair.map_or(Ok(None), inserted)?;
     let mut devices = chosen(what, pair.is_some())?;
     if let Some(pair) = pair {
         devices.retain(|device| !device.identity.ends_with("-origin"));
@@ -66,20 +74,21 @@ fn take_away(what: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// The device under which a server was slipped, if that is what `what` means.
-fn inserted(what: &Path) -> Result<Option<Held>> {
-    let pair = match open::is_served(what) {
-        true => insert::beneath(&Volume::info(&connect(what)?).origin_path),
-        false => {
-            let path =
-                if what.is_absolute() { what.to_path_buf() } else { mapper::path(&what.to_string_lossy()) };
-            Pair::of(&path).ok()
-        }
-    };
-    let held = match pair {
-        Some(pair) if pair.is_inserted()? => pair.hold()?,
-        _ => return Ok(None),
-    };
+/// The device under which a server may have been slipped, if that is what `what` means.
+fn pair(what: &Path) -> Result<Option<Pair>> {
+    if open::is_served(what) {
+        return Ok(insert::beneath(&Volume::info(&connect(what)?).origin_path));
+    }
+    let path = if what.is_absolute() { what.to_path_buf() } else { mapper::path(&what.to_string_lossy()) };
+    Ok(Pair::of(&path).ok())
+}
+
+/// The same, held, if one is inserted.
+fn inserted(pair: Pair) -> Result<Option<Held>> {
+    if !pair.is_inserted()? {
+        return Ok(None);
+    }
+    let held = pair.hold()?;
     // Another command may have taken it out meanwhile.
     Ok(if held.is_inserted()? { Some(held) } else { None })
 }

@@ -122,6 +122,14 @@ impl Pair {
         Ok(Held { pair: self.clone(), _lock: file })
     }
 
+    /// True if the lower device is left of commands that were killed: nothing leads through it, and no server has it.
+    ///
+    /// # Errors
+    /// What dmsetup says.
+    pub fn is_left_over(&self) -> Result<bool> {
+        Ok(!self.is_inserted()? && self.find_lower()?.is_some_and(|lower| lower.open_count == 0))
+    }
+
     /// Takes the lower device away, if it is not needed any more.
     ///
     /// # Errors
@@ -217,9 +225,8 @@ impl Held {
     /// What dmsetup says.
     pub fn go_on(&self) -> Result<()> {
         mapper::clear(&self.upper)?;
-        // A dmsetup outlives who ran it. One that waits still for what is under way is waited for: came it later, users
-        // would wait for ever. That this fails means that it has come already.
-        let _ = mapper::suspend(&self.upper);
+        // Users would wait for ever if a dmsetup that was left had them wait after this.
+        mapper::suspend(&self.upper)?;
         mapper::resume(&self.upper)
     }
 

@@ -140,12 +140,18 @@ pub fn load(name: &str, table: &str) -> Result<()> {
 }
 
 /// Makes requests wait, once those under way are done. A file system on it is not frozen: to write all that it has in
-/// memory may take minutes, in which its users would wait, and could not be broken off.
+/// memory may take minutes, in which its users would wait, and could not be broken off. Whoever has them wait at the same
+/// time is waited for, be it a dmsetup that has outlived the command that ran it: none comes after this.
 ///
 /// # Errors
 /// What dmsetup says.
 pub fn suspend(name: &str) -> Result<()> {
-    ask(["suspend", "--noflush", "--nolockfs", name]).map(|_| ())
+    let is_suspended = || ask(["info", "-c", "--noheadings", "-o", "suspended", name]);
+    match ask(["suspend", "--noflush", "--nolockfs", name]) {
+        // The one that was waited for has done it.
+        Err(_) if is_suspended()?.trim() == "Suspended" => Ok(()),
+        done => done.map(|_| ()),
+    }
 }
 
 /// Lets requests through, by the table that was loaded last.
