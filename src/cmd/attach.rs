@@ -45,8 +45,9 @@ pub struct Args {
     /// Linux 6.7 to 6.14
     #[arg(long, value_name = "WAY", conflicts_with = "insert")]
     by: Option<Way>,
-    /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given. Devices
-    /// that are made so are of NBD; those of ublk wait until there is a server, or until they are detached
+    /// How long requests wait for a server that is gone, in seconds, before they fail: 600 if not given; what one that
+    /// was killed had begun waits longer. Devices that are made so are of NBD; those of ublk wait until there is a
+    /// server, or until they are detached
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
 }

@@ -140,7 +140,7 @@ pub fn load(name: &str, table: &str) -> Result<()> {
 }
 
 /// Makes requests wait, once those under way are done. A file system on it is not frozen: to write all that it has in
-/// memory may take minutes, in which its users would wait, and could not be broken off. Whoever has them wait at the same
+/// memory may take minutes, in which its users would wait, and could not be broken off. Whoever does this at the same
 /// time is waited for, be it a dmsetup that has outlived the command that ran it: none comes after this.
 ///
 /// # Errors
