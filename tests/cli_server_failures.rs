@@ -2,7 +2,10 @@
 
 use crate::cli_server::{Nbd, Server};
 use crate::harness::{Dir, ORIGIN_BYTES, noise, volume};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 /// An origin of no bytes: whatever is read of it is an error.
 fn lose(dir: &Dir) {
@@ -78,10 +81,37 @@ fn a_store_that_cannot_be_closed_is_told_who_ends_the_server() {
     assert_eq!(server.wait(), Some(DAMAGED));
 }
 
-/// Most memory that a process has had, in MiB.
-fn peak(pid: u32) -> u64 {
+#[test]
+fn clients_for_whom_there_is_no_thread_cost_the_others_nothing() {
+    let dir = volume();
+    let server = Server::start_logging(&dir, "");
+    let mut origin = Nbd::open(&dir, "origin");
+    origin.write(0, &noise(1, 4096));
+    // Room for the stacks of a few threads.
+    let bytes = Some((memory(server.pid(), "VmSize:") + 24) << 20);
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    prlimit(pid, Resource::As, Rlimit { current: bytes, maximum: bytes }).unwrap();
+    let idle: Vec<_> = (0..100).map(|_| UnixStream::connect(dir.path("nbd")).unwrap()).collect();
+    let begun = Instant::now();
+    while told(&dir, "cannot accept a connection: Resource temporarily unavailable") == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "they are all served");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(origin.read(0, 4096), noise(1, 4096));
+    origin.write(4096, &noise(2, 4096));
+    origin.flush();
+    // It ends in good order without a thread for that, too.
+    kill_process(pid.unwrap(), Signal::TERM).unwrap();
+    assert_eq!(server.wait(), Some(0));
+    drop(idle);
+    dir.ok("fsck -n --data data.snap");
+    assert_eq!(dir.read("data.img")[4096..8192], noise(2, 4096));
+}
+
+/// Memory of a process, in MiB: what its status calls `what`.
+fn memory(pid: u32, what: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
 }
 
@@ -102,7 +132,7 @@ fn clients_that_take_no_replies_have_a_bounded_part_of_the_memory() {
     let (mut last, mut still) = (0, 0);
     while still < 10 {
         std::thread::sleep(std::time::Duration::from_millis(50));
-        let now = peak(server.pid());
+        let now = memory(server.pid(), "VmHWM:");
         still = if now == last { still + 1 } else { 0 };
         last = now;
     }
@@ -118,7 +148,7 @@ fn clients_that_take_no_replies_have_a_bounded_part_of_the_memory() {
             assert!(client.hear_data(ORIGIN_BYTES) == image);
         }
     }
-    let peak = peak(server.pid());
+    let peak = memory(server.pid(), "VmHWM:");
     eprintln!("peak {peak} MiB");
     assert!(peak < 600, "{peak} MiB");
     drop((greedy, other));

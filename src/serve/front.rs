@@ -29,7 +29,16 @@ fn is_passing(error: &std::io::Error) -> bool {
     let known = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(
         known,
-        Some(Errno::CONNABORTED | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::INTR)
+        Some(
+            Errno::CONNABORTED
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::INTR
+                // There is no thread to be had.
+                | Errno::AGAIN
+        )
     )
 }
 
@@ -133,7 +142,7 @@ impl<T: Service> Serve for Front<T> {
             };
             match started {
                 Ok(()) => {}
-                // One that is gone before it was accepted, or a moment without descriptors: the next may do.
+                // One that is gone before it was accepted, or a moment without descriptors or threads: the next may do.
                 Err(error) if is_passing(&error) => {
                     (self.report)(&Error::io(format!("cannot accept a connection: {error}"), error));
                     std::thread::sleep(Duration::from_millis(50));

@@ -30,8 +30,9 @@ use plan::Plan;
 use service::{Inherited, PidFile, Service};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "Examples:
@@ -377,9 +378,9 @@ fn keep(
     stop: &AtomicBool,
 ) -> Result<()> {
     std::thread::scope(|scope| {
-        let commands: Vec<_> = controls.iter().map(|control| scope.spawn(|| control.run())).collect();
+        let (commands, started) = start(scope, controls);
         let is_over = || stop.load(Ordering::Relaxed) || commands.iter().any(|thread| thread.is_finished());
-        let outcome = run_until(fronts, house, is_over);
+        let outcome = started.and_then(|()| run_until(fronts, house, is_over));
         let uuid = live.look(|view| view.info().uuid);
         if let Err(error) = device::suspend_loops(&device::identity(&uuid.to_string(), "")) {
             house.log.line(&error.to_string());
@@ -393,11 +394,8 @@ fn keep(
             }
             house.look_after(PAUSE);
         };
-        let closing = scope.spawn(|| live.close());
-        while !closing.is_finished() {
-            house.look_after(PAUSE);
-        }
-        let closed = closing.join().unwrap_or_else(|_| Err(Error::new(Kind::Io, "closing the store failed")));
+        let closed = house.while_running(|| live.close());
+        let closed = closed.unwrap_or_else(|| Err(Error::new(Kind::Io, "closing the store failed")));
         let outcome = outcome.and(closed);
         // Who ended it by a command has waited until now.
         control.ending().is_over(&outcome);
@@ -410,18 +408,32 @@ fn keep(
 /// Runs front ends until `is_over`, or one of them fails.
 fn run_until(fronts: Vec<Box<dyn Serve>>, house: &mut House, is_over: impl Fn() -> bool) -> Result<()> {
     std::thread::scope(|scope| {
-        let running: Vec<_> = fronts.iter().map(|front| scope.spawn(|| front.run())).collect();
-        while !is_over() && !running.iter().any(|thread| thread.is_finished()) {
+        let (running, started) = start(scope, &fronts);
+        while started.is_ok() && !is_over() && !running.iter().any(|thread| thread.is_finished()) {
             house.look_after(PAUSE);
         }
         house.service.stopping("ending what is under way");
         house.log.note("ending");
-        let stopping = scope.spawn(|| fronts.iter().for_each(|front| front.stop()));
-        while !stopping.is_finished() {
-            house.look_after(PAUSE);
-        }
-        running.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+        // A panic in it has been told already.
+        let _ = house.while_running(|| fronts.iter().for_each(|front| front.stop()));
+        let ended = running.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())));
+        started.and(ended)
     })
+}
+
+/// Runs each of `fronts` in a thread of its own, as far as there are threads to be had.
+fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    fronts: &'scope [Box<dyn Serve>],
+) -> (Vec<ScopedJoinHandle<'scope, Result<()>>>, Result<()>) {
+    let mut threads = Vec::new();
+    for front in fronts {
+        match std::thread::Builder::new().spawn_scoped(scope, || front.run()) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => return (threads, Err(Error::io("cannot start a thread", error))),
+        }
+    }
+    (threads, Ok(()))
 }
 
 /// What goes on beside serving.
@@ -446,6 +458,25 @@ impl House {
         self.log.note(&format!("serving {}", plan.store.display()));
         self.service.ready("serving");
         Ok(())
+    }
+
+    /// Runs `work` in a thread of its own and does meanwhile what comes up; without that, where no thread is to be had.
+    /// `None` if it has panicked.
+    fn while_running<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> Option<T> {
+        let work = Mutex::new(Some(work));
+        let run = || {
+            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+            work.map(|work| work())
+        };
+        std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, run) {
+            Ok(thread) => {
+                while !thread.is_finished() {
+                    self.look_after(PAUSE);
+                }
+                thread.join().ok().flatten()
+            }
+            Err(_) => run(),
+        })
     }
 
     /// Waits for `time` and does what has come up.
